@@ -1,0 +1,105 @@
+//! A report for people: one line a row, figures with units, a dash where a figure is absent.
+
+use comfy_table::{CellAlignment, Table, presets};
+
+use crate::report::{Report, Row};
+
+/// The table of a report, with a line about the host above and the reasons for dashes below it.
+#[must_use]
+pub fn render(report: &Report) -> String {
+    let mut table = Table::new();
+    table.load_style(presets::NOTHING);
+    table.set_header([
+        "row",
+        "bytes",
+        "p50",
+        "p99",
+        "p99.9",
+        "max",
+        "messages/s",
+        "bytes/s",
+        "CPU s/GB",
+        "copies/byte",
+    ]);
+    for row in &report.rows {
+        table.add_row(cells(row));
+    }
+    for column in table.column_iter_mut().skip(1) {
+        column.set_cell_alignment(CellAlignment::Right);
+    }
+    let host = &report.host;
+    let cpu = host.cpu.as_deref().unwrap_or("unknown processor");
+    format!(
+        "{cpu}, {} cores, Linux {}, {}; one reading of the clock costs {}\n{table}\n",
+        host.cores,
+        host.kernel,
+        host.date,
+        time(Some(host.clock_ns)),
+    )
+}
+
+fn cells(row: &Row) -> [String; 10] {
+    let copies = match (row.copied_user_per_byte, row.copied_kernel_per_byte) {
+        (Some(user), Some(kernel)) => format!("{user:.1} + {kernel:.1}"),
+        _ => "-".to_owned(),
+    };
+    [
+        row.row.clone(),
+        size(row.bytes),
+        time(row.p50_ns),
+        time(row.p99_ns),
+        time(row.p999_ns),
+        time(row.max_ns),
+        rate(row.msgs_per_s),
+        rate(row.bytes_per_s),
+        row.cpu_s_per_gb.map_or("-".to_owned(), |seconds| format!("{seconds:.3}")),
+        copies,
+    ]
+}
+
+fn size(bytes: u64) -> String {
+    match bytes {
+        0 => "-".to_owned(),
+        bytes if bytes >= 1 << 20 && bytes.is_multiple_of(1 << 20) => format!("{} MiB", bytes >> 20),
+        bytes if bytes >= 1 << 10 && bytes.is_multiple_of(1 << 10) => format!("{} KiB", bytes >> 10),
+        bytes => format!("{bytes} B"),
+    }
+}
+
+fn time(ns: Option<f64>) -> String {
+    match ns {
+        None => "-".to_owned(),
+        Some(ns) if ns < 1e4 => format!("{ns:.0} ns"),
+        Some(ns) if ns < 1e7 => format!("{:.1} µs", ns / 1e3),
+        Some(ns) => format!("{:.1} ms", ns / 1e6),
+    }
+}
+
+fn rate(per_second: Option<f64>) -> String {
+    match per_second {
+        None => "-".to_owned(),
+        Some(rate) if rate >= 1e9 => format!("{:.2} G", rate / 1e9),
+        Some(rate) if rate >= 1e6 => format!("{:.2} M", rate / 1e6),
+        Some(rate) if rate >= 1e3 => format!("{:.2} k", rate / 1e3),
+        Some(rate) => format!("{rate:.1}"),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::host::Host;
+
+    #[test]
+    fn the_table_shows_figures_with_units_and_dashes() {
+        let mut row = Row::new("ipc", "pubsub", 8192);
+        row.p50_ns = Some(71.4);
+        row.max_ns = Some(2_500_000.0);
+        row.bytes_per_s = Some(2.1e10);
+        let text = render(&Report::new(Host::here(), vec![row.explain("not here")]));
+        let line = text.lines().find(|line| line.contains("pubsub")).unwrap();
+        for part in ["8 KiB", "71 ns", "2500.0 µs", "21.00 G", " - "] {
+            assert!(line.contains(part), "{part:?} is not in {line:?}");
+        }
+    }
+}

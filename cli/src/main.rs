@@ -1,0 +1,85 @@
+//! The zcmi command line.
+//!
+//! Each command is a module: its arguments, its help, its work. A command returns a [`failure::Failure`] or nothing;
+//! what is printed for it and the exit code are decided here.
+#![forbid(unsafe_code)]
+
+mod bench;
+mod demo;
+mod descriptor;
+mod failure;
+mod interrupt;
+mod list;
+mod publish;
+mod say;
+mod store;
+mod stream;
+mod subscribe;
+
+use std::process::ExitCode;
+
+use clap::{Parser, Subcommand};
+use serde_json::json;
+
+use failure::Failure;
+
+const EXAMPLES: &str = "\
+Examples:
+  zcmi demo                           see what it is for, in under 40 s
+  tar c photos | zcmi pub backup      in one terminal
+  zcmi sub backup | tar x             in another
+  zcmi list                           who publishes and subscribes here
+
+Processes find each other in $ZCMI_RUNTIME_DIR, else $XDG_RUNTIME_DIR/zcmi, else /run/zcmi (root), else /tmp/zcmi-<uid>.
+Exit codes: 0 ok, 1 failed, 2 usage, 130 interrupted.";
+
+/// Hand data from one process to another without a copy
+#[derive(Debug, Parser)]
+#[command(name = "zcmi", version, after_help = EXAMPLES)]
+struct CommandLine {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    #[command(name = "pub")]
+    Publish(publish::Publish),
+    #[command(name = "sub")]
+    Subscribe(subscribe::Subscribe),
+    List(list::List),
+    Demo(demo::Demo),
+    Bench(bench::Bench),
+    #[command(hide = true)]
+    DemoPart(demo::DemoPart),
+}
+
+fn main() -> ExitCode {
+    // The second process of a measurement is this executable again.
+    zcmi_bench::child::maybe_run_child(zcmi_bench::ipc::ROLES);
+    let command = CommandLine::parse().command;
+    let (json, outcome) = match &command {
+        Command::Publish(command) => (command.json(), command.run()),
+        Command::Subscribe(command) => (command.json(), command.run()),
+        Command::List(command) => (command.json(), command.run()),
+        Command::Demo(command) => (command.json(), command.run()),
+        Command::Bench(command) => (command.json(), command.run()),
+        Command::DemoPart(command) => (false, command.run()),
+    };
+    match outcome {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(failure) => {
+            tell(&failure, json);
+            failure.code()
+        }
+    }
+}
+
+/// Says why a command failed, on stderr.
+fn tell(failure: &Failure, json: bool) {
+    if json {
+        eprintln!("{}", json!({ "schema": "zcmi-error/1", "error": failure.to_string() }));
+    } else {
+        eprintln!("zcmi: {failure}");
+    }
+}

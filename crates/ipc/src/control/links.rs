@@ -1,0 +1,437 @@
+//! Connections and the processes at their other ends.
+
+use std::collections::hash_map::Entry;
+use std::collections::{HashMap, HashSet, VecDeque};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::sync::Arc;
+
+use zcmi_mem::region::received::{PeerTrust, PeerWakePage, RegionClaim};
+use zcmi_mem::region::{PeerRegion, Region, RegionId};
+
+use super::publishers::PublisherEntry;
+use super::subscribers::SubscriberEntry;
+use super::{Control, duplicate};
+use crate::name::Incarnation;
+use crate::socket::{ConnectError, Connection, MAX_MESSAGE_BYTES, PeerCredentials, Received, SendOutcome};
+use crate::wire::{Hello, Message, RegionName, VERSION, VERSION_MIN};
+
+/// Connections of one user that have not said who they are; past this the oldest is closed.
+const MAX_HALF_OPEN: usize = 32;
+/// Messages that wait for a peer to read; past this it is hung up on.
+const MAX_OUTBOX: usize = 4096;
+/// Messages taken from one connection before others get a turn.
+const MAX_TURN: usize = 64;
+/// Regions that one peer may hand over.
+const MAX_PEER_REGIONS: usize = 4096;
+
+/// Names a connection within this process; grows, so that the lowest is the oldest.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
+pub(crate) struct LinkId(u64);
+
+/// One control connection.
+#[derive(Debug)]
+pub(crate) struct Link {
+    connection: Connection,
+    /// Whose it is, once its hello came (or since we connected to a known name).
+    peer: Option<Incarnation>,
+    greeted: bool,
+    credentials: PeerCredentials,
+    /// Regions of ours whose descriptors went over this connection.
+    sent: HashSet<RegionId>,
+    outbox: VecDeque<(Vec<u8>, Vec<OwnedFd>)>,
+}
+
+impl Link {
+    pub(super) fn is_congested(&self) -> bool {
+        !self.outbox.is_empty()
+    }
+}
+
+impl AsFd for Link {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.connection.as_fd()
+    }
+}
+
+/// A process we have a connection with.
+#[derive(Debug)]
+pub(crate) struct Peer {
+    pidfd: OwnedFd,
+    pub(super) pid: u32,
+    pub(super) links: Vec<LinkId>,
+    regions: HashMap<RegionId, Arc<PeerRegion>>,
+    wake_pages: HashMap<RegionId, Arc<PeerWakePage>>,
+}
+
+impl Peer {
+    pub(super) fn pidfd(&self) -> BorrowedFd<'_> {
+        self.pidfd.as_fd()
+    }
+
+    /// Whether the kernel says that it is dead; what cannot be asked lives.
+    fn is_dead(&self) -> bool {
+        crate::sys::is_dead(self.pidfd()).unwrap_or(false)
+    }
+}
+
+/// The descriptors that came with a message, in its order.
+pub(super) type Descriptors = VecDeque<OwnedFd>;
+
+/// Why a claim about a region was refused; ends the peer's request, not ours.
+#[derive(Debug, thiserror::Error)]
+pub(super) enum RegionClaimError {
+    #[error("a descriptor is missing")]
+    Missing,
+    #[error("region {0:?} was never handed over")]
+    Unknown(RegionId),
+    #[error("a process may hand over at most {MAX_PEER_REGIONS} regions")]
+    TooMany,
+    #[error("region refused: {0}")]
+    Refused(String),
+    #[error("region {0:?} was named with another size")]
+    Size(RegionId),
+}
+
+/// A message under way, with the descriptors it mentions.
+#[derive(Debug, Default)]
+pub(super) struct Attachments(Vec<OwnedFd>);
+
+impl Attachments {
+    pub(super) fn push(&mut self, descriptor: OwnedFd) {
+        self.0.push(descriptor);
+    }
+}
+
+impl Control {
+    /// Takes the connections that wait.
+    pub(super) fn accept(&mut self) {
+        // One connection per turn of the loop for each that is ready; the rest is still ready next time.
+        for _ in 0..MAX_TURN {
+            // Out of descriptors or memory: the backlog keeps what waits, and refuses what it cannot keep.
+            let Ok(Some(connection)) = self.listener.accept() else { return };
+            let Ok(credentials) = connection.credentials() else { continue };
+            if !credentials.is_same_user() {
+                continue;
+            }
+            self.close_oldest_half_open();
+            let id = self.add_link(connection, credentials, None);
+            self.greet(id);
+            // Who has said its name by now is not half open, however many come after it.
+            self.read_link(id, MAX_TURN);
+        }
+    }
+
+    fn close_oldest_half_open(&mut self) {
+        // Those that we made ourselves lead to a process that we know, which may be slow to answer.
+        let half_open = self.links.iter().filter(|(_, link)| !link.greeted && link.peer.is_none()).map(|(&id, _)| id);
+        let half_open: Vec<LinkId> = half_open.collect();
+        if half_open.len() >= MAX_HALF_OPEN
+            && let Some(&oldest) = half_open.iter().min()
+        {
+            self.drop_link(oldest);
+        }
+    }
+
+    fn add_link(&mut self, connection: Connection, credentials: PeerCredentials, peer: Option<Incarnation>) -> LinkId {
+        let id = LinkId(self.next_link);
+        self.next_link += 1;
+        let (sent, outbox) = (HashSet::new(), VecDeque::new());
+        self.links.insert(id, Link { connection, peer, greeted: false, credentials, sent, outbox });
+        id
+    }
+
+    fn greet(&mut self, id: LinkId) {
+        let hello = Hello { version_min: VERSION_MIN, version: VERSION, incarnation: self.incarnation };
+        self.send(id, &Message::Hello(hello), Attachments::default());
+    }
+
+    /// A connection with that process, made if there is none.
+    pub(super) fn link_to(&mut self, peer: Incarnation) -> Result<LinkId, ConnectError> {
+        if let Some(known) = self.peers.get(&peer) {
+            // Its death may be known to the kernel and not yet to us.
+            if known.is_dead() {
+                return Err(ConnectError::Dead(peer));
+            }
+            if let Some(&link) = known.links.first() {
+                return Ok(link);
+            }
+        }
+        let connection = Connection::connect(&self.directory, peer)?;
+        let credentials = connection.credentials()?;
+        if !credentials.is_same_user() {
+            return Err(ConnectError::Denied(peer));
+        }
+        let id = self.add_link(connection, credentials, Some(peer));
+        if !self.register_peer(id, peer) {
+            self.drop_link(id);
+            return Err(ConnectError::Dead(peer));
+        }
+        // A forked child keeps a dead process's listener open, so that a connection alone proves no life.
+        if self.peers.get(&peer).is_some_and(Peer::is_dead) {
+            self.drop_link(id);
+            return Err(ConnectError::Dead(peer));
+        }
+        self.greet(id);
+        Ok(id)
+    }
+
+    /// Notes that the connection leads to that process. Returns whether it does, for all we can see.
+    fn register_peer(&mut self, id: LinkId, incarnation: Incarnation) -> bool {
+        let Some(link) = self.links.get_mut(&id) else { return false };
+        if let Some(peer) = self.peers.get_mut(&incarnation) {
+            // A second process cannot take over a name that is in use.
+            if peer.pid != link.credentials.pid {
+                return false;
+            }
+            peer.links.push(id);
+        } else {
+            let Ok((pidfd, _)) = link.connection.pidfd() else { return false };
+            let pid = link.credentials.pid;
+            let (regions, wake_pages) = (HashMap::new(), HashMap::new());
+            self.peers.insert(incarnation, Peer { pidfd, pid, links: vec![id], regions, wake_pages });
+        }
+        link.peer = Some(incarnation);
+        true
+    }
+
+    /// Sends a message, or queues it while the peer's queue is full.
+    pub(super) fn send(&mut self, id: LinkId, message: &Message, attachments: Attachments) {
+        let Some(link) = self.links.get_mut(&id) else { return };
+        link.outbox.push_back((message.encode(), attachments.0));
+        if link.outbox.len() > MAX_OUTBOX {
+            self.drop_link(id);
+            return;
+        }
+        self.flush(id);
+    }
+
+    fn flush(&mut self, id: LinkId) {
+        let Some(link) = self.links.get_mut(&id) else { return };
+        while let Some((bytes, descriptors)) = link.outbox.front() {
+            let borrowed: Vec<BorrowedFd<'_>> = descriptors.iter().map(AsFd::as_fd).collect();
+            match link.connection.send(bytes, &borrowed) {
+                Ok(SendOutcome::Sent) => drop(link.outbox.pop_front()),
+                Ok(SendOutcome::WouldBlock) => return,
+                Err(_) => {
+                    // What the peer sent before it went is still to be read: the hang-up is noticed by reading.
+                    link.outbox.clear();
+                    return;
+                }
+            }
+        }
+    }
+
+    /// Names a region of ours in a message over this connection; the descriptor comes along the first time.
+    pub(super) fn name_region(&mut self, id: LinkId, region: &Region, attachments: &mut Attachments) -> RegionName {
+        let mut name = RegionName { id: region.id(), bytes: region.len() as u64, attached: false };
+        if let Some(link) = self.links.get_mut(&id)
+            && !link.sent.contains(&name.id)
+            && let Some(Ok(descriptor)) = region.descriptor().map(duplicate)
+        {
+            link.sent.insert(name.id);
+            attachments.push(descriptor);
+            name.attached = true;
+        }
+        name
+    }
+
+    /// The region that a peer named, received if its descriptor came along.
+    pub(super) fn peer_region(
+        &mut self,
+        incarnation: Incarnation,
+        name: &RegionName,
+        descriptors: &mut Descriptors,
+    ) -> Result<Arc<PeerRegion>, RegionClaimError> {
+        let peer = self.peers.get_mut(&incarnation).ok_or(RegionClaimError::Unknown(name.id))?;
+        if name.attached {
+            let descriptor = descriptors.pop_front().ok_or(RegionClaimError::Missing)?;
+            if peer.regions.len() >= MAX_PEER_REGIONS {
+                return Err(RegionClaimError::TooMany);
+            }
+            if let Entry::Vacant(vacant) = peer.regions.entry(name.id) {
+                let claim = RegionClaim { id: name.id, bytes: name.bytes };
+                let received = PeerRegion::receive(descriptor, &claim, PeerTrust::SameUser);
+                let region = received.map_err(|error| RegionClaimError::Refused(error.to_string()))?;
+                vacant.insert(Arc::new(region));
+            }
+        }
+        let region = peer.regions.get(&name.id).ok_or(RegionClaimError::Unknown(name.id))?;
+        if region.len() as u64 != name.bytes {
+            return Err(RegionClaimError::Size(name.id));
+        }
+        Ok(Arc::clone(region))
+    }
+
+    /// As [`peer_region`](Self::peer_region), for a wake page.
+    pub(super) fn peer_wake_page(
+        &mut self,
+        incarnation: Incarnation,
+        name: &RegionName,
+        descriptors: &mut Descriptors,
+    ) -> Result<Arc<PeerWakePage>, RegionClaimError> {
+        let peer = self.peers.get_mut(&incarnation).ok_or(RegionClaimError::Unknown(name.id))?;
+        if name.attached {
+            let descriptor = descriptors.pop_front().ok_or(RegionClaimError::Missing)?;
+            if peer.wake_pages.len() >= MAX_PEER_REGIONS {
+                return Err(RegionClaimError::TooMany);
+            }
+            if let Entry::Vacant(vacant) = peer.wake_pages.entry(name.id) {
+                let claim = RegionClaim { id: name.id, bytes: name.bytes };
+                let received = PeerWakePage::receive(descriptor, &claim, PeerTrust::SameUser);
+                let page = received.map_err(|error| RegionClaimError::Refused(error.to_string()))?;
+                vacant.insert(Arc::new(page));
+            }
+        }
+        peer.wake_pages.get(&name.id).map(Arc::clone).ok_or(RegionClaimError::Unknown(name.id))
+    }
+
+    /// Reads what came over a connection, and writes what waits.
+    pub(super) fn serve_link(&mut self, id: LinkId) {
+        self.flush(id);
+        self.read_link(id, MAX_TURN);
+    }
+
+    /// Reads up to `most` messages. Returns whether more may be there.
+    fn read_link(&mut self, id: LinkId, most: usize) -> bool {
+        let mut buffer = [0; MAX_MESSAGE_BYTES];
+        for _ in 0..most {
+            let Some(link) = self.links.get(&id) else { return false };
+            match link.connection.receive(&mut buffer) {
+                Ok(Received::Empty) => return false,
+                Ok(Received::Message { len, descriptors }) => {
+                    let Ok(message) = Message::decode(&buffer[..len]) else {
+                        self.drop_link(id);
+                        return false;
+                    };
+                    self.handle(id, message, descriptors.into());
+                }
+                Ok(Received::HungUp | Received::Rejected(_)) | Err(_) => {
+                    self.drop_link(id);
+                    return false;
+                }
+            }
+        }
+        true
+    }
+
+    fn handle(&mut self, id: LinkId, message: Message, mut descriptors: Descriptors) {
+        let Some(link) = self.links.get(&id) else { return };
+        if !link.greeted {
+            let Message::Hello(hello) = message else { return self.drop_link(id) };
+            return self.handle_hello(id, &hello);
+        }
+        let Some(peer) = link.peer else { return self.drop_link(id) };
+        match message {
+            Message::Hello(_) => self.drop_link(id),
+            Message::Announce(announce) => self.handle_announce(id, peer, &announce),
+            Message::Announced { endpoint } => self.introduced(endpoint, peer),
+            Message::Join(join) => self.handle_join(id, peer, &join, &mut descriptors),
+            Message::Accepted(accepted) => self.handle_accepted(id, peer, &accepted, &mut descriptors),
+            Message::Refused(refused) => self.handle_refused(peer, refused),
+            Message::MayPark(lane) => self.handle_may_park(id, peer, lane, &mut descriptors),
+            Message::ParkNoted(lane) => self.handle_park_noted(peer, lane),
+            Message::Leave(lane) => self.handle_leave(peer, lane),
+            Message::OnlyHolds(lane) => self.handle_only_holds(peer, lane),
+            Message::Ended { publisher } => self.handle_ended(peer, publisher),
+            Message::RoomWaiter { publisher } => self.handle_room_waiter(peer, publisher, &mut descriptors),
+            Message::Room { publisher } => self.handle_room(publisher),
+            Message::Observe => self.handle_observe(id),
+            // An observer is no control thread; reports sent to one are nobody's.
+            Message::Report { .. } => {}
+        }
+    }
+
+    fn handle_hello(&mut self, id: LinkId, hello: &Hello) {
+        if hello.version < VERSION_MIN || hello.version_min > VERSION {
+            return self.drop_link(id);
+        }
+        let known = self.links.get(&id).and_then(|link| link.peer);
+        let lawful = match known {
+            Some(expected) => expected == hello.incarnation,
+            None => self.register_peer(id, hello.incarnation),
+        };
+        match self.links.get_mut(&id) {
+            Some(link) if lawful => link.greeted = true,
+            _ => self.drop_link(id),
+        }
+    }
+
+    /// Closes a connection. With the last one of a living peer, that peer is cut off.
+    pub(super) fn drop_link(&mut self, id: LinkId) {
+        let Some(link) = self.links.remove(&id) else { return };
+        let Some(incarnation) = link.peer else { return };
+        let Some(peer) = self.peers.get_mut(&incarnation) else { return };
+        peer.links.retain(|&other| other != id);
+        if !peer.links.is_empty() {
+            return;
+        }
+        self.peer_cut_off(incarnation);
+    }
+
+    /// Lets go of the pidfds and mappings of processes that hung up, once no endpoint has to do with them any more.
+    pub(super) fn forget_peers(&mut self) {
+        let (publishers, subscribers) = (&self.publishers, &self.subscribers);
+        self.peers.retain(|&incarnation, peer| {
+            !peer.links.is_empty()
+                || publishers.values().any(|publisher| publisher.has_reader_of(incarnation))
+                || subscribers.values().any(|subscriber| subscriber.reads_from(incarnation))
+        });
+    }
+
+    /// A hang-up without a death: nothing new comes from that process, and what is shared with it stays as it is.
+    fn peer_cut_off(&mut self, incarnation: Incarnation) {
+        self.lose_introductions(incarnation);
+        for subscriber in self.subscribers.values_mut() {
+            subscriber.cut_off(incarnation);
+        }
+    }
+
+    /// The pidfd says that the process is dead.
+    pub(super) fn peer_died(&mut self, incarnation: Incarnation) {
+        let Some(peer) = self.peers.get(&incarnation) else { return };
+        if !peer.is_dead() {
+            return;
+        }
+        // What it sent before it died counts.
+        for id in peer.links.clone() {
+            while self.read_link(id, MAX_TURN) {}
+            if let Some(link) = self.links.remove(&id) {
+                drop(link);
+            }
+        }
+        self.lose_introductions(incarnation);
+        self.announced.retain(|announced| announced.peer != incarnation);
+        for publisher in self.publishers.values_mut() {
+            publisher.forget_readers_of(incarnation);
+        }
+        for subscriber in self.subscribers.values_mut() {
+            subscriber.publisher_died(incarnation);
+        }
+        for orphaned in &mut self.orphans {
+            orphaned.peer_died(incarnation);
+        }
+        self.peers.remove(&incarnation);
+        self.sweep(incarnation);
+    }
+
+    /// Removes what a dead process left in the runtime directory, as far as its services are ours too.
+    pub(super) fn sweep(&mut self, dead: Incarnation) {
+        let publishers = self.publishers.values().map(PublisherEntry::service);
+        let services = publishers.chain(self.subscribers.values().map(SubscriberEntry::service));
+        let services: HashSet<_> = services.cloned().collect();
+        for service in services {
+            // What cannot be listed or removed now is the next visitor's residue.
+            for participant in self.directory.participants(&service).unwrap_or_default() {
+                if participant.incarnation == dead {
+                    let _next_visitor = self.directory.remove_participant(&service, &participant);
+                }
+            }
+        }
+        let _next_visitor = self.directory.remove_process(dead);
+    }
+
+    /// The process number of a peer, for messages to people.
+    pub(super) fn pid_of(&self, incarnation: Incarnation) -> u32 {
+        self.peers.get(&incarnation).map_or(0, |peer| peer.pid)
+    }
+}

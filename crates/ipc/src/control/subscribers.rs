@@ -1,0 +1,478 @@
+//! The subscribers of this process, as their control thread sees them.
+
+use std::collections::{HashMap, HashSet};
+use std::os::fd::{AsFd, OwnedFd};
+use std::sync::Arc;
+use std::sync::mpsc::Sender;
+use std::time::Instant;
+
+use zcmi_ring::{Orphan, ReaderBlock, View};
+
+use super::links::{Attachments, Descriptors, LinkId};
+use super::publishers::Introduction;
+use super::{Control, Retry, RetryWhat, duplicate};
+use crate::directory::{Facts, ParticipantFile, Role};
+use crate::name::{Incarnation, ServiceName};
+use crate::process::ExtentGuard;
+use crate::socket::ConnectError;
+use crate::subscriber::{Lane, LaneOffer, NewSubscriber, Note, Refusal, SubscriberError};
+use crate::wire::{Accepted, Announce, Join, LaneName, Message, Refused, RegionName, VERSION};
+
+/// How often a peer whose backlog is full is tried again.
+const MAX_TRIES: u32 = 100;
+
+/// One publisher's lane, as one of our subscribers knows it.
+#[derive(Debug)]
+struct LaneRecord {
+    link: LinkId,
+    block: ExtentGuard,
+    view: View<ReaderBlock>,
+    pid: u32,
+    /// Whether the publisher has granted it.
+    granted: bool,
+}
+
+/// One subscriber.
+#[derive(Debug)]
+pub(super) struct SubscriberEntry {
+    new: NewSubscriber,
+    lanes: HashMap<(Incarnation, u32), LaneRecord>,
+    _participant: ParticipantFile,
+    introduction: Option<Introduction<SubscriberError>>,
+    waiter: Option<Arc<OwnedFd>>,
+}
+
+/// A publisher's announcement that subscribers here have not all dealt with.
+#[derive(Debug)]
+pub(super) struct Announced {
+    link: LinkId,
+    pub(super) peer: Incarnation,
+    publisher: u32,
+    /// The subscribers that have asked for the lane and have no answer.
+    waiting: HashSet<u32>,
+}
+
+/// A lane whose reader is gone while samples of it are still in use.
+#[derive(Debug)]
+pub(super) struct Orphaned {
+    orphan: Option<Orphan>,
+    /// Kept until the orphan is free.
+    block: Option<ExtentGuard>,
+    peer: Incarnation,
+    link: LinkId,
+    lane: LaneName,
+    peer_lives: bool,
+}
+
+impl Orphaned {
+    pub(super) fn peer_died(&mut self, incarnation: Incarnation) {
+        self.peer_lives &= self.peer != incarnation;
+    }
+}
+
+impl SubscriberEntry {
+    pub(super) fn service(&self) -> &ServiceName {
+        &self.new.service
+    }
+
+    pub(super) fn introduction_ends(&self) -> Option<Instant> {
+        self.introduction.as_ref().map(|introduction| introduction.deadline)
+    }
+
+    pub(super) fn reads_from(&self, incarnation: Incarnation) -> bool {
+        self.lanes.keys().any(|(peer, _)| *peer == incarnation)
+    }
+
+    pub(super) fn report(&self) -> crate::report::EndpointReport {
+        let mut report = crate::report::EndpointReport {
+            service: self.new.service.to_string(),
+            role: Role::Subscriber.to_string(),
+            endpoint: self.new.endpoint,
+            peers: self.lanes.values().filter(|lane| lane.granted).count(),
+            ..Default::default()
+        };
+        for lane in self.lanes.values() {
+            let seen = lane.view.at(0).progress();
+            report.messages += seen.messages;
+            report.lost += seen.lost;
+            report.bytes += if self.new.record.slice {
+                seen.bytes
+            } else {
+                seen.messages * u64::from(self.new.record.element.bytes)
+            };
+            report.memory_bytes += lane.block.extent().bytes() as u64;
+        }
+        report
+    }
+
+    /// Nothing new comes from that process any more.
+    pub(super) fn cut_off(&mut self, incarnation: Incarnation) {
+        self.lanes.retain(|(peer, _), lane| *peer != incarnation || lane.granted);
+        if self.reads_from(incarnation) {
+            self.new.shared.note(Note::CutOff(incarnation));
+        }
+    }
+
+    pub(super) fn publisher_died(&mut self, incarnation: Incarnation) {
+        self.lanes.retain(|(peer, _), lane| *peer != incarnation || lane.granted);
+        if self.reads_from(incarnation) {
+            self.new.shared.note(Note::Died(incarnation));
+        }
+    }
+
+    pub(super) fn lose_introduction(&mut self, incarnation: Incarnation) {
+        if let Some(introduction) = &mut self.introduction {
+            introduction.waiting.retain(|(peer, _)| *peer != incarnation);
+        }
+    }
+
+    fn answered(&mut self, peer: Incarnation, publisher: u32) {
+        if let Some(introduction) = &mut self.introduction {
+            introduction.waiting.remove(&(peer, publisher));
+        }
+    }
+
+    pub(super) fn end_introduction(&mut self, now: Instant) {
+        let over = |introduction: &mut Introduction<_>| introduction.waiting.is_empty() || introduction.deadline <= now;
+        if let Some(introduction) = self.introduction.take_if(over) {
+            // Whoever asked may be gone by now.
+            let _asked = introduction.reply.send(Ok(()));
+        }
+    }
+}
+
+impl Control {
+    pub(super) fn create_subscriber(&mut self, new: NewSubscriber, reply: Sender<Result<(), SubscriberError>>) {
+        match self.admit_subscriber(&new) {
+            Err(error) => {
+                // Whoever asked may be gone by now.
+                let _asked = reply.send(Err(error));
+            }
+            Ok((participant, publishers)) => {
+                let endpoint = new.endpoint;
+                let introduction = Some(Introduction::new(reply, publishers.clone()));
+                let (lanes, waiter) = (HashMap::new(), None);
+                let entry = SubscriberEntry { new, lanes, _participant: participant, introduction, waiter };
+                self.subscribers.insert(endpoint, entry);
+                for (peer, publisher) in publishers {
+                    self.join_to(endpoint, peer, publisher, 0);
+                }
+                self.end_introductions();
+            }
+        }
+    }
+
+    fn admit_subscriber(
+        &mut self,
+        new: &NewSubscriber,
+    ) -> Result<(ParticipantFile, HashSet<(Incarnation, u32)>), SubscriberError> {
+        let facts = Facts { version: VERSION.into(), pid: std::process::id(), layout_hash: new.record.hash() };
+        let participant = self
+            .directory
+            .create_participant(&new.service, self.incarnation, new.endpoint, Role::Subscriber, &facts)
+            .map_err(|error| SubscriberError::Directory(error.to_string()))?;
+        // What cannot be removed now is the next visitor's residue.
+        let _next_visitor = self.directory.sweep_unfinished(&new.service, |other| self.is_gone(other));
+        let all = self.directory.participants(&new.service);
+        let all = all.map_err(|error| SubscriberError::Directory(error.to_string()))?;
+        let publishers = all.into_iter().filter(|other| other.role == Role::Publisher);
+        Ok((participant, publishers.map(|other| (other.incarnation, other.endpoint)).collect()))
+    }
+
+    /// Asks a publisher for its lane.
+    pub(super) fn join_to(&mut self, subscriber: u32, peer: Incarnation, publisher: u32, tries: u32) {
+        let Some(entry) = self.subscribers.get(&subscriber) else { return };
+        if entry.lanes.contains_key(&(peer, publisher)) {
+            return;
+        }
+        let service = entry.new.service.clone();
+        match self.link_to(peer) {
+            Ok(link) => {
+                if let Err(reason) = self.send_join(link, subscriber, peer, publisher) {
+                    self.refuse_locally(subscriber, peer, publisher, reason);
+                }
+            }
+            Err(ConnectError::Busy(_)) if tries < MAX_TRIES => {
+                self.retry.push(Retry { peer, what: RetryWhat::Join { subscriber, publisher }, tries });
+            }
+            Err(ConnectError::Dead(_)) => {
+                self.sweep_visited(&service, peer);
+                if let Some(entry) = self.subscribers.get_mut(&subscriber) {
+                    entry.answered(peer, publisher);
+                }
+            }
+            Err(error) => self.refuse_locally(subscriber, peer, publisher, error.to_string()),
+        }
+    }
+
+    fn send_join(&mut self, link: LinkId, subscriber: u32, peer: Incarnation, publisher: u32) -> Result<(), String> {
+        let pid = self.pid_of(peer);
+        let block = self.memory.allocate(size_of::<ReaderBlock>(), align_of::<ReaderBlock>());
+        let block = block.map_err(|error| error.to_string())?;
+        let view = block.extent().view::<ReaderBlock>(0, 1).map_err(|error| error.to_string())?;
+        let whom = peer.as_u128();
+        view.at(0).reset([whom as u64, (whom >> 64) as u64, publisher.into()]);
+        let Some(entry) = self.subscribers.get_mut(&subscriber) else { return Ok(()) };
+        let waiter = match &entry.waiter {
+            Some(waiter) => Some(duplicate(waiter.as_fd()).map_err(|error| error.to_string())?),
+            None => None,
+        };
+        let join = Join {
+            publisher,
+            subscriber,
+            service: entry.new.service.clone(),
+            drop_oldest: entry.new.drop_oldest,
+            history: entry.new.history,
+            holds: entry.new.holds,
+            record: entry.new.record.encode(),
+            // Filled in below, where the connection is at hand.
+            region: RegionName { id: block.extent().region().id(), bytes: 0, attached: false },
+            block: block.extent().offset() as u64,
+            waiter: waiter.is_some(),
+        };
+        let region = Arc::clone(block.extent().region());
+        entry.lanes.insert((peer, publisher), LaneRecord { link, block, view, pid, granted: false });
+        let mut attachments = Attachments::default();
+        let join = Join { region: self.name_region(link, &region, &mut attachments), ..join };
+        if let Some(waiter) = waiter {
+            attachments.push(waiter);
+        }
+        self.send(link, &Message::Join(Box::new(join)), attachments);
+        Ok(())
+    }
+
+    fn refuse_locally(&mut self, subscriber: u32, peer: Incarnation, publisher: u32, text: String) {
+        let pid = self.pid_of(peer);
+        let Some(entry) = self.subscribers.get_mut(&subscriber) else { return };
+        entry.lanes.remove(&(peer, publisher));
+        entry.answered(peer, publisher);
+        entry.new.shared.note(Note::Refused(Refusal { publisher: peer, pid, code: None, text }));
+        self.settle_announced(peer, publisher, subscriber);
+        self.end_introductions();
+    }
+
+    /// A publisher says that it is there.
+    pub(super) fn handle_announce(&mut self, link: LinkId, peer: Incarnation, announce: &Announce) {
+        let of_service = self.subscribers.iter().filter(|(_, entry)| entry.new.service == announce.service);
+        let subscribers: Vec<u32> = of_service.map(|(&endpoint, _)| endpoint).collect();
+        for subscriber in subscribers {
+            self.join_to(subscriber, peer, announce.endpoint, 0);
+        }
+        let key = (peer, announce.endpoint);
+        let asked = self.subscribers.iter().filter(|(_, entry)| {
+            entry.new.service == announce.service && entry.lanes.get(&key).is_some_and(|lane| !lane.granted)
+        });
+        let waiting = asked.map(|(&endpoint, _)| endpoint).collect();
+        self.announced.push(Announced { link, peer, publisher: announce.endpoint, waiting });
+        self.confirm_announced();
+    }
+
+    /// Tells publishers whose announcement has been dealt with by every subscriber here.
+    fn confirm_announced(&mut self) {
+        for announced in std::mem::take(&mut self.announced) {
+            if announced.waiting.is_empty() {
+                let message = Message::Announced { endpoint: announced.publisher };
+                self.send(announced.link, &message, Attachments::default());
+            } else {
+                self.announced.push(announced);
+            }
+        }
+    }
+
+    /// A subscriber has its answer from a publisher, or asks no longer.
+    fn settle_announced(&mut self, peer: Incarnation, publisher: u32, subscriber: u32) {
+        for announced in &mut self.announced {
+            if (announced.peer, announced.publisher) == (peer, publisher) {
+                announced.waiting.remove(&subscriber);
+            }
+        }
+        self.confirm_announced();
+    }
+
+    /// A publisher grants its lane.
+    pub(super) fn handle_accepted(
+        &mut self,
+        link: LinkId,
+        peer: Incarnation,
+        accepted: &Accepted,
+        descriptors: &mut Descriptors,
+    ) {
+        let (subscriber, publisher) = (accepted.subscriber, accepted.publisher);
+        let offered = self.take_offer(peer, accepted, descriptors);
+        let waiting = self
+            .subscribers
+            .get(&subscriber)
+            .is_some_and(|entry| entry.lanes.get(&(peer, publisher)).is_some_and(|lane| !lane.granted));
+        if !waiting {
+            // The subscriber went while the answer was under way, or never asked.
+            let lane = LaneName { publisher, subscriber };
+            return self.send(link, &Message::Leave(lane), Attachments::default());
+        }
+        let mailbox = Arc::clone(&self.mailbox);
+        let life = self.guard.life();
+        let result = offered.and_then(|offer| {
+            let entry = self.subscribers.get_mut(&subscriber).ok_or("the subscriber is gone")?;
+            let record = entry.lanes.get_mut(&(peer, publisher)).ok_or("the lane is gone")?;
+            let drop_oldest = entry.new.drop_oldest;
+            let ready = entry.waiter.is_some();
+            let lane = Lane::new(offer, record.view.clone(), record.pid, drop_oldest, ready, life, mailbox)?;
+            record.granted = true;
+            entry.answered(peer, publisher);
+            entry.new.shared.note(Note::Lane(Box::new(lane)));
+            Ok(())
+        });
+        if let Err(text) = result {
+            let lane = LaneName { publisher, subscriber };
+            self.send(link, &Message::Leave(lane), Attachments::default());
+            self.refuse_locally(subscriber, peer, publisher, text);
+        }
+        self.settle_announced(peer, publisher, subscriber);
+        self.end_introductions();
+    }
+
+    /// Maps what a publisher granted.
+    fn take_offer(
+        &mut self,
+        peer: Incarnation,
+        accepted: &Accepted,
+        descriptors: &mut Descriptors,
+    ) -> Result<LaneOffer, String> {
+        let text = |error: super::links::RegionClaimError| error.to_string();
+        let lane = self.peer_region(peer, &accepted.lane, descriptors).map_err(text)?;
+        let ring = self.peer_region(peer, &accepted.ring_region, descriptors).map_err(text)?;
+        let wake = self.peer_wake_page(peer, &accepted.wake, descriptors).map_err(text)?;
+        let pool = match &accepted.pool {
+            Some(pool) => Some((self.peer_region(peer, &pool.region, descriptors).map_err(text)?, pool.clone())),
+            None => None,
+        };
+        Ok(LaneOffer { peer, accepted: accepted.clone(), lane, ring, wake, pool })
+    }
+
+    pub(super) fn handle_refused(&mut self, peer: Incarnation, refused: Refused) {
+        let pid = self.pid_of(peer);
+        let Some(entry) = self.subscribers.get_mut(&refused.subscriber) else { return };
+        let key = (peer, refused.publisher);
+        if entry.lanes.get(&key).is_none_or(|lane| lane.granted) {
+            return;
+        }
+        entry.lanes.remove(&key);
+        entry.answered(peer, refused.publisher);
+        let refusal = Refusal { publisher: peer, pid, code: Some(refused.code), text: refused.text };
+        entry.new.shared.note(Note::Refused(refusal));
+        self.settle_announced(peer, refused.publisher, refused.subscriber);
+        self.end_introductions();
+    }
+
+    /// The subscriber is about to park for the first time: its publishers get the descriptor to wake it by.
+    pub(super) fn set_waiter(&mut self, endpoint: u32, eventfd: &Arc<OwnedFd>) {
+        let Some(entry) = self.subscribers.get_mut(&endpoint) else { return };
+        entry.waiter = Some(Arc::clone(eventfd));
+        let lanes = entry.lanes.iter();
+        let lanes: Vec<(u32, LinkId)> = lanes.map(|((_, publisher), lane)| (*publisher, lane.link)).collect();
+        for (publisher, link) in lanes {
+            // Without the descriptor the subscriber goes on looking every millisecond.
+            let Ok(copy) = duplicate(eventfd.as_fd()) else { continue };
+            let mut attachments = Attachments::default();
+            attachments.push(copy);
+            let lane = LaneName { publisher, subscriber: endpoint };
+            self.send(link, &Message::MayPark(lane), attachments);
+        }
+    }
+
+    pub(super) fn handle_park_noted(&mut self, peer: Incarnation, lane: LaneName) {
+        if let Some(entry) = self.subscribers.get(&lane.subscriber) {
+            entry.new.shared.note(Note::ParkNoted { peer, publisher: lane.publisher });
+        }
+    }
+
+    /// A publisher ended its lane in good order.
+    pub(super) fn handle_ended(&mut self, peer: Incarnation, publisher: u32) {
+        for entry in self.subscribers.values_mut() {
+            if entry.lanes.get(&(peer, publisher)).is_some_and(|lane| lane.granted) {
+                entry.new.shared.note(Note::Ended { peer, publisher });
+            }
+        }
+    }
+
+    /// A publisher may wait for room from now on.
+    pub(super) fn handle_room_waiter(&mut self, peer: Incarnation, publisher: u32, descriptors: &mut Descriptors) {
+        let Some(eventfd) = descriptors.pop_front() else { return };
+        let eventfd = Arc::new(eventfd);
+        for entry in self.subscribers.values_mut() {
+            if entry.lanes.contains_key(&(peer, publisher)) {
+                let eventfd = Arc::clone(&eventfd);
+                entry.new.shared.note(Note::RoomWaiter { peer, publisher, eventfd });
+            }
+        }
+    }
+
+    /// One of our readers saw that a publisher waits for room, and had no descriptor to wake it by.
+    pub(super) fn tell_room(&mut self, peer: Incarnation, publisher: u32) {
+        if let Some(link) = self.peers.get(&peer).and_then(|peer| peer.links.first().copied()) {
+            self.send(link, &Message::Room { publisher }, Attachments::default());
+        }
+    }
+
+    /// A subscriber is done with a lane: it ended, its publisher died, or it was faulty.
+    pub(super) fn close_lane(&mut self, endpoint: u32, lane: Lane) {
+        let key = (lane.peer(), lane.publisher());
+        let Some(record) = self.subscribers.get_mut(&endpoint).and_then(|entry| entry.lanes.remove(&key)) else {
+            return;
+        };
+        self.retire(endpoint, lane, record);
+    }
+
+    fn retire(&mut self, subscriber: u32, lane: Lane, record: LaneRecord) {
+        let name = LaneName { publisher: lane.publisher(), subscriber };
+        let (peer, link) = (lane.peer(), record.link);
+        let orphan = lane.retire();
+        let peer_lives = self.peers.contains_key(&peer);
+        drop(record.view);
+        if orphan.is_some() && peer_lives {
+            self.send(link, &Message::OnlyHolds(name), Attachments::default());
+        }
+        self.orphans.push(Orphaned { orphan, block: Some(record.block), peer, link, lane: name, peer_lives });
+        self.free_orphans();
+    }
+
+    pub(super) fn drop_subscriber(&mut self, endpoint: u32, lanes: Vec<Lane>, done: &Sender<()>) {
+        let Some(mut entry) = self.subscribers.remove(&endpoint) else { return };
+        // Lanes that were granted but not yet taken by the subscriber lie in its inbox.
+        let taken = entry.new.shared.take_notes().into_iter().filter_map(|note| match note {
+            Note::Lane(lane) => Some(*lane),
+            _ => None,
+        });
+        for lane in lanes.into_iter().chain(taken) {
+            if let Some(record) = entry.lanes.remove(&(lane.peer(), lane.publisher())) {
+                self.retire(endpoint, lane, record);
+            }
+        }
+        drop(entry);
+        for announced in &mut self.announced {
+            announced.waiting.remove(&endpoint);
+        }
+        self.confirm_announced();
+        // Whoever asked may be gone by now.
+        let _asked = done.send(());
+    }
+
+    /// Frees what no sample keeps any more, and tells the publishers.
+    pub(super) fn free_orphans(&mut self) {
+        if self.is_forked() {
+            return;
+        }
+        for mut orphaned in std::mem::take(&mut self.orphans) {
+            if let Some(orphan) = orphaned.orphan.take()
+                && let Err(still_held) = orphan.try_free()
+            {
+                orphaned.orphan = Some(still_held);
+                self.orphans.push(orphaned);
+                continue;
+            }
+            if orphaned.peer_lives {
+                self.send(orphaned.link, &Message::Leave(orphaned.lane), Attachments::default());
+            }
+            orphaned.block = None;
+        }
+    }
+}

@@ -1,0 +1,26 @@
+//! Processes on one host: runtime directory, handshake, liveness, services, waking.
+//!
+//! A [`Service`] is a name and a message type. [`Service::publisher`] and [`Service::subscriber`] make the two ends;
+//! the processes find each other through the [runtime directory](directory), shake hands over Unix sockets, and from
+//! then on talk through memory that one side writes and the other maps read-only. `docs/ARCHITECTURE.md` tells the
+//! whole way of a message.
+#![deny(unsafe_code)]
+
+mod control;
+pub mod directory;
+pub mod name;
+mod process;
+pub mod publisher;
+pub mod report;
+mod service;
+mod socket;
+pub mod subscriber;
+mod sys;
+mod wire;
+
+pub use control::{Observed, observe};
+pub use process::{Process, ProcessError};
+pub use publisher::{LoanError, NoRoom, PublishError, PublishRefusal, Publisher, PublisherError, SendError, WhenFull};
+pub use service::{Service, ServiceError};
+pub use subscriber::{Event, ReceiveError, Refusal, Subscriber, SubscriberError, Wait};
+pub use zcmi_mem::fork::{ForkGuardError, Forked};

@@ -1,0 +1,289 @@
+//! This process as a participant: its identity, its memory, and its one control thread.
+//!
+//! [`Process::current`] is made with the first endpoint and ends with the last. Endpoints keep it alive; the thread
+//! ends when nothing is left that needs it. In a forked child a new one is made; the parent's handles answer `Forked`
+//! there.
+//!
+//! Memory belongs to the process, not to its endpoints: lanes and pools are carved from a few growing regions, so that
+//! a thousand services need a few dozen descriptors.
+
+use std::collections::VecDeque;
+use std::os::fd::{AsFd, OwnedFd};
+use std::sync::mpsc::channel;
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError, Weak};
+use std::thread::JoinHandle;
+
+use zcmi_mem::region::arena::{Arena, Extent};
+use zcmi_mem::region::{RegionError, RegionKind};
+use zcmi_ring::LifeMark;
+use zcmi_ring::seat::Barrier;
+use zcmi_ring::sync::{AtomicU32, Ordering};
+
+use crate::control::{Command, Control};
+use crate::directory::{RuntimeDirectory, RuntimeDirectoryError};
+use crate::name::Incarnation;
+use crate::report::ProcessReport;
+use crate::socket::{Listener, SocketError};
+use crate::sys::{self, ProcessBarrier};
+use zcmi_mem::fork::{ForkGuard, ForkGuardError};
+
+/// Why this process could not become a participant.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum ProcessError {
+    /// The runtime directory cannot be used.
+    #[error(transparent)]
+    Directory(#[from] RuntimeDirectoryError),
+    /// Its socket could not be made.
+    #[error("this process's control socket could not be made: {0}")]
+    Socket(String),
+    /// Forks could not be noticed.
+    #[error(transparent)]
+    Fork(#[from] ForkGuardError),
+    /// A system call failed.
+    #[error("{call} failed: {source}")]
+    System {
+        /// The call.
+        call: &'static str,
+        /// What it answered.
+        source: std::io::Error,
+    },
+}
+
+impl From<SocketError> for ProcessError {
+    fn from(error: SocketError) -> Self {
+        Self::Socket(error.to_string())
+    }
+}
+
+/// The way to the control thread: a queue and the descriptor that wakes it.
+#[derive(Debug)]
+pub(crate) struct Mailbox {
+    commands: Mutex<VecDeque<Command>>,
+    wake: OwnedFd,
+}
+
+impl Mailbox {
+    pub(crate) fn send(&self, command: Command) {
+        lock(&self.commands).push_back(command);
+        // A full eventfd is readable already; no other error is possible on an eventfd of our own.
+        let _already_awake = sys::wake(self.wake.as_fd());
+    }
+
+    pub(crate) fn take(&self) -> VecDeque<Command> {
+        let _taken = sys::take_wakes(self.wake.as_fd());
+        std::mem::take(&mut *lock(&self.commands))
+    }
+
+    pub(crate) fn wake_descriptor(&self) -> &OwnedFd {
+        &self.wake
+    }
+}
+
+/// Locks a mutex whether or not somebody panicked while holding it: what it guards is whole at every step.
+pub(crate) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// An extent that goes back to its arena when the last who needs it lets go.
+#[derive(Debug)]
+pub(crate) struct ExtentGuard {
+    extent: Option<Extent>,
+    arena: Arc<Mutex<Arena>>,
+}
+
+impl ExtentGuard {
+    pub(crate) fn extent(&self) -> &Extent {
+        self.extent.as_ref().expect("an extent is given back only on drop")
+    }
+}
+
+impl Drop for ExtentGuard {
+    fn drop(&mut self) {
+        if let Some(extent) = self.extent.take() {
+            lock(&self.arena).free(extent);
+        }
+    }
+}
+
+/// Memory of one kind that this process hands out to its endpoints.
+#[derive(Clone, Debug)]
+pub(crate) struct Memory(Arc<Mutex<Arena>>);
+
+impl Memory {
+    fn new(kind: RegionKind, first_bytes: usize) -> Self {
+        Self(Arc::new(Mutex::new(Arena::new(kind, first_bytes))))
+    }
+
+    pub(crate) fn allocate(&self, bytes: usize, align: usize) -> Result<ExtentGuard, RegionError> {
+        let extent = lock(&self.0).allocate(bytes, align)?;
+        Ok(ExtentGuard { extent: Some(extent), arena: Arc::clone(&self.0) })
+    }
+
+    pub(crate) fn with<R>(&self, look: impl FnOnce(&Arena) -> R) -> R {
+        look(&lock(&self.0))
+    }
+}
+
+#[derive(Debug)]
+struct Inner {
+    incarnation: Incarnation,
+    directory: RuntimeDirectory,
+    mailbox: Arc<Mailbox>,
+    lanes: Memory,
+    wakes: Memory,
+    next_endpoint: AtomicU32,
+    guard: ForkGuard,
+    barrier: Barrier,
+    thread: Mutex<Option<JoinHandle<()>>>,
+}
+
+impl Drop for Inner {
+    fn drop(&mut self) {
+        if self.guard.check().is_err() {
+            // The thread is the parent's, and its handle means nothing here: neither join nor detach it.
+            std::mem::forget(lock(&self.thread).take());
+            return;
+        }
+        let (reply, stays) = channel();
+        self.mailbox.send(Command::Stop(reply));
+        let handle = lock(&self.thread).take();
+        // Whoever drops us may hold the very samples that the thread stays for: then it ends by itself, after them.
+        if let Some(handle) = handle
+            && handle.thread().id() != std::thread::current().id()
+            && stays.recv() != Ok(true)
+        {
+            // A panic of the control thread has been reported by then.
+            let _reported = handle.join();
+        }
+    }
+}
+
+/// This process as a participant in services.
+#[derive(Clone, Debug)]
+pub struct Process {
+    inner: Arc<Inner>,
+}
+
+static CURRENT: Mutex<Weak<Inner>> = Mutex::new(Weak::new());
+
+impl Process {
+    /// The process in its default runtime directory, made when there is none.
+    ///
+    /// # Errors
+    /// [`ProcessError`].
+    pub fn current() -> Result<Self, ProcessError> {
+        let mut current = lock(&CURRENT);
+        if let Some(inner) = current.upgrade()
+            && inner.guard.check().is_ok()
+        {
+            return Ok(Self { inner });
+        }
+        let process = Self::open(RuntimeDirectory::open()?)?;
+        *current = Arc::downgrade(&process.inner);
+        Ok(process)
+    }
+
+    /// A participant of its own in the given runtime directory, beside the default one.
+    ///
+    /// # Errors
+    /// [`ProcessError`].
+    pub fn open(directory: RuntimeDirectory) -> Result<Self, ProcessError> {
+        let guard = ForkGuard::new()?;
+        let system = |call| move |source| ProcessError::System { call, source };
+        let incarnation = Incarnation::random().map_err(system("getrandom"))?;
+        let listener = Listener::bind(&directory, incarnation)?;
+        let wake = sys::eventfd().map_err(|errno| system("eventfd")(errno.into()))?;
+        let mailbox = Arc::new(Mailbox { commands: Mutex::new(VecDeque::new()), wake });
+        let barrier = match ProcessBarrier::register() {
+            Ok(registered) => {
+                let _same_for_all = BARRIER.set(registered);
+                Barrier::Asymmetric(fence_every_thread)
+            }
+            Err(_) => Barrier::Symmetric,
+        };
+        let lanes = Memory::new(RegionKind::SealedMemfd, 64 << 10);
+        let wakes = Memory::new(RegionKind::WakePage, 4 << 10);
+        // The hot words of many processes would lie at the same offset of their pages, and so share one set of the
+        // first-level cache; each process therefore begins at an offset of its own.
+        let stagger = (incarnation.as_u128() as usize % 24) * 128;
+        if stagger > 0 {
+            let space = lock(&lanes.0).allocate(stagger, 128);
+            // Kept for the life of the arena: it only moves what comes after it.
+            let _space = space.map_err(|error| system("allocating the first region")(std::io::Error::other(error)))?;
+        }
+        let control = Control::new(directory.clone(), listener, Arc::clone(&mailbox), lanes.clone(), guard);
+        let thread = std::thread::Builder::new()
+            .name("zcmi-control".into())
+            .spawn(move || control.run())
+            .map_err(system("starting the control thread"))?;
+        let inner = Inner {
+            incarnation,
+            directory,
+            mailbox,
+            lanes,
+            wakes,
+            next_endpoint: AtomicU32::new(1),
+            guard,
+            barrier,
+            thread: Mutex::new(Some(thread)),
+        };
+        Ok(Self { inner: Arc::new(inner) })
+    }
+
+    /// This process's identity in its runtime directory.
+    #[must_use]
+    pub fn incarnation(&self) -> Incarnation {
+        self.inner.incarnation
+    }
+
+    /// The runtime directory.
+    #[must_use]
+    pub fn directory(&self) -> &RuntimeDirectory {
+        &self.inner.directory
+    }
+
+    /// What this process has: its endpoints, and its memory.
+    #[must_use]
+    pub fn report(&self) -> Option<ProcessReport> {
+        let (reply, answer) = channel();
+        self.inner.mailbox.send(Command::Describe(reply));
+        answer.recv().ok()
+    }
+
+    pub(crate) fn mailbox(&self) -> &Arc<Mailbox> {
+        &self.inner.mailbox
+    }
+
+    pub(crate) fn lanes(&self) -> &Memory {
+        &self.inner.lanes
+    }
+
+    pub(crate) fn wakes(&self) -> &Memory {
+        &self.inner.wakes
+    }
+
+    pub(crate) fn barrier(&self) -> Barrier {
+        self.inner.barrier
+    }
+
+    pub(crate) fn guard(&self) -> ForkGuard {
+        self.inner.guard
+    }
+
+    pub(crate) fn life(&self) -> LifeMark {
+        self.inner.guard.life()
+    }
+
+    pub(crate) fn next_endpoint(&self) -> u32 {
+        self.inner.next_endpoint.fetch_add(1, Ordering::Relaxed)
+    }
+}
+
+static BARRIER: OnceLock<ProcessBarrier> = OnceLock::new();
+
+/// The heavy half of the seat's barrier.
+fn fence_every_thread() {
+    let barrier = BARRIER.get().expect("a seat with this barrier is made only after it was registered");
+    barrier.fence().expect("a registered membarrier does not fail");
+}

@@ -1,0 +1,662 @@
+//! Publishers: loan a message, write it in place, publish it.
+//!
+//! The hot path is [`Publisher::loan`] and [`Publisher::publish`]: private free list, private tail, one cache line
+//! written, no system call while everybody is awake. Everything else (joins, deaths) happens in the control thread,
+//! through the seat.
+
+mod error;
+mod options;
+mod raw;
+
+pub use error::{LoanError, NoRoom, PublishError, PublishRefusal, PublisherError, SendError};
+pub use options::PublisherOptions;
+
+use core::fmt;
+use core::marker::PhantomData;
+use std::os::fd::{AsFd, OwnedFd};
+use std::sync::mpsc::channel;
+use std::sync::{Arc, Condvar, Mutex, OnceLock};
+use std::time::{Duration, Instant};
+
+use rustix::event::{PollFd, PollFlags};
+use zcmi_mem::lease::{LeaseMut, Loaned, is_inline};
+use zcmi_mem::payload::{Message, MessageRecord};
+use zcmi_mem::pool::{Pool, PoolError, PoolPlan};
+use zcmi_ring::layout::INLINE_WORDS;
+use zcmi_ring::sync::{AtomicUsize, Ordering};
+use zcmi_ring::{Controller, LifeMark, Occupant, PublishRefused, ReaderIndex, WakeWord, Writer};
+use zerocopy::IntoBytes;
+
+use crate::control::Command;
+use crate::name::ServiceName;
+use crate::process::{ExtentGuard, Process, lock};
+use crate::sys;
+
+/// How long a blocked publisher spins before it sleeps.
+const SPIN: Duration = Duration::from_micros(50);
+/// Memory that a pool sets aside by default for what readers hold and for the ring, each.
+const DEFAULT_BUDGET_BYTES: usize = 16 << 20;
+/// The largest ring.
+pub const MAX_CAPACITY: u64 = 1 << 20;
+/// The largest message.
+pub const MAX_MESSAGE_BYTES: usize = 1 << 30;
+
+/// What a publisher does when every entry or slot is still wanted by a reliable subscriber.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum WhenFull {
+    /// Wait until there is room.
+    Block,
+    /// Wait at most so long, then say whom it waited for.
+    BlockFor(Duration),
+    /// Give the message back at once.
+    RefuseNewest,
+}
+
+/// A reader as the publisher's hot path needs to know it.
+#[derive(Debug, Default)]
+struct SeatedReader {
+    pid: u32,
+    waiter: Option<Arc<OwnedFd>>,
+}
+
+/// What lies in the seat: the lane, and whom to wake.
+#[derive(Debug)]
+pub(crate) struct Reading {
+    pub(crate) writer: Writer,
+    pub(crate) first: u64,
+    wake: WakeWord,
+    readers: Vec<SeatedReader>,
+}
+
+impl Reading {
+    /// Wakes the readers that announced that they sleep. Called after the stamps.
+    #[inline(always)]
+    fn wake_sleepers(&mut self) {
+        let parkers = self.writer.parkers();
+        if parkers != 0 {
+            let sleeping = self.wake.take(parkers);
+            if sleeping != 0 {
+                self.wake(sleeping);
+            }
+        }
+    }
+
+    #[cold]
+    fn wake(&self, mut sleeping: u64) {
+        while sleeping != 0 {
+            let index = sleeping.trailing_zeros() as usize;
+            sleeping &= sleeping - 1;
+            if let Some(waiter) = &self.readers[index].waiter {
+                // A full eventfd is readable, so its reader is awake; a closed one's reader is gone.
+                let _awake_or_gone = sys::wake(waiter.as_fd());
+            }
+        }
+    }
+
+    pub(crate) fn seat_reader(&mut self, index: ReaderIndex, pid: u32, waiter: Option<Arc<OwnedFd>>) {
+        let parks = waiter.is_some();
+        self.readers[usize::from(index.0)] = SeatedReader { pid, waiter };
+        if parks {
+            self.writer.set_may_park(index);
+        }
+    }
+
+    pub(crate) fn set_waiter(&mut self, index: ReaderIndex, waiter: Arc<OwnedFd>) {
+        self.readers[usize::from(index.0)].waiter = Some(waiter);
+        self.writer.set_may_park(index);
+    }
+
+    pub(crate) fn remove(&mut self, index: ReaderIndex) {
+        self.writer.remove_reader(index);
+        self.readers[usize::from(index.0)] = SeatedReader::default();
+    }
+
+    fn no_room(&self, refused: PublishRefused) -> NoRoom {
+        match refused {
+            PublishRefused::Ended { sequence } => NoRoom::Ended { sequence },
+            _ => {
+                let slowest = self.writer.slowest();
+                let reader = slowest.map(|(index, _)| &self.readers[usize::from(index.0)]);
+                NoRoom::WaitingFor {
+                    pid: reader.map_or(0, |reader| reader.pid),
+                    behind: slowest.map_or(0, |(_, seen)| self.writer.tail() - seen),
+                    capacity: self.writer.capacity(),
+                }
+            }
+        }
+    }
+}
+
+/// The memory of one lane.
+#[derive(Debug)]
+pub(crate) struct LaneMemory {
+    pub(crate) control: ExtentGuard,
+    pub(crate) ring: ExtentGuard,
+    pub(crate) wake: ExtentGuard,
+    pub(crate) pool: Option<(Arc<ExtentGuard>, PoolPlan)>,
+}
+
+impl LaneMemory {
+    pub(crate) fn bytes(&self) -> u64 {
+        let pool = self.pool.as_ref().map_or(0, |(guard, _)| guard.extent().bytes());
+        (self.control.extent().bytes() + self.ring.extent().bytes() + pool) as u64
+    }
+}
+
+/// What the control thread and the publisher's handle share.
+#[derive(Debug, Default)]
+pub(crate) struct PublisherShared {
+    live: AtomicUsize,
+    counted: Mutex<()>,
+    changed: Condvar,
+    /// The publisher's own eventfd, once it waited for room.
+    pub(crate) room: OnceLock<Arc<OwnedFd>>,
+}
+
+impl PublisherShared {
+    pub(crate) fn changed(&self, live: usize) {
+        let _counted = lock(&self.counted);
+        self.live.store(live, Ordering::Relaxed);
+        self.changed.notify_all();
+    }
+}
+
+/// What the control thread needs of a new publisher.
+#[derive(Debug)]
+pub(crate) struct NewPublisher {
+    pub(crate) endpoint: u32,
+    pub(crate) service: ServiceName,
+    pub(crate) record: MessageRecord,
+    pub(crate) seat: Controller<Reading>,
+    pub(crate) shared: Arc<PublisherShared>,
+    pub(crate) memory: Arc<LaneMemory>,
+    pub(crate) capacity: u64,
+    /// Slots that one reader may hold.
+    pub(crate) holds: u32,
+    /// Slots set aside for readers that are still to come.
+    pub(crate) reserve: u32,
+    pub(crate) late_joiners: bool,
+    pub(crate) max_publishers: u32,
+}
+
+/// Publishes messages of one type on one service. `Send`, not `Sync`: one thread at a time.
+///
+/// Dropping it ends the lane in good order: subscribers receive all that was published, and then learn that it ended.
+pub struct Publisher<M: Message + ?Sized> {
+    seat: Occupant<Reading>,
+    pool: Option<Pool>,
+    life: LifeMark,
+    when_full: WhenFull,
+    loans: u32,
+    largest: usize,
+    shared: Arc<PublisherShared>,
+    endpoint: u32,
+    service: ServiceName,
+    process: Process,
+    message: PhantomData<fn(&M)>,
+}
+
+impl<M: Message + ?Sized> fmt::Debug for Publisher<M> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Publisher")
+            .field("service", &self.service)
+            .field("endpoint", &self.endpoint)
+            .finish_non_exhaustive()
+    }
+}
+
+impl<M: Message + ?Sized> Publisher<M> {
+    #[inline(always)]
+    fn check_life(&self) -> Result<(), zcmi_mem::fork::Forked> {
+        if self.life.is_present() { Ok(()) } else { Err(zcmi_mem::fork::Forked) }
+    }
+
+    #[inline(always)]
+    fn loan_bytes(&mut self, bytes: usize) -> Result<LeaseMut<M>, LoanError> {
+        self.check_life()?;
+        if is_inline(bytes, M::ELEMENT_ALIGN) {
+            return Ok(LeaseMut::inline(bytes));
+        }
+        if let Some(pool) = &mut self.pool
+            && let Ok(slot) = pool.take(bytes)
+        {
+            return Ok(LeaseMut::slot(slot, bytes));
+        }
+        self.loan_slow(bytes)
+    }
+
+    /// Reclaims what readers are done with; waits if need be and allowed.
+    #[cold]
+    #[inline(never)]
+    fn loan_slow(&mut self, bytes: usize) -> Result<LeaseMut<M>, LoanError> {
+        let largest = self.largest;
+        let Some(pool) = &mut self.pool else { return Err(LoanError::TooLarge { bytes, largest }) };
+        let mut deadline = None;
+        loop {
+            {
+                let mut reading = self.seat.sit();
+                raw::reclaim(&mut reading.writer, pool);
+            }
+            match pool.take(bytes) {
+                Ok(slot) => return Ok(LeaseMut::slot(slot, bytes)),
+                Err(PoolError::Exhausted { .. }) => {}
+                Err(_) => return Err(LoanError::TooLarge { bytes, largest }),
+            }
+            if pool.out() >= self.loans as usize {
+                return Err(LoanError::TooManyLoans { loans: self.loans });
+            }
+            wait_for_room(
+                &mut self.seat,
+                Some(pool),
+                &self.shared,
+                &self.process,
+                self.endpoint,
+                self.when_full,
+                &mut deadline,
+            )?;
+        }
+    }
+
+    /// Publishes a message, and returns its place in this publisher's order, 0 for the first.
+    ///
+    /// # Errors
+    /// [`PublishError`], which gives the message back.
+    #[inline(always)]
+    pub fn publish(&mut self, lease: LeaseMut<M>) -> Result<u64, PublishError<M>> {
+        if self.life.is_present() {
+            let mut reading = self.seat.sit();
+            let reading = &mut *reading;
+            if let Some(sequence) = raw::publish_at_once(&mut reading.writer, self.pool.as_mut(), &lease) {
+                if M::SLICE {
+                    reading.writer.count_bytes(lease.byte_len() as u64);
+                }
+                // Its slot, if it had one, belongs to the lane now.
+                core::mem::forget(lease);
+                reading.wake_sleepers();
+                return Ok(sequence);
+            }
+        }
+        self.publish_slow(lease)
+    }
+
+    /// Publishes a message if that is possible at once.
+    ///
+    /// # Errors
+    /// [`PublishError`], which gives the message back.
+    pub fn try_publish(&mut self, lease: LeaseMut<M>) -> Result<u64, PublishError<M>> {
+        self.try_publish_once(lease).inspect_err(|error| self.count_refused(error))
+    }
+
+    #[cold]
+    fn count_refused(&mut self, error: &PublishError<M>) {
+        if matches!(error.reason, PublishRefusal::NoRoom(_)) {
+            self.seat.sit().writer.count_refused();
+        }
+    }
+
+    fn try_publish_once(&mut self, lease: LeaseMut<M>) -> Result<u64, PublishError<M>> {
+        if let Err(forked) = self.check_life() {
+            return Err(PublishError { lease, reason: forked.into() });
+        }
+        let mut reading = self.seat.sit();
+        let reading = &mut *reading;
+        let reserved = match &mut self.pool {
+            Some(pool) => raw::reserve(&mut reading.writer, pool),
+            None => reading.writer.reserve(&mut |_| {}),
+        };
+        if let Err(refused) = reserved {
+            return Err(PublishError { lease, reason: reading.no_room(refused).into() });
+        }
+        let (loaned, bytes) = lease.into_parts();
+        let sequence = match loaned {
+            Loaned::Inline(words) => {
+                let sequence = stage_words(&mut reading.writer, 0, bytes, &words);
+                reading.writer.commit(1);
+                sequence
+            }
+            Loaned::Slot(slot) => match &mut self.pool {
+                Some(pool) if pool.owns(&slot) => {
+                    let slot = pool.publish(slot);
+                    reading.writer.publish_slot(slot, bytes)
+                }
+                _ => {
+                    let lease = LeaseMut::from_parts(Loaned::Slot(slot), bytes);
+                    return Err(PublishError { lease, reason: PublishRefusal::OtherPublisher });
+                }
+            },
+        };
+        if M::SLICE {
+            reading.writer.count_bytes(bytes.into());
+        }
+        reading.wake_sleepers();
+        Ok(sequence)
+    }
+
+    #[cold]
+    #[inline(never)]
+    fn publish_slow(&mut self, lease: LeaseMut<M>) -> Result<u64, PublishError<M>> {
+        let mut refused = match self.try_publish_once(lease) {
+            Ok(sequence) => return Ok(sequence),
+            Err(refused) => refused,
+        };
+        let mut deadline = None;
+        loop {
+            if !matches!(refused.reason, PublishRefusal::NoRoom(NoRoom::WaitingFor { .. })) {
+                return Err(refused);
+            }
+            let pool = self.pool.as_mut();
+            let waited = wait_for_room(
+                &mut self.seat,
+                pool,
+                &self.shared,
+                &self.process,
+                self.endpoint,
+                self.when_full,
+                &mut deadline,
+            );
+            if let Err(reason) = waited {
+                self.seat.sit().writer.count_refused();
+                return Err(PublishError { lease: refused.lease, reason: reason.into() });
+            }
+            refused = match self.try_publish_once(refused.lease) {
+                Ok(sequence) => return Ok(sequence),
+                Err(refused) => refused,
+            };
+        }
+    }
+
+    /// How many subscribers read this publisher's lane now.
+    #[must_use]
+    pub fn subscribers(&self) -> usize {
+        self.shared.live.load(Ordering::Relaxed)
+    }
+
+    /// Waits until at least `count` subscribers have joined, or the time is over. Returns how many there are.
+    pub fn wait_for_subscribers(&self, count: usize, timeout: Duration) -> usize {
+        let deadline = Instant::now().checked_add(timeout);
+        let mut counted = lock(&self.shared.counted);
+        loop {
+            let live = self.shared.live.load(Ordering::Relaxed);
+            let left = deadline.map_or(Duration::from_secs(3600), |end| end.saturating_duration_since(Instant::now()));
+            if live >= count || left.is_zero() {
+                return live;
+            }
+            let waited = self.shared.changed.wait_timeout(counted, left);
+            counted = waited.unwrap_or_else(std::sync::PoisonError::into_inner).0;
+        }
+    }
+
+    /// Waits until every subscriber has received all that was published (and dropped in-place readers have released
+    /// it), or the time is over. Returns whether they have.
+    pub fn wait_until_received(&mut self, timeout: Duration) -> bool {
+        let deadline = Instant::now().checked_add(timeout);
+        loop {
+            let all = {
+                let mut reading = self.seat.sit();
+                match &mut self.pool {
+                    Some(pool) => raw::all_received(&mut reading.writer, pool),
+                    None => reading.writer.all_received(&mut |_| {}),
+                }
+            };
+            if all {
+                return true;
+            }
+            if deadline.is_some_and(|end| end <= Instant::now()) {
+                return false;
+            }
+            // Nobody tells when a cursor reaches the tail, so this looks again; it is not the hot path.
+            std::thread::sleep(Duration::from_micros(200));
+        }
+    }
+
+    /// The service.
+    #[must_use]
+    pub fn service(&self) -> &ServiceName {
+        &self.service
+    }
+
+    /// How many messages were published.
+    #[must_use]
+    pub fn published(&mut self) -> u64 {
+        self.seat.sit().writer.tail()
+    }
+
+    /// Messages that may be under way.
+    #[must_use]
+    pub fn capacity(&mut self) -> u64 {
+        self.seat.sit().writer.capacity()
+    }
+}
+
+impl<M: Message> Publisher<M> {
+    /// Loans room for one message, to be written in place. Its content is whatever was there before.
+    ///
+    /// # Errors
+    /// [`LoanError`].
+    #[inline(always)]
+    pub fn loan(&mut self) -> Result<LeaseMut<M>, LoanError> {
+        self.loan_bytes(M::ELEMENT_BYTES)
+    }
+
+    /// Publishes a copy of `message`: for small messages, or those that exist elsewhere already.
+    ///
+    /// # Errors
+    /// [`SendError`].
+    #[inline(always)]
+    pub fn publish_copy(&mut self, message: &M) -> Result<u64, SendError> {
+        let mut lease = self.loan()?;
+        lease.as_mut_message_bytes().copy_from_slice(message.message_bytes());
+        self.publish(lease).map_err(|error| error.reason.into())
+    }
+
+    /// Publishes `count` messages, each written by `fill` in place, in as few steps as there is room for: subscribers
+    /// see each step as a whole.
+    ///
+    /// # Errors
+    /// [`SendError`]; what was published before stays published.
+    #[inline(always)]
+    pub fn publish_batch(&mut self, count: u64, mut fill: impl FnMut(u64, &mut M)) -> Result<(), SendError> {
+        let mut done = 0;
+        while done < count {
+            self.check_life().map_err(LoanError::from)?;
+            let step = self.publish_step(count - done, done, &mut fill)?;
+            done += step;
+            if step == 0 {
+                let mut lease = self.loan()?;
+                fill(done, &mut lease);
+                self.publish(lease).map_err(|error| error.reason)?;
+                done += 1;
+            }
+        }
+        Ok(())
+    }
+
+    #[inline(always)]
+    fn publish_step(&mut self, most: u64, first: u64, fill: &mut impl FnMut(u64, &mut M)) -> Result<u64, LoanError> {
+        let mut reading = self.seat.sit();
+        let reading = &mut *reading;
+        let reserved = match &mut self.pool {
+            Some(pool) => raw::reserve(&mut reading.writer, pool),
+            None => reading.writer.reserve(&mut |_| {}),
+        };
+        if reserved.is_err() {
+            return Ok(0);
+        }
+        let room = reading.writer.room().min(most);
+        let bytes = M::ELEMENT_BYTES as u32;
+        let mut staged = 0;
+        while staged < room {
+            if is_inline(M::ELEMENT_BYTES, M::ELEMENT_ALIGN) {
+                let mut words = [0_u64; INLINE_WORDS];
+                let room = &mut words.as_mut_bytes()[..M::ELEMENT_BYTES];
+                fill(first + staged, M::from_bytes_mut(room).expect("a message of this type fits its own size"));
+                stage_words(&mut reading.writer, staged, bytes, &words);
+            } else {
+                let Some(pool) = &mut self.pool else { break };
+                let Ok(slot) = pool.take(M::ELEMENT_BYTES) else { break };
+                let mut lease = LeaseMut::<M>::slot(slot, M::ELEMENT_BYTES);
+                fill(first + staged, &mut lease);
+                if let (Loaned::Slot(slot), _) = lease.into_parts() {
+                    let slot = pool.publish(slot);
+                    reading.writer.stage_slot(staged, slot, bytes);
+                }
+            }
+            staged += 1;
+        }
+        reading.writer.commit(staged);
+        reading.wake_sleepers();
+        Ok(staged)
+    }
+}
+
+impl<T: zcmi_mem::payload::Payload> Publisher<[T]> {
+    /// Loans room for a message of `len` elements, to be written in place. Its content is whatever was there before.
+    ///
+    /// # Errors
+    /// [`LoanError`].
+    #[inline(always)]
+    pub fn loan_slice(&mut self, len: usize) -> Result<LeaseMut<[T]>, LoanError> {
+        match len.checked_mul(size_of::<T>()) {
+            Some(bytes) if bytes <= self.largest => self.loan_bytes(bytes),
+            bytes => Err(LoanError::TooLarge { bytes: bytes.unwrap_or(usize::MAX), largest: self.largest }),
+        }
+    }
+
+    /// Publishes a copy of `message`: for small messages, or those that exist elsewhere already.
+    ///
+    /// # Errors
+    /// [`SendError`].
+    #[inline(always)]
+    pub fn publish_copy_of(&mut self, message: &[T]) -> Result<u64, SendError> {
+        let mut lease = self.loan_slice(message.len())?;
+        lease.as_mut_message_bytes().copy_from_slice(message.as_bytes());
+        self.publish(lease).map_err(|error| error.reason.into())
+    }
+}
+
+/// Publishes as many words as the bytes need and no more, if there is room at once.
+#[inline(always)]
+fn publish_words(writer: &mut Writer, bytes: u32, words: &[u64; INLINE_WORDS]) -> Option<u64> {
+    let [a, b, c, d, _] = *words;
+    match bytes.div_ceil(8) {
+        0 => writer.publish_inline_at_once::<0>(bytes, &[]),
+        1 => writer.publish_inline_at_once(bytes, &[a]),
+        2 => writer.publish_inline_at_once(bytes, &[a, b]),
+        3 => writer.publish_inline_at_once(bytes, &[a, b, c]),
+        4 => writer.publish_inline_at_once(bytes, &[a, b, c, d]),
+        _ => writer.publish_inline_at_once(bytes, words),
+    }
+}
+
+/// Stages as many words as the bytes need and no more.
+#[inline(always)]
+fn stage_words(writer: &mut Writer, ahead: u64, bytes: u32, words: &[u64; INLINE_WORDS]) -> u64 {
+    let [a, b, c, d, _] = *words;
+    match bytes.div_ceil(8) {
+        0 => writer.stage_inline::<0>(ahead, bytes, &[]),
+        1 => writer.stage_inline(ahead, bytes, &[a]),
+        2 => writer.stage_inline(ahead, bytes, &[a, b]),
+        3 => writer.stage_inline(ahead, bytes, &[a, b, c]),
+        4 => writer.stage_inline(ahead, bytes, &[a, b, c, d]),
+        _ => writer.stage_inline(ahead, bytes, words),
+    }
+}
+
+/// Waits for room as the policy says: spins a little, then sleeps on the publisher's own eventfd.
+///
+/// # Why no wake is lost
+/// The publisher stores that it wants room, fences, and asks every reader once more before it sleeps; a reader that
+/// moves its cursor fences and looks at that word (see `Reader::look_for_want`). A reader that goes is taken from the
+/// list by the control thread, which wakes the publisher too. The seat is given up before the sleep.
+fn wait_for_room(
+    seat: &mut Occupant<Reading>,
+    mut pool: Option<&mut Pool>,
+    shared: &PublisherShared,
+    process: &Process,
+    endpoint: u32,
+    when_full: WhenFull,
+    deadline: &mut Option<Instant>,
+) -> Result<(), NoRoom> {
+    let mut room = |want: bool| -> Result<(), NoRoom> {
+        let mut reading = seat.sit();
+        let reading = &mut *reading;
+        if want {
+            reading.writer.want_room();
+        }
+        let reserved = match &mut pool {
+            Some(pool) => raw::reserve_with_slot(&mut reading.writer, pool),
+            None => reading.writer.reserve(&mut |_| {}),
+        };
+        let result = reserved.map_err(|refused| reading.no_room(refused));
+        if want && result.is_ok() {
+            reading.writer.withdraw_want();
+        }
+        result
+    };
+    let allowed = match when_full {
+        WhenFull::RefuseNewest => Some(Duration::ZERO),
+        WhenFull::BlockFor(time) => Some(time),
+        WhenFull::Block => None,
+    };
+    let now = Instant::now();
+    if deadline.is_none() {
+        *deadline = allowed.map(|time| now + time);
+    }
+    let spin_until = now + SPIN;
+    loop {
+        match room(false) {
+            Ok(()) => return Ok(()),
+            Err(NoRoom::Ended { sequence }) => return Err(NoRoom::Ended { sequence }),
+            Err(reason) if deadline.is_some_and(|end| Instant::now() >= end) => return Err(reason),
+            Err(_) if Instant::now() >= spin_until => break,
+            Err(_) => std::hint::spin_loop(),
+        }
+    }
+    let Some(eventfd) = room_waiter(shared, process, endpoint) else {
+        // No descriptor to be had: look again in a while, as often as a wake would take.
+        std::thread::sleep(SPIN);
+        return Ok(());
+    };
+    loop {
+        let result = room(true);
+        let left = deadline.map(|end| end.saturating_duration_since(Instant::now()));
+        match result {
+            Ok(()) => return Ok(()),
+            Err(reason) if left == Some(Duration::ZERO) => {
+                seat.sit().writer.withdraw_want();
+                return Err(reason);
+            }
+            Err(_) => {}
+        }
+        let mut polled = [PollFd::from_borrowed_fd(eventfd.as_fd(), PollFlags::IN)];
+        // An error or an interruption is a reason to look again, which is what happens next.
+        let _look_again = sys::poll(&mut polled, left);
+        let _taken = sys::take_wakes(eventfd.as_fd());
+    }
+}
+
+/// The publisher's eventfd, made and handed to its readers when it first waits.
+fn room_waiter(shared: &PublisherShared, process: &Process, endpoint: u32) -> Option<Arc<OwnedFd>> {
+    if let Some(eventfd) = shared.room.get() {
+        return Some(Arc::clone(eventfd));
+    }
+    let eventfd = Arc::new(sys::eventfd().ok()?);
+    let eventfd = Arc::clone(shared.room.get_or_init(|| eventfd));
+    process.mailbox().send(Command::RoomWaiter { endpoint, eventfd: Arc::clone(&eventfd) });
+    Some(eventfd)
+}
+
+impl<M: Message + ?Sized> Drop for Publisher<M> {
+    fn drop(&mut self) {
+        if !self.life.is_present() {
+            // The lane is the parent's. The pool's memory is not mapped here, and its drop touches only our copy of the
+            // books.
+            return;
+        }
+        self.seat.sit().writer.end();
+        let (done, answer) = channel();
+        self.process.mailbox().send(Command::DropPublisher { endpoint: self.endpoint, done });
+        // Waits until the end was said, so that a process which exits now is not taken for one that died.
+        let _control_ended = answer.recv();
+    }
+}

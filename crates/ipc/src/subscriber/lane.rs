@@ -1,0 +1,252 @@
+//! One publisher's lane, as a subscriber reads it.
+
+use std::os::fd::{AsFd, OwnedFd};
+use std::sync::Arc;
+
+use zcmi_mem::lease::{PeerPool, PeerPoolError, Sample};
+use zcmi_mem::payload::Message;
+use zcmi_mem::pool::PoolPlan;
+use zcmi_mem::region::PeerRegion;
+use zcmi_mem::region::received::PeerWakePage;
+use zcmi_ring::layout::{HOLDS, INLINE_WORDS};
+use zcmi_ring::sync::AtomicU64;
+use zcmi_ring::{
+    Entry, HoldTable, Kind, LaneControl, LaneFault, LifeMark, Orphan, Policy, Read, Reader, ReaderBlock, Ring, View,
+    WakeWord,
+};
+
+use super::{Event, raw};
+use crate::control::Command;
+use crate::name::Incarnation;
+use crate::process::Mailbox;
+use crate::sys;
+use crate::wire::{Accepted, PoolName};
+
+/// What a publisher granted, mapped.
+#[derive(Debug)]
+pub(crate) struct LaneOffer {
+    pub(crate) peer: Incarnation,
+    pub(crate) accepted: Accepted,
+    pub(crate) lane: Arc<PeerRegion>,
+    pub(crate) ring: Arc<PeerRegion>,
+    pub(crate) wake: Arc<PeerWakePage>,
+    pub(crate) pool: Option<(Arc<PeerRegion>, PoolName)>,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum LaneState {
+    Live,
+    /// The publisher hung up: nothing is read until it is known to be dead or to have left.
+    Cut,
+    /// The publisher left or died: what is there is read, then the lane is closed.
+    Draining {
+        died: bool,
+    },
+}
+
+/// One publisher's lane as a subscriber reads it.
+#[derive(Debug)]
+pub(crate) struct Lane {
+    pub(super) reader: Reader,
+    pub(super) pool: PeerPool,
+    pub(super) state: LaneState,
+    pub(super) wake: WakeWord,
+    pub(super) bit: u8,
+    pub(super) holds: u8,
+    /// Whether the publisher looks at the wake word for us.
+    pub(super) parks: bool,
+    pub(super) peer: Incarnation,
+    pub(super) pid: u32,
+    pub(super) publisher: u32,
+    pub(super) start: u64,
+    pub(super) room: Option<Arc<OwnedFd>>,
+    pub(super) mailbox: Arc<Mailbox>,
+}
+
+/// What a look at one lane came to.
+pub(super) enum Look<M: Message + ?Sized> {
+    Empty,
+    Sample(Sample<M>),
+    Overtaken(u64),
+    TooManyHeld,
+    Faulty(String),
+}
+
+impl Lane {
+    /// Checks a publisher's grant against what it mapped, and begins to read.
+    pub(crate) fn new(
+        offer: LaneOffer,
+        block: View<ReaderBlock>,
+        pid: u32,
+        drop_oldest: bool,
+        parks: bool,
+        life: LifeMark,
+        mailbox: Arc<Mailbox>,
+    ) -> Result<Self, String> {
+        let LaneOffer { peer, accepted, lane, ring, wake, pool } = offer;
+        let at = |what: &str, claim: u64| usize::try_from(claim).map_err(|_| format!("{what} is at {claim}"));
+        let text = |error: zcmi_mem::region::OutOfRegion| error.to_string();
+        let control = lane.view::<LaneControl>(at("the lane", accepted.control)?, 1).map_err(text)?;
+        let capacity = at("the ring's end", accepted.capacity)?;
+        let ring_view = ring.view::<Entry>(at("the ring", accepted.ring)?, capacity).map_err(text)?;
+        let entries = Ring::new(ring_view).ok_or_else(|| format!("a ring of {capacity} entries cannot be"))?;
+        let wake_view = wake.view::<AtomicU64>(at("the wake word", accepted.wake_word)?, 1).map_err(text)?;
+        if accepted.index >= 64 || usize::from(accepted.holds) > HOLDS || accepted.start >= 1 << 62 {
+            return Err(format!(
+                "index {}, holds {} or start {} cannot be",
+                accepted.index, accepted.holds, accepted.start
+            ));
+        }
+        let mut keep = Vec::new();
+        let pool = match pool {
+            None => PeerPool::none(),
+            Some((region, name)) => {
+                let plan = PoolPlan::new(name.classes).map_err(|error| error.to_string())?;
+                let span = region.bytes(at("the pool", name.offset)?, plan.bytes()).map_err(text)?;
+                let pool = PeerPool::new(&plan, span);
+                keep.extend(pool.keeper());
+                pool
+            }
+        };
+        let policy = if drop_oldest { Policy::DropOldest } else { Policy::Reliable };
+        let block = raw::own(block);
+        let holds = HoldTable::new(block, control.clone(), life, None, keep).limited_to(accepted.holds.into());
+        let reader = Reader::new(entries, control, holds, policy, accepted.start);
+        Ok(Self {
+            reader,
+            pool,
+            state: LaneState::Live,
+            wake: WakeWord::new(wake_view),
+            bit: accepted.index,
+            holds: accepted.holds,
+            parks,
+            peer,
+            pid,
+            publisher: accepted.publisher,
+            start: accepted.start,
+            room: None,
+            mailbox,
+        })
+    }
+
+    pub(crate) fn peer(&self) -> Incarnation {
+        self.peer
+    }
+
+    pub(super) fn set_state(&mut self, state: LaneState) {
+        self.state = state;
+        self.reader.set_straight(state == LaneState::Live);
+    }
+
+    pub(crate) fn publisher(&self) -> u32 {
+        self.publisher
+    }
+
+    /// Ends the reader; what samples still keep is returned.
+    pub(crate) fn retire(self) -> Option<Orphan> {
+        self.reader.retire()
+    }
+
+    /// Looks for the next message, and tells whatever else there is.
+    pub(super) fn look<M: Message + ?Sized>(&mut self) -> Look<M> {
+        let read = self.reader.read();
+        match read {
+            Ok(Read::Empty) => Look::Empty,
+            Ok(Read::Message { sequence, message, hold }) => {
+                self.look_after();
+                let bytes = message.head.bytes();
+                if M::SLICE {
+                    self.reader.count(0, bytes.into());
+                }
+                let sample = match (message.head.kind(), hold) {
+                    (Kind::Inline, _) => Sample::inline(sequence, message.body, bytes)
+                        .ok_or_else(|| format!("{bytes} bytes in an entry are no message of this service")),
+                    (Kind::Slot, Some(hold)) => raw::sample(&self.pool, sequence, &message, hold),
+                    _ => Err(format!("the head {:#x} is impossible", message.head.0)),
+                };
+                sample.map_or_else(Look::Faulty, Look::Sample)
+            }
+            Ok(Read::Overtaken { lost }) => Look::Overtaken(lost),
+            Ok(Read::TooManyHeld) => Look::TooManyHeld,
+            Err(fault) => Look::Faulty(fault.to_string()),
+        }
+    }
+
+    /// After the cursor moved: wakes the publisher if it was seen waiting for room.
+    #[inline(always)]
+    pub(super) fn look_after(&mut self) {
+        if self.reader.wants_room() {
+            self.wake_publisher();
+        }
+    }
+
+    #[cold]
+    fn wake_publisher(&mut self) {
+        let _wanted = self.reader.take_wants_room();
+        match &self.room {
+            // A full eventfd is readable, so the publisher is awake; a closed one's publisher is gone.
+            Some(eventfd) => drop(sys::wake(eventfd.as_fd())),
+            None => self.mailbox.send(Command::Room { peer: self.peer, publisher: self.publisher }),
+        }
+    }
+
+    /// Looks once more whether the publisher waits, before the reader sleeps or when it found nothing.
+    pub(super) fn look_for_want(&mut self) {
+        self.reader.look_for_want();
+        self.look_after();
+    }
+
+    pub(super) fn is_readable(&self) -> bool {
+        self.state != LaneState::Cut
+    }
+
+    /// If nothing is left to read of a lane whose publisher is gone: how it ended.
+    pub(super) fn ending(&self) -> Option<Event> {
+        let LaneState::Draining { died } = self.state else { return None };
+        let sequence = self.reader.cursor();
+        let graceful = self.reader.ended_at() == Some(sequence);
+        if !graceful && self.reader.has_message() {
+            return None;
+        }
+        let publisher = self.peer;
+        if graceful || !died {
+            Some(Event::Ended { publisher, sequence })
+        } else {
+            Some(Event::Died { publisher, pid: self.pid, sequence })
+        }
+    }
+}
+
+/// The length that the straight way asks for: that of a type whose messages all have one.
+#[inline(always)]
+pub(super) fn exactly<M: Message + ?Sized>() -> Option<u32> {
+    if M::SLICE { None } else { Some(M::ELEMENT_BYTES as u32) }
+}
+
+/// Reads an inline message of the type's own size, as five words of which the message needs the first.
+#[inline(always)]
+pub(super) fn read_words<M: Message + ?Sized>(reader: &mut Reader) -> Option<(u64, [u64; INLINE_WORDS])> {
+    fn widen<const N: usize>((sequence, words): (u64, [u64; N])) -> (u64, [u64; INLINE_WORDS]) {
+        let mut wide = [0; INLINE_WORDS];
+        wide[..N].copy_from_slice(&words);
+        (sequence, wide)
+    }
+    let bytes = M::ELEMENT_BYTES as u32;
+    match M::ELEMENT_BYTES.div_ceil(8) {
+        1 => reader.read_words::<1>(bytes).map(widen),
+        2 => reader.read_words::<2>(bytes).map(widen),
+        3 => reader.read_words::<3>(bytes).map(widen),
+        4 => reader.read_words::<4>(bytes).map(widen),
+        _ => reader.read_words::<5>(bytes),
+    }
+}
+
+/// A fault of a pool's claim, in words.
+pub(super) fn pool_fault(error: PeerPoolError) -> String {
+    error.to_string()
+}
+
+/// A fault of a lane, in words.
+pub(super) fn lane_fault(fault: LaneFault) -> String {
+    fault.to_string()
+}

@@ -1,0 +1,512 @@
+//! The subscriber's side of a lane.
+//!
+//! A [`Reader`] trusts nothing the publisher wrote: a word is loaded once into a local, checked, and used only as the
+//! local. It writes its own block and nothing else.
+//!
+//! # Edges
+//! - C1 (acquire fence): a stamp that matches makes its entry and payload visible. Pairs with P1 in
+//!   [`Writer`](crate::Writer).
+//! - C2 (acquire fence): a reader that may be overtaken looks at `retired` after it copied the entry. Pairs with R1.
+//! - C3 (`SeqCst` fence): a hold is stored before the look at `retired` that confirms it. Pairs with R2.
+//! - C4 (release): a hold is visible to whoever sees the cursor past it. Pairs with A1.
+//! - E2 (acquire fence): the end of a lane is seen after every stamp before it. Pairs with E1 in `Writer`.
+//! - W1 (`SeqCst` fence): the cursor moved before `want_room` is looked at. Pairs with W2, the publisher's look after
+//!   it stored it.
+//! - E2 (acquire fence): the word that says that the lane ended before the stamps up to there. Pairs with E1 in
+//!   `Writer::end`.
+
+use crate::hold::{Hold, HoldTable, Orphan};
+use crate::layout::{
+    Head, INLINE_BYTES, INLINE_WORDS, Kind, LaneControl, Message, RawDescriptor, ReaderBlock, SEQUENCE_END,
+};
+use crate::raw::{Keeper, Ring, Single, View};
+use crate::sync::{Ordering, fence};
+use crate::writer::Policy;
+
+/// What a publisher did that no honest publisher does; the lane is abandoned.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum LaneFault {
+    /// A stamp past the reader's cursor on a lane that never overtakes it, or without a matching `retired`.
+    #[error("the stamp says {stamp} where sequence {cursor} was due, and only what is below {retired} is retired")]
+    Stamp {
+        /// The stamp read.
+        stamp: u64,
+        /// The sequence that was due.
+        cursor: u64,
+        /// The publisher's `retired`.
+        retired: u64,
+    },
+    /// An inline message longer than an entry, or a kind or length that the caller found impossible.
+    #[error("the entry at sequence {sequence} has the impossible head {head:#x}")]
+    Head {
+        /// Its sequence.
+        sequence: u64,
+        /// The word.
+        head: u64,
+    },
+    /// A descriptor with bits that must be zero.
+    #[error("the descriptor at sequence {sequence} is damaged: {word:#x}")]
+    Descriptor {
+        /// Its sequence.
+        sequence: u64,
+        /// The word.
+        word: u64,
+    },
+}
+
+/// What a look at the lane found.
+#[derive(Debug)]
+pub enum Read {
+    /// Nothing new.
+    Empty,
+    /// A message; if it carries a slot, the slot is held.
+    Message {
+        /// Its sequence.
+        sequence: u64,
+        /// Kind, length, and payload or descriptor.
+        message: Message,
+        /// The hold, for a slot.
+        hold: Option<Hold>,
+    },
+    /// This many messages were overtaken and are lost; look again.
+    Overtaken {
+        /// How many.
+        lost: u64,
+    },
+    /// There is a message with a slot, but as many as allowed are held already.
+    TooManyHeld,
+}
+
+/// A message in a slot, as [`Reader::read_slot`] found it.
+#[derive(Debug)]
+pub struct SlotRead {
+    /// Its sequence.
+    pub sequence: u64,
+    /// Its length; a claim.
+    pub bytes: u32,
+    /// Its descriptor; a claim.
+    pub word: u64,
+    /// The hold on it.
+    pub hold: Hold,
+}
+
+/// The subscriber's side of a lane. See the module's documentation.
+///
+/// Dropping it leaks what it keeps mapped; [`retire`](Self::retire) frees.
+#[derive(Debug)]
+pub struct Reader {
+    cursor: u64,
+    ring: Ring,
+    control: Single<LaneControl>,
+    holds: HoldTable,
+    policy: Policy,
+    capacity: u64,
+    /// The cursor at which `want_room` is looked at next.
+    look_at: u64,
+    /// The straight ways end here: at `look_at`, or at once for a reader that may be overtaken or that is not to use
+    /// them.
+    straight_until: u64,
+    straight: bool,
+    look_every: u64,
+    wants_room: bool,
+}
+
+impl Reader {
+    /// Begins to read at `start`, and says so in the block.
+    ///
+    /// # Panics
+    /// If `start` is past [`SEQUENCE_END`]: it comes from the publisher, and the caller refuses such a claim before.
+    #[must_use]
+    pub fn new(ring: Ring, control: View<LaneControl>, holds: HoldTable, policy: Policy, start: u64) -> Self {
+        assert!(start <= SEQUENCE_END, "a lane cannot start at {start}");
+        let capacity = ring.capacity();
+        let look_every = (capacity / 4).max(1);
+        let block = holds.block();
+        block.start.store(start, Ordering::Relaxed);
+        // C4 (release): the start is visible to whoever sees the cursor.
+        block.cursor.store(start, Ordering::Release);
+        Self {
+            cursor: start,
+            ring,
+            control: Single::first_of(control),
+            holds,
+            policy,
+            capacity,
+            look_at: start + look_every,
+            straight_until: if policy == Policy::Reliable { start + look_every } else { 0 },
+            straight: policy == Policy::Reliable,
+            look_every,
+            wants_room: false,
+        }
+    }
+
+    /// The next sequence this reader looks at.
+    #[inline]
+    #[must_use]
+    pub fn cursor(&self) -> u64 {
+        self.cursor
+    }
+
+    /// Whether this reader may be overtaken.
+    #[inline]
+    #[must_use]
+    pub fn policy(&self) -> Policy {
+        self.policy
+    }
+
+    /// Allows or forbids the straight ways, [`read_slot`](Self::read_slot) and [`read_words`](Self::read_words):
+    /// forbidden, they find nothing. A reader that may be overtaken never has them.
+    pub fn set_straight(&mut self, allowed: bool) {
+        self.straight = allowed && self.policy == Policy::Reliable;
+        self.straight_until = if self.straight { self.look_at } else { 0 };
+    }
+
+    /// This reader's own block.
+    #[must_use]
+    pub fn block(&self) -> &ReaderBlock {
+        self.holds.block()
+    }
+
+    /// Keeps one more mapping alive as long as the reader or anything it holds lives.
+    pub fn keep(&mut self, keeper: Keeper) {
+        self.holds.keep(keeper);
+    }
+
+    /// Whether a message is there.
+    #[inline(always)]
+    #[must_use]
+    pub fn has_message(&self) -> bool {
+        self.ring.entry(self.cursor).stamp.load(Ordering::Relaxed) > self.cursor
+    }
+
+    /// Looks for the next message. A message with a slot is held until its [`Hold`] is dropped.
+    ///
+    /// # Errors
+    /// [`LaneFault`] if the publisher wrote what cannot be.
+    #[inline]
+    pub fn read(&mut self) -> Result<Read, LaneFault> {
+        let sequence = self.cursor;
+        let entry = self.ring.entry(sequence);
+        let stamp = entry.stamp.load(Ordering::Relaxed);
+        if stamp != sequence + 1 {
+            return self.read_other(stamp);
+        }
+        // C1 (acquire): the entry and its payload are visible. Pairs with P1 in `Writer`.
+        fence(Ordering::Acquire);
+        let head = Head(entry.head.load(Ordering::Relaxed));
+        let mut body = [0; INLINE_WORDS];
+        for (to, from) in body.iter_mut().zip(&entry.body) {
+            *to = from.load(Ordering::Relaxed);
+        }
+        if self.policy == Policy::DropOldest {
+            // C2 (acquire): if a word above was overwritten, `retired` is seen past it. Pairs with R1.
+            fence(Ordering::Acquire);
+            let retired = self.control.retired.load(Ordering::Relaxed);
+            if retired > sequence {
+                return self.overtaken(retired);
+            }
+        }
+        check_head(sequence, head)?;
+        let mut hold = None;
+        if head.kind() == Kind::Slot {
+            let Some(taken) = self.holds.take(sequence) else { return Ok(Read::TooManyHeld) };
+            if self.policy == Policy::DropOldest {
+                // C3 (SeqCst): either the publisher sees the hold, or we see that the sequence was retired. Pairs with
+                // R2.
+                fence(Ordering::SeqCst);
+                let retired = self.control.retired.load(Ordering::Relaxed);
+                if retired > sequence {
+                    drop(taken);
+                    return self.overtaken(retired);
+                }
+            }
+            hold = Some(taken);
+        }
+        self.advance(sequence + 1);
+        Ok(Read::Message { sequence, message: Message { head, body }, hold })
+    }
+
+    /// Looks for the next message that lies in a slot, and holds it: the straight way through what [`read`](Self::read)
+    /// does for one.
+    ///
+    /// Returns `None` when the next thing is anything else (also of another length, where one is given), for a reader
+    /// that may be overtaken, when it has no place for a hold at hand, or when a look for a waiting publisher is due:
+    /// `read` then tells.
+    #[inline(always)]
+    pub fn read_slot(&mut self, exactly: Option<u32>) -> Option<SlotRead> {
+        let sequence = self.cursor;
+        let next = sequence + 1;
+        let entry = self.ring.entry(sequence);
+        if entry.stamp.load(Ordering::Relaxed) != next || next >= self.straight_until {
+            return None;
+        }
+        // C1 (acquire): as in `read`.
+        fence(Ordering::Acquire);
+        let head = Head(entry.head.load(Ordering::Relaxed));
+        if exactly.map_or(head.kind() != Kind::Slot, |bytes| head != Head::new(Kind::Slot, bytes)) {
+            return None;
+        }
+        let word = entry.body[0].load(Ordering::Relaxed);
+        let hold = self.holds.take_at_hand(sequence)?;
+        self.cursor = next;
+        // C4 (release): as in `advance`.
+        self.holds.block().cursor.store(next, Ordering::Release);
+        Some(SlotRead { sequence, bytes: head.bytes(), word, hold })
+    }
+
+    /// Looks for the next inline message of exactly `WORDS` words and `bytes` bytes: the straight way, as
+    /// [`read_slot`](Self::read_slot).
+    #[inline(always)]
+    pub fn read_words<const WORDS: usize>(&mut self, bytes: u32) -> Option<(u64, [u64; WORDS])> {
+        let sequence = self.cursor;
+        let next = sequence + 1;
+        if next >= self.straight_until {
+            return None;
+        }
+        let words = self.peek_inline::<WORDS>(sequence, bytes)?;
+        self.cursor = next;
+        // C4 (release): as in `advance`.
+        self.holds.block().cursor.store(next, Ordering::Release);
+        Some((sequence, words))
+    }
+
+    /// Looks for the next inline message of exactly `WORDS` words and `bytes` bytes, without copying more than those
+    /// words.
+    ///
+    /// Returns `None` when the next thing is anything else (nothing, another kind, an overtake): [`read`](Self::read)
+    /// then tells.
+    #[inline(always)]
+    pub fn read_inline<const WORDS: usize>(&mut self, bytes: u32) -> Option<(u64, [u64; WORDS])> {
+        const { assert!(WORDS <= INLINE_WORDS) };
+        let sequence = self.cursor;
+        let words = self.peek_inline::<WORDS>(sequence, bytes)?;
+        self.advance(sequence + 1);
+        Some((sequence, words))
+    }
+
+    #[inline(always)]
+    fn peek_inline<const WORDS: usize>(&self, sequence: u64, bytes: u32) -> Option<[u64; WORDS]> {
+        let entry = self.ring.entry(sequence);
+        if entry.stamp.load(Ordering::Relaxed) != sequence + 1 {
+            return None;
+        }
+        // C1 (acquire): as in `read`.
+        fence(Ordering::Acquire);
+        if entry.head.load(Ordering::Relaxed) != Head::new(Kind::Inline, bytes).0 {
+            return None;
+        }
+        let mut words = [0; WORDS];
+        for (to, from) in words.iter_mut().zip(&entry.body) {
+            *to = from.load(Ordering::Relaxed);
+        }
+        if self.policy == Policy::DropOldest {
+            // C2 (acquire): as in `read`.
+            fence(Ordering::Acquire);
+            if self.control.retired.load(Ordering::Relaxed) > sequence {
+                return None;
+            }
+        }
+        Some(words)
+    }
+
+    /// Reads up to `most` messages in order and in place: neither entry nor slot is reused before this returns, and no
+    /// hold is taken.
+    ///
+    /// The cursor moves once, at the end; if `each` panics it does not move. Returns how many were read. Only for
+    /// reliable readers: what may be overtaken must be held.
+    ///
+    /// # Errors
+    /// [`LaneFault`] if the publisher wrote what cannot be; messages before that were read.
+    ///
+    /// # Panics
+    /// If the reader may be overtaken.
+    #[inline]
+    pub fn read_batch(
+        &mut self,
+        most: u64,
+        mut each: impl FnMut(u64, &Message) -> Result<(), LaneFault>,
+    ) -> Result<u64, LaneFault> {
+        assert!(self.policy == Policy::Reliable, "a reader that may be overtaken cannot read in place");
+        let begin = self.cursor;
+        let mut sequence = begin;
+        let mut result = Ok(());
+        while sequence - begin < most {
+            let entry = self.ring.entry(sequence);
+            let stamp = entry.stamp.load(Ordering::Relaxed);
+            if stamp != sequence + 1 {
+                if stamp > sequence {
+                    result = Err(self.stamp_fault(stamp, sequence));
+                }
+                break;
+            }
+            // C1 (acquire): as in `read`.
+            fence(Ordering::Acquire);
+            let head = Head(entry.head.load(Ordering::Relaxed));
+            let mut body = [0; INLINE_WORDS];
+            for (to, from) in body.iter_mut().zip(&entry.body) {
+                *to = from.load(Ordering::Relaxed);
+            }
+            result = check_head(sequence, head).and_then(|()| each(sequence, &Message { head, body }));
+            if result.is_err() {
+                break;
+            }
+            sequence += 1;
+        }
+        if sequence != begin {
+            self.advance(sequence);
+        }
+        result.map(|()| sequence - begin)
+    }
+
+    /// As [`read_batch`](Self::read_batch) for inline messages of exactly `WORDS` words and `bytes` bytes; stops at
+    /// anything else.
+    #[inline]
+    pub fn read_inline_batch<const WORDS: usize>(
+        &mut self,
+        most: u64,
+        bytes: u32,
+        mut each: impl FnMut(u64, &[u64; WORDS]),
+    ) -> u64 {
+        const { assert!(WORDS <= INLINE_WORDS) };
+        let begin = self.cursor;
+        let mut sequence = begin;
+        while sequence - begin < most {
+            let Some(words) = self.peek_inline::<WORDS>(sequence, bytes) else { break };
+            each(sequence, &words);
+            sequence += 1;
+        }
+        if sequence != begin {
+            self.advance(sequence);
+        }
+        sequence - begin
+    }
+
+    #[inline(always)]
+    fn advance(&mut self, cursor: u64) {
+        self.cursor = cursor;
+        // C4 (release): whoever sees the cursor sees the holds below it, and our reads happened before. Pairs with A1.
+        self.holds.block().cursor.store(cursor, Ordering::Release);
+        if cursor >= self.look_at {
+            self.look_for_want();
+        }
+    }
+
+    /// Looks whether the publisher waits for room; [`take_wants_room`](Self::take_wants_room) then says so.
+    ///
+    /// # Why no wake is lost
+    /// A publisher stores `want_room`, fences (W2), and asks every reader once more before it waits. A reader moves its
+    /// cursor, fences (W1), and loads `want_room`. So if the publisher did not see the cursor, the reader sees the
+    /// want. A publisher waits for ring room only while its slowest reader has a whole ring unread, and a reader looks
+    /// every quarter ring, so it comes by here before it runs dry. A publisher may also wait for slots, where the pool
+    /// is smaller than all that may be kept: then a reader also looks before it reports empty or parks, and a dropped
+    /// hold looks too.
+    #[cold]
+    pub fn look_for_want(&mut self) {
+        self.look_at = self.cursor + self.look_every;
+        self.straight_until = if self.straight { self.look_at } else { 0 };
+        // W1 (SeqCst): the cursor's store is before this load. Pairs with W2.
+        fence(Ordering::SeqCst);
+        self.wants_room |= self.control.want_room.load(Ordering::Relaxed) != 0;
+    }
+
+    /// Whether the publisher was seen waiting for room: [`take_wants_room`](Self::take_wants_room) is due.
+    #[inline(always)]
+    #[must_use]
+    pub fn wants_room(&self) -> bool {
+        self.wants_room
+    }
+
+    /// Whether the publisher was seen waiting for room since the last call: the caller wakes it.
+    #[inline(always)]
+    pub fn take_wants_room(&mut self) -> bool {
+        core::mem::take(&mut self.wants_room)
+    }
+
+    #[cold]
+    fn read_other(&mut self, stamp: u64) -> Result<Read, LaneFault> {
+        let cursor = self.cursor;
+        if stamp <= cursor {
+            return Ok(Read::Empty);
+        }
+        // C2 (acquire): a stamp beyond ours comes after a `retired` beyond ours. Pairs with R1.
+        fence(Ordering::Acquire);
+        let retired = self.control.retired.load(Ordering::Relaxed);
+        if self.policy == Policy::Reliable || retired <= cursor {
+            return Err(self.stamp_fault(stamp, cursor));
+        }
+        self.overtaken(retired)
+    }
+
+    #[cold]
+    fn stamp_fault(&self, stamp: u64, cursor: u64) -> LaneFault {
+        LaneFault::Stamp { stamp, cursor, retired: self.control.retired.load(Ordering::Relaxed) }
+    }
+
+    #[cold]
+    fn overtaken(&mut self, retired: u64) -> Result<Read, LaneFault> {
+        if retired > SEQUENCE_END {
+            return Err(LaneFault::Stamp { stamp: self.cursor + 1, cursor: self.cursor, retired });
+        }
+        let lost = retired - self.cursor;
+        let counter = &self.holds.block().lost;
+        counter.store(counter.load(Ordering::Relaxed) + lost, Ordering::Relaxed);
+        self.advance(retired);
+        Ok(Read::Overtaken { lost })
+    }
+
+    /// Adds to this reader's counts; once a batch is enough.
+    #[inline(always)]
+    pub fn count(&self, messages: u64, bytes: u64) {
+        let block = self.holds.block();
+        block.received.store(block.received.load(Ordering::Relaxed) + messages, Ordering::Relaxed);
+        block.received_bytes.store(block.received_bytes.load(Ordering::Relaxed) + bytes, Ordering::Relaxed);
+    }
+
+    /// Entries in the ring.
+    #[must_use]
+    pub fn capacity(&self) -> u64 {
+        self.capacity
+    }
+
+    /// Whether nothing read from this lane is still held.
+    #[must_use]
+    pub fn holds_nothing(&self) -> bool {
+        self.holds.holds_nothing()
+    }
+
+    /// The sequence at which the publisher ended the lane in good order, if it has. A claim: it may lie below the
+    /// cursor.
+    #[must_use]
+    pub fn ended_at(&self) -> Option<u64> {
+        let ended = self.control.ended.load(Ordering::Relaxed);
+        // E2 (acquire): every stamp before the end is visible. Pairs with E1 in `Writer::end`.
+        fence(Ordering::Acquire);
+        ended.checked_sub(1)
+    }
+
+    /// Ends the reader; what it still holds stays valid, and is returned as an orphan to be freed later.
+    #[must_use]
+    pub fn retire(self) -> Option<Orphan> {
+        self.holds.retire()
+    }
+}
+
+/// Refuses an inline message that is longer than an entry, so that nobody slices past its body.
+#[inline]
+fn check_head(sequence: u64, head: Head) -> Result<(), LaneFault> {
+    if head.kind() == Kind::Inline && head.bytes() as usize > INLINE_BYTES {
+        return Err(LaneFault::Head { sequence, head: head.0 });
+    }
+    Ok(())
+}
+
+/// Reads a slot's descriptor out of a message.
+///
+/// # Errors
+/// [`LaneFault::Descriptor`] if bits that must be zero are not.
+#[inline(always)]
+pub fn descriptor_of(sequence: u64, message: &Message) -> Result<RawDescriptor, LaneFault> {
+    let word = message.body[0];
+    RawDescriptor::from_word(word).ok_or(LaneFault::Descriptor { sequence, word })
+}

@@ -1,0 +1,25 @@
+//! zcmi, a Zero-Copy Memory Interface: hand messages from one process to another without a copy.
+#![forbid(unsafe_code)]
+
+pub use zcmi_ipc::{
+    Event, Forked, LoanError, NoRoom, Observed, Process, ProcessError, PublishError, PublishRefusal, Publisher,
+    PublisherError, ReceiveError, Refusal, SendError, Service, ServiceError, Subscriber, SubscriberError, Wait,
+    WhenFull, observe,
+};
+pub use zcmi_ipc::{directory, name, report};
+pub use zcmi_mem::lease::{Lease, LeaseMut, Sample};
+pub use zcmi_mem::payload;
+pub use zcmi_mem::payload::payload;
+pub use zcmi_mem::{ledger, pool, region};
+
+/// What most programs need.
+pub mod prelude {
+    pub use crate::payload::Payload;
+    pub use crate::payload::payload;
+    pub use crate::{Event, Lease, LeaseMut, Publisher, Sample, Service, Subscriber, Wait, WhenFull};
+}
+
+/// The code of the README, compiled and run.
+#[doc = include_str!("../../../README.md")]
+#[cfg(doctest)]
+pub struct Readme;

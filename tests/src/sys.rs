@@ -1,0 +1,75 @@
+//! Kernel calls and raw memory that tests need and the libraries rightly do not offer.
+//!
+//! Every unsafe block here relies on its caller being a test that knows what it touches: an address that it took from a
+//! live sample or lease of its own process, or a fork whose child does nothing but what the test says.
+#![allow(unsafe_code)]
+
+use std::io;
+
+/// What a fork came to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Forked {
+    /// We are the child.
+    Child,
+    /// We are the parent of this process.
+    Parent(i32),
+}
+
+/// Forks this process; the child has one thread, this one.
+///
+/// # Errors
+/// What the system answered.
+pub fn fork() -> io::Result<Forked> {
+    // SAFETY: takes no memory of ours. What the child may do afterwards is the test's business; it calls only what is
+    // under test.
+    match unsafe { libc::fork() } {
+        -1 => Err(io::Error::last_os_error()),
+        0 => Ok(Forked::Child),
+        pid => Ok(Forked::Parent(pid)),
+    }
+}
+
+/// Ends this process at once: no handler, no destructor, no buffer.
+pub fn end_now(status: u8) -> ! {
+    // SAFETY: takes no memory, and does not return.
+    unsafe { libc::_exit(status.into()) }
+}
+
+/// Waits for a child to end. Returns its status, or 128 and the signal's number.
+///
+/// # Errors
+/// What the system answered.
+pub fn wait_for(pid: i32) -> io::Result<i32> {
+    let mut status = 0;
+    // SAFETY: `status` is a writable int that lives over the call.
+    let waited = unsafe { libc::waitpid(pid, &raw mut status, 0) };
+    if waited != pid {
+        return Err(io::Error::last_os_error());
+    }
+    if libc::WIFEXITED(status) { Ok(libc::WEXITSTATUS(status)) } else { Ok(128 + libc::WTERMSIG(status)) }
+}
+
+/// Writes one byte at an address of this process, whatever lies there.
+///
+/// # Panics
+/// If `/proc/self/maps` names no writable mapping there.
+pub fn poke(address: usize, byte: u8) {
+    let mapping = crate::look::mapping(std::process::id(), address).expect("a mapping there");
+    assert!(mapping.writable, "{mapping:?} is not writable");
+    let at = std::ptr::with_exposed_provenance_mut::<u8>(address);
+    // SAFETY: the mapping exists and is writable (looked up above); the test gave an address inside a slot of its own
+    // pool, which no reference of this process covers at this moment.
+    unsafe { at.write_volatile(byte) };
+}
+
+/// Reads one byte at an address of this process, so that the compiler keeps no older value.
+///
+/// # Panics
+/// If `/proc/self/maps` names no mapping there.
+#[must_use]
+pub fn peek(address: usize) -> u8 {
+    assert!(crate::look::mapping(std::process::id(), address).is_some(), "no mapping at {address:#x}");
+    let at = std::ptr::with_exposed_provenance::<u8>(address);
+    // SAFETY: the mapping exists (looked up above), and every mapping that a test asks about is readable.
+    unsafe { at.read_volatile() }
+}
