@@ -166,9 +166,11 @@ pub fn run(options: &IpcOptions) -> Result<Report, BenchError> {
             contenders.push(bare(bytes, pair, options)?);
         }
     }
-    if options.wants("pubsub") || options.wants("stream") {
-        for &bytes in &options.sizes {
-            contenders.push(ours(bytes, pair, options)?);
+    for (row, stream) in [("stream", true), ("pubsub", false)] {
+        if options.wants(row) {
+            for &bytes in &options.sizes {
+                contenders.push(ours(row, stream, bytes, pair, options)?);
+            }
         }
     }
     let progress = options.progress;
@@ -276,31 +278,27 @@ fn bare<'a>(bytes: usize, pair: Pair, options: &IpcOptions) -> Result<Contender<
     })
 }
 
-/// Rows `pubsub` and `stream` of one size, over the same pair of processes.
-fn ours<'a>(bytes: usize, pair: Pair, options: &IpcOptions) -> Result<Contender<'a, BenchError>, BenchError> {
-    let mut near = pubsub::near(bytes, pair).map_err(in_row("pubsub", bytes))?;
-    let (latency, stream) = (options.wants("pubsub"), options.wants("stream"));
+/// Row `pubsub` or `stream` of one size.
+fn ours<'a>(
+    row: &'static str,
+    stream: bool,
+    bytes: usize,
+    pair: Pair,
+    options: &IpcOptions,
+) -> Result<Contender<'a, BenchError>, BenchError> {
+    let mut near = pubsub::near(bytes, stream, pair).map_err(in_row(row, bytes))?;
     let (samples, target) = (options.samples, options.stream);
-    // A payload that travels in the entry is written there and read out of it; a loaned one is not copied at all.
-    let copied = if bytes <= 40 { 2.0 } else { 0.0 };
     Ok(Box::new(move || {
-        let mut rows = Vec::new();
+        let mut figures = Row::new(SUITE, row, bytes);
+        // A payload that travels in the entry is written there and read out of it; a loaned one is not copied at all.
+        figures.copied_user_per_byte = Some(if bytes <= 40 { 2.0 } else { 0.0 });
+        figures.copied_kernel_per_byte = Some(0.0);
         if stream {
-            let mut row = Row::new(SUITE, "stream", bytes);
-            near.stream(target).map_err(in_row("stream", bytes))?.fill(&mut row);
-            row.copied_user_per_byte = Some(copied);
-            row.copied_kernel_per_byte = Some(0.0);
-            rows.push(Observation::of_row(row).explained("this row is measured for throughput alone"));
+            near.stream(target).map_err(in_row(row, bytes))?.fill(&mut figures);
+            return Ok(vec![Observation::of_row(figures).explained("this row is measured for throughput alone")]);
         }
-        if latency {
-            let mut row = Row::new(SUITE, "pubsub", bytes);
-            row.copied_user_per_byte = Some(copied);
-            row.copied_kernel_per_byte = Some(0.0);
-            let latencies = near.latency(samples).map_err(in_row("pubsub", bytes))?;
-            let observed = Observation::of_latencies(row, latencies);
-            rows.push(observed.explained("this row is measured for latency alone"));
-        }
-        Ok(rows)
+        let latencies = near.latency(samples).map_err(in_row(row, bytes))?;
+        Ok(vec![Observation::of_latencies(figures, latencies).explained("this row is measured for latency alone")])
     }))
 }
 

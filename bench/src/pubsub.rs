@@ -148,14 +148,21 @@ struct PubSub<C: Carrier> {
 }
 
 impl<C: Carrier> PubSub<C> {
-    fn open(directory: &Path, words: usize, out: &str, back: &str) -> Result<Self, LinkError> {
+    fn open(directory: &Path, words: usize, stream: bool, out: &str, back: &str) -> Result<Self, LinkError> {
         let process = Process::open(RuntimeDirectory::at(directory)?)?;
         let bytes = words * 8;
-        let capacity = (FOOTPRINT_BYTES / bytes.next_multiple_of(64)).clamp(4, 1024).next_power_of_two() as u64;
         let service = |name: &str| Ok::<_, LinkError>(Service::with(ServiceName::new(name)?, process.clone())?);
-        let options = service(out)?.publisher().capacity(capacity).max_len(words.max(1)).loans(1);
-        let publisher = options.reader_slots(2).create()?;
-        let mut subscriber = service(back)?.subscriber().holds(2).join()?;
+        let mut options = service(out)?.publisher().max_len(words.max(1));
+        let mut joining = service(back)?.subscriber();
+        if stream {
+            // The slots of a stream stay in a cache that both sides reach, as in row `bare`; one slot to write into and
+            // one that a reader may hold belong to them.
+            let slots = (FOOTPRINT_BYTES / bytes.next_multiple_of(64)).clamp(4, 1024).next_power_of_two() as u64;
+            options = options.capacity(if slots > 8 { slots } else { slots / 2 }).loans(1).reader_slots(1);
+            joining = joining.holds(1);
+        }
+        let publisher = options.create()?;
+        let mut subscriber = joining.join()?;
         if publisher.wait_for_subscribers(1, JOIN) == 0 {
             return Err("the other side did not join".into());
         }
@@ -225,6 +232,8 @@ impl<C: Carrier> Link for PubSub<C> {
 struct Setup {
     cpu: usize,
     payload_bytes: usize,
+    /// Whether a stream is to be measured, else latency.
+    stream: bool,
     directory: PathBuf,
 }
 
@@ -274,13 +283,13 @@ impl<L: Link> Measured for Near<L, Child> {
 }
 
 /// Starts the far side and joins it.
-pub(crate) fn near(payload_bytes: usize, pair: Pair) -> Result<Box<dyn Measured>, LinkError> {
+pub(crate) fn near(payload_bytes: usize, stream: bool, pair: Pair) -> Result<Box<dyn Measured>, LinkError> {
     let scratch = Scratch::new()?;
     let child = Child::spawn("pubsub")?;
-    let setup = Setup { cpu: pair.far, payload_bytes, directory: scratch.0.clone() };
+    let setup = Setup { cpu: pair.far, payload_bytes, stream, directory: scratch.0.clone() };
     child.channel().send(&setup, &[])?;
     with_carrier!(payload_bytes, Words => {
-        let mut link = PubSub::<Words>::open(&scratch.0, payload_bytes / 8, OUT, BACK)?;
+        let mut link = PubSub::<Words>::open(&scratch.0, payload_bytes / 8, stream, OUT, BACK)?;
         child.channel().receive::<()>(0)?;
         link.scratch = Some(scratch);
         Ok(Box::new(Near::new(link, child, payload_bytes)))
@@ -292,7 +301,7 @@ pub(crate) fn far(channel: &Channel) -> RoleResult {
     let (setup, _) = channel.receive::<Setup>(0)?;
     let _pinned = pin::pin(setup.cpu)?;
     with_carrier!(setup.payload_bytes, Words => {
-        let mut link = PubSub::<Words>::open(&setup.directory, setup.payload_bytes / 8, BACK, OUT)?;
+        let mut link = PubSub::<Words>::open(&setup.directory, setup.payload_bytes / 8, setup.stream, BACK, OUT)?;
         channel.send(&(), &[])?;
         serve(channel, &mut link)
     })

@@ -36,6 +36,8 @@ use crate::sys;
 const SPIN: Duration = Duration::from_micros(50);
 /// Memory that a pool sets aside by default for what readers hold and for the ring, each.
 const DEFAULT_BUDGET_BYTES: usize = 16 << 20;
+/// Messages that a batch writes before it takes the seat.
+const BATCH: usize = 32;
 /// The largest ring.
 pub const MAX_CAPACITY: u64 = 1 << 20;
 /// The largest message.
@@ -218,7 +220,7 @@ impl<M: Message + ?Sized> Publisher<M> {
             return Ok(LeaseMut::inline(bytes));
         }
         if let Some(pool) = &mut self.pool
-            && let Ok(slot) = pool.take(bytes)
+            && let Some(slot) = pool.take_at_hand(bytes)
         {
             return Ok(LeaseMut::slot(slot, bytes));
         }
@@ -454,58 +456,96 @@ impl<M: Message> Publisher<M> {
     ///
     /// # Errors
     /// [`SendError`]; what was published before stays published.
-    #[inline(always)]
+    #[inline]
     pub fn publish_batch(&mut self, count: u64, mut fill: impl FnMut(u64, &mut M)) -> Result<(), SendError> {
         let mut done = 0;
         while done < count {
+            let step = (count - done).min(BATCH as u64) as usize;
+            // Everything is written before the seat is taken: what `fill` does must not keep the control thread
+            // waiting.
+            if is_inline(M::ELEMENT_BYTES, M::ELEMENT_ALIGN) {
+                let mut messages = [[0_u64; INLINE_WORDS]; BATCH];
+                for (index, words) in messages[..step].iter_mut().enumerate() {
+                    let bytes = &mut words.as_mut_bytes()[..M::ELEMENT_BYTES];
+                    let message = M::from_bytes_mut(bytes).expect("a message of this type fits its own size");
+                    fill(done + index as u64, message);
+                }
+                self.publish_all_words(&messages[..step])?;
+            } else {
+                let filled = match &mut self.pool {
+                    Some(pool) => raw::fill_slots(pool, step, |index, message| fill(done + index, message)),
+                    None => raw::Filled::none(),
+                };
+                if filled.is_empty() {
+                    // No slot is at hand: this one is waited for, as the policy says.
+                    let mut lease = self.loan()?;
+                    fill(done, &mut lease);
+                    self.publish(lease).map_err(|error| error.reason)?;
+                    done += 1;
+                    continue;
+                }
+                done += filled.len() as u64;
+                self.publish_all_slots(filled)?;
+                continue;
+            }
+            done += step as u64;
+        }
+        Ok(())
+    }
+
+    /// Publishes messages that travel in entries, as many at once as there is room for.
+    #[inline(always)]
+    fn publish_all_words(&mut self, messages: &[[u64; INLINE_WORDS]]) -> Result<(), SendError> {
+        let bytes = M::ELEMENT_BYTES as u32;
+        let mut rest = messages;
+        while let Some(first) = rest.first() {
             self.check_life().map_err(LoanError::from)?;
-            let step = self.publish_step(count - done, done, &mut fill)?;
-            done += step;
-            if step == 0 {
-                let mut lease = self.loan()?;
-                fill(done, &mut lease);
-                self.publish(lease).map_err(|error| error.reason)?;
-                done += 1;
+            let staged = {
+                let mut reading = self.seat.sit();
+                let reading = &mut *reading;
+                let room = match reading.writer.reserve(&mut |_| {}) {
+                    Ok(()) => (reading.writer.room() as usize).min(rest.len()),
+                    Err(_) => 0,
+                };
+                for (ahead, words) in rest[..room].iter().enumerate() {
+                    stage_words(&mut reading.writer, ahead as u64, bytes, words);
+                }
+                reading.writer.commit(room as u64);
+                reading.wake_sleepers();
+                room
+            };
+            if staged == 0 {
+                let lease = LeaseMut::from_parts(Loaned::Inline(*first), bytes);
+                self.publish_slow(lease).map_err(|error| error.reason)?;
+                rest = &rest[1..];
+            } else {
+                rest = &rest[staged..];
             }
         }
         Ok(())
     }
 
+    /// Publishes slots that are filled, as many at once as there is room for.
     #[inline(always)]
-    fn publish_step(&mut self, most: u64, first: u64, fill: &mut impl FnMut(u64, &mut M)) -> Result<u64, LoanError> {
-        let mut reading = self.seat.sit();
-        let reading = &mut *reading;
-        let reserved = match &mut self.pool {
-            Some(pool) => raw::reserve(&mut reading.writer, pool),
-            None => reading.writer.reserve(&mut |_| {}),
-        };
-        if reserved.is_err() {
-            return Ok(0);
-        }
-        let room = reading.writer.room().min(most);
-        let bytes = M::ELEMENT_BYTES as u32;
-        let mut staged = 0;
-        while staged < room {
-            if is_inline(M::ELEMENT_BYTES, M::ELEMENT_ALIGN) {
-                let mut words = [0_u64; INLINE_WORDS];
-                let room = &mut words.as_mut_bytes()[..M::ELEMENT_BYTES];
-                fill(first + staged, M::from_bytes_mut(room).expect("a message of this type fits its own size"));
-                stage_words(&mut reading.writer, staged, bytes, &words);
-            } else {
-                let Some(pool) = &mut self.pool else { break };
-                let Ok(slot) = pool.take(M::ELEMENT_BYTES) else { break };
-                let mut lease = LeaseMut::<M>::slot(slot, M::ELEMENT_BYTES);
-                fill(first + staged, &mut lease);
-                if let (Loaned::Slot(slot), _) = lease.into_parts() {
-                    let slot = pool.publish(slot);
-                    reading.writer.stage_slot(staged, slot, bytes);
-                }
+    fn publish_all_slots(&mut self, mut filled: raw::Filled) -> Result<(), SendError> {
+        while !filled.is_empty() {
+            self.check_life().map_err(LoanError::from)?;
+            let Some(pool) = &mut self.pool else { break };
+            let staged = {
+                let mut reading = self.seat.sit();
+                let reading = &mut *reading;
+                let staged = raw::stage_slots(&mut reading.writer, pool, &mut filled, M::ELEMENT_BYTES as u32);
+                reading.wake_sleepers();
+                staged
+            };
+            if staged == 0
+                && let Some(slot) = raw::take_first(pool, &mut filled)
+            {
+                let lease = LeaseMut::slot(slot, M::ELEMENT_BYTES);
+                self.publish_slow(lease).map_err(|error| error.reason)?;
             }
-            staged += 1;
         }
-        reading.writer.commit(staged);
-        reading.wake_sleepers();
-        Ok(staged)
+        Ok(())
     }
 }
 

@@ -10,7 +10,7 @@ mod options;
 mod raw;
 
 pub use event::{Event, ReceiveError, Refusal, SubscriberError};
-pub(crate) use lane::{Lane, LaneOffer};
+pub(crate) use lane::{Lane, LaneOffer, LaneTerms};
 pub use options::SubscriberOptions;
 
 use core::fmt;
@@ -23,7 +23,7 @@ use std::time::{Duration, Instant};
 
 use rustix::event::{PollFd, PollFlags};
 use zcmi_mem::fork::{CalmView, CalmWord, ForkGuardError};
-use zcmi_mem::lease::{Sample, is_inline};
+use zcmi_mem::lease::{Located, Sample, is_inline};
 use zcmi_mem::payload::{Message, MessageRecord};
 use zcmi_ring::LifeMark;
 use zcmi_ring::reader::SlotRead;
@@ -153,17 +153,21 @@ impl<M: Message + ?Sized> Subscriber<M> {
         {
             if !M::SLICE && is_inline(M::ELEMENT_BYTES, M::ELEMENT_ALIGN) {
                 if let Some((sequence, words)) = read_words::<M>(&mut lane.reader) {
-                    self.turn();
+                    if lane.reader.is_to_stop() {
+                        self.turn_and_look();
+                    }
                     return Ok(Some(Sample::inline_whole(sequence, words)));
                 }
             } else if let Some(read) = lane.reader.read_slot(exactly::<M>()) {
                 if M::SLICE {
                     lane.reader.count(0, read.bytes.into());
                 }
-                let Some(located) = lane.pool.locate::<M>(read.word, read.bytes) else {
+                let Some(located) = raw::locate::<M>(&lane.pool, &read) else {
                     return self.take_oddly(read);
                 };
-                self.turn();
+                if lane.reader.is_to_stop() {
+                    return self.turn_look_and_give(located, read);
+                }
                 return Ok(Some(raw::sample_at(located, read)));
             }
         }
@@ -177,19 +181,35 @@ impl<M: Message + ?Sized> Subscriber<M> {
         let at = self.next;
         match raw::sample_of(&self.lanes[at].pool, read) {
             Ok(sample) => {
-                self.turn();
+                self.turn_and_look();
                 Ok(Some(sample))
             }
             Err(fault) => self.look_closer(at, Look::Faulty(pool_fault(fault))),
         }
     }
 
-    /// Gives the next lane its turn.
-    #[inline(always)]
-    fn turn(&mut self) {
-        if self.lanes.len() > 1 {
-            self.turn_after(self.next);
+    /// With several lanes, each message is followed by another lane's turn.
+    fn stop_where_many(&mut self) {
+        let many = self.lanes.len() > 1;
+        for lane in &mut self.lanes {
+            lane.reader.set_stops_each(many);
         }
+    }
+
+    /// After a message of the lane whose turn it is: the look for a waiting publisher, if it is due, and the next
+    /// lane's turn.
+    #[inline(never)]
+    fn turn_and_look(&mut self) {
+        let at = self.next;
+        self.lanes[at].look_if_due();
+        self.turn_after(at);
+    }
+
+    /// As [`turn_and_look`](Self::turn_and_look), on the way out with a message.
+    #[inline(never)]
+    fn turn_look_and_give(&mut self, located: Located, read: SlotRead) -> Result<Option<Sample<M>>, ReceiveError> {
+        self.turn_and_look();
+        Ok(Some(raw::sample_at(located, read)))
     }
 
     /// Gives the lane behind `at` its turn.
@@ -305,6 +325,7 @@ impl<M: Message + ?Sized> Subscriber<M> {
 
     fn close_lane(&mut self, at: usize) {
         let lane = self.lanes.remove(at);
+        self.stop_where_many();
         self.process.mailbox().send(Command::CloseLane { endpoint: self.endpoint, lane: Box::new(lane) });
     }
 
@@ -325,6 +346,7 @@ impl<M: Message + ?Sized> Subscriber<M> {
                 Note::Lane(lane) => {
                     self.push_event(Event::Joined { publisher: lane.peer, pid: lane.pid, start: lane.start });
                     self.lanes.push(*lane);
+                    self.stop_where_many();
                 }
                 Note::Refused(refusal) => self.push_event(Event::Refused(refusal)),
                 Note::Died(peer) => {

@@ -104,9 +104,10 @@ pub struct Reader {
     capacity: u64,
     /// The cursor at which `want_room` is looked at next.
     look_at: u64,
-    /// The straight ways end here: at `look_at`, or at once for a reader that may be overtaken or that is not to use
-    /// them.
-    straight_until: u64,
+    /// What [`is_to_stop`](Self::is_to_stop) compares the cursor with: `look_at`, or 0 to stop after each message.
+    stop_at: u64,
+    stops_each: bool,
+    /// Whether the straight ways may be used.
     straight: bool,
     look_every: u64,
     wants_room: bool,
@@ -134,7 +135,8 @@ impl Reader {
             policy,
             capacity,
             look_at: start + look_every,
-            straight_until: if policy == Policy::Reliable { start + look_every } else { 0 },
+            stop_at: start + look_every,
+            stops_each: false,
             straight: policy == Policy::Reliable,
             look_every,
             wants_room: false,
@@ -159,7 +161,6 @@ impl Reader {
     /// forbidden, they find nothing. A reader that may be overtaken never has them.
     pub fn set_straight(&mut self, allowed: bool) {
         self.straight = allowed && self.policy == Policy::Reliable;
-        self.straight_until = if self.straight { self.look_at } else { 0 };
     }
 
     /// This reader's own block.
@@ -238,7 +239,7 @@ impl Reader {
         let sequence = self.cursor;
         let next = sequence + 1;
         let entry = self.ring.entry(sequence);
-        if entry.stamp.load(Ordering::Relaxed) != next || next >= self.straight_until {
+        if entry.stamp.load(Ordering::Relaxed) != next || !self.straight {
             return None;
         }
         // C1 (acquire): as in `read`.
@@ -261,7 +262,7 @@ impl Reader {
     pub fn read_words<const WORDS: usize>(&mut self, bytes: u32) -> Option<(u64, [u64; WORDS])> {
         let sequence = self.cursor;
         let next = sequence + 1;
-        if next >= self.straight_until {
+        if !self.straight {
             return None;
         }
         let words = self.peek_inline::<WORDS>(sequence, bytes)?;
@@ -392,6 +393,65 @@ impl Reader {
         }
     }
 
+    /// Has [`is_to_stop`](Self::is_to_stop) say yes after each message, for a caller with something to do then.
+    pub fn set_stops_each(&mut self, each: bool) {
+        self.stops_each = each;
+        self.stop_at = if each { 0 } else { self.look_at };
+    }
+
+    /// Whether the caller of a straight way has something to do: a [look](Self::look_is_due), or what it
+    /// [asked for](Self::set_stops_each).
+    #[inline(always)]
+    #[must_use]
+    pub fn is_to_stop(&self) -> bool {
+        self.cursor >= self.stop_at
+    }
+
+    /// Whether [`look_for_want`](Self::look_for_want) is due, a quarter of the ring after the last.
+    #[inline(always)]
+    #[must_use]
+    pub fn look_is_due(&self) -> bool {
+        self.cursor >= self.look_at
+    }
+
+    /// Reads up to `most` messages that lie in slots, in order and in place, by the straight way: stops at anything
+    /// else.
+    ///
+    /// The cursor moves once, at the end, so nothing is reused before this returns; if `each` panics it does not move.
+    /// `each` gets sequence, descriptor and length, both claims, and says whether they were lawful; at an unlawful one
+    /// it stops. Afterwards as for [`read_slot`](Self::read_slot).
+    #[inline(always)]
+    pub fn read_slot_batch(
+        &mut self,
+        most: u64,
+        exactly: Option<u32>,
+        mut each: impl FnMut(u64, u64, u32) -> bool,
+    ) -> u64 {
+        let begin = self.cursor;
+        let mut sequence = begin;
+        while self.straight && sequence - begin < most {
+            let entry = self.ring.entry(sequence);
+            if entry.stamp.load(Ordering::Relaxed) != sequence + 1 {
+                break;
+            }
+            // C1 (acquire): as in `read`.
+            fence(Ordering::Acquire);
+            let head = Head(entry.head.load(Ordering::Relaxed));
+            if exactly.map_or(head.kind() != Kind::Slot, |bytes| head != Head::new(Kind::Slot, bytes))
+                || !each(sequence, entry.body[0].load(Ordering::Relaxed), head.bytes())
+            {
+                break;
+            }
+            sequence += 1;
+        }
+        if sequence != begin {
+            self.cursor = sequence;
+            // C4 (release): as in `advance`.
+            self.holds.block().cursor.store(sequence, Ordering::Release);
+        }
+        sequence - begin
+    }
+
     /// Looks whether the publisher waits for room; [`take_wants_room`](Self::take_wants_room) then says so.
     ///
     /// # Why no wake is lost
@@ -404,7 +464,7 @@ impl Reader {
     #[cold]
     pub fn look_for_want(&mut self) {
         self.look_at = self.cursor + self.look_every;
-        self.straight_until = if self.straight { self.look_at } else { 0 };
+        self.set_stops_each(self.stops_each);
         // W1 (SeqCst): the cursor's store is before this load. Pairs with W2.
         fence(Ordering::SeqCst);
         self.wants_room |= self.control.want_room.load(Ordering::Relaxed) != 0;

@@ -100,6 +100,17 @@ impl PublisherEntry {
         }
     }
 
+    /// Forgets the readers that the lane has ended because of what they claimed: their places and slots are free again.
+    fn drop_rogues(&mut self) {
+        let rogues = self.new.seat.change(|reading| reading.writer.take_rogues());
+        for (index, _) in rogues {
+            let of_index = self.readers.iter().find(|(_, record)| record.index == index);
+            if let Some(key) = of_index.map(|(&key, _)| key) {
+                self.forget_reader(key);
+            }
+        }
+    }
+
     fn forget_reader(&mut self, key: (Incarnation, u32)) {
         let Some(record) = self.readers.remove(&key) else { return };
         self.new.seat.change(|reading| reading.remove(record.index));
@@ -313,6 +324,7 @@ impl Control {
             return Err((RefusalCode::TooManySubscribers, text));
         }
         let policy = if join.drop_oldest { Policy::DropOldest } else { Policy::Reliable };
+        entry.drop_rogues();
         let late = entry.new.late_joiners;
         let added = entry.new.seat.change(|reading| {
             if !late && reading.writer.tail() > reading.first {

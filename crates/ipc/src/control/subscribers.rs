@@ -15,7 +15,7 @@ use crate::directory::{Facts, ParticipantFile, Role};
 use crate::name::{Incarnation, ServiceName};
 use crate::process::ExtentGuard;
 use crate::socket::ConnectError;
-use crate::subscriber::{Lane, LaneOffer, NewSubscriber, Note, Refusal, SubscriberError};
+use crate::subscriber::{Lane, LaneOffer, LaneTerms, NewSubscriber, Note, Refusal, SubscriberError};
 use crate::wire::{Accepted, Announce, Join, LaneName, Message, Refused, RegionName, VERSION};
 
 /// How often a peer whose backlog is full is tried again.
@@ -313,9 +313,13 @@ impl Control {
         let result = offered.and_then(|offer| {
             let entry = self.subscribers.get_mut(&subscriber).ok_or("the subscriber is gone")?;
             let record = entry.lanes.get_mut(&(peer, publisher)).ok_or("the lane is gone")?;
-            let drop_oldest = entry.new.drop_oldest;
-            let ready = entry.waiter.is_some();
-            let lane = Lane::new(offer, record.view.clone(), record.pid, drop_oldest, ready, life, mailbox)?;
+            let terms = LaneTerms {
+                pid: record.pid,
+                least_bytes: if entry.new.record.slice { 0 } else { entry.new.record.element.bytes as usize },
+                drop_oldest: entry.new.drop_oldest,
+                parks: entry.waiter.is_some(),
+            };
+            let lane = Lane::new(offer, record.view.clone(), terms, life, mailbox)?;
             record.granted = true;
             entry.answered(peer, publisher);
             entry.new.shared.note(Note::Lane(Box::new(lane)));

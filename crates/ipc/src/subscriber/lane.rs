@@ -33,6 +33,18 @@ pub(crate) struct LaneOffer {
     pub(crate) pool: Option<(Arc<PeerRegion>, PoolName)>,
 }
 
+/// What a subscriber brings to a lane.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct LaneTerms {
+    /// The publisher's process number.
+    pub(crate) pid: u32,
+    /// The length of the messages, where all have one.
+    pub(crate) least_bytes: usize,
+    pub(crate) drop_oldest: bool,
+    /// Whether the publisher knows already that this subscriber may park.
+    pub(crate) parks: bool,
+}
+
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum LaneState {
     Live,
@@ -77,13 +89,12 @@ impl Lane {
     pub(crate) fn new(
         offer: LaneOffer,
         block: View<ReaderBlock>,
-        pid: u32,
-        drop_oldest: bool,
-        parks: bool,
+        terms: LaneTerms,
         life: LifeMark,
         mailbox: Arc<Mailbox>,
     ) -> Result<Self, String> {
         let LaneOffer { peer, accepted, lane, ring, wake, pool } = offer;
+        let LaneTerms { pid, least_bytes, drop_oldest, parks } = terms;
         let at = |what: &str, claim: u64| usize::try_from(claim).map_err(|_| format!("{what} is at {claim}"));
         let text = |error: zcmi_mem::region::OutOfRegion| error.to_string();
         let control = lane.view::<LaneControl>(at("the lane", accepted.control)?, 1).map_err(text)?;
@@ -103,7 +114,11 @@ impl Lane {
             Some((region, name)) => {
                 let plan = PoolPlan::new(name.classes).map_err(|error| error.to_string())?;
                 let span = region.bytes(at("the pool", name.offset)?, plan.bytes()).map_err(text)?;
-                let pool = PeerPool::new(&plan, span);
+                let least = plan.classes()[0].slot_bytes;
+                if least < least_bytes {
+                    return Err(format!("slots of {least} bytes are too small for messages of {least_bytes}"));
+                }
+                let pool = PeerPool::new(&plan, span, least_bytes);
                 keep.extend(pool.keeper());
                 pool
             }
@@ -180,6 +195,14 @@ impl Lane {
         }
     }
 
+    /// A quarter of the ring after the last look, whether the publisher waits is looked at again.
+    #[inline(always)]
+    pub(super) fn look_if_due(&mut self) {
+        if self.reader.look_is_due() {
+            self.look_for_want();
+        }
+    }
+
     #[cold]
     fn wake_publisher(&mut self) {
         let _wanted = self.reader.take_wants_room();
@@ -191,6 +214,7 @@ impl Lane {
     }
 
     /// Looks once more whether the publisher waits, before the reader sleeps or when it found nothing.
+    #[cold]
     pub(super) fn look_for_want(&mut self) {
         self.reader.look_for_want();
         self.look_after();

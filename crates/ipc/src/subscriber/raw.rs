@@ -12,7 +12,7 @@ use zcmi_ring::reader::SlotRead;
 use zcmi_ring::{Hold, Kind, LaneFault, OwnedBlock, Policy, Reader, ReaderBlock, View};
 use zerocopy::IntoBytes;
 
-use super::lane::{Lane, lane_fault, pool_fault};
+use super::lane::{Lane, exactly, lane_fault, pool_fault};
 
 /// Takes over a block that was allocated for one lane.
 pub(super) fn own(block: View<ReaderBlock>) -> OwnedBlock {
@@ -34,6 +34,13 @@ pub(super) fn sample<M: Message + ?Sized>(
     // overtaken), and its table keeps the pool.
     let sample = unsafe { pool.sample(sequence, word, message.head.bytes(), hold) };
     sample.map_err(pool_fault)
+}
+
+/// Where the message is that [`Reader::read_slot`] found, if the pool's first class has it.
+#[inline(always)]
+pub(super) fn locate<M: Message + ?Sized>(pool: &PeerPool, read: &SlotRead) -> Option<Located> {
+    // SAFETY: `Lane::new` made the pool for the length of the service's messages, which the join compared with `M`'s.
+    unsafe { pool.locate::<M>(read.word, read.bytes) }
 }
 
 /// The sample of a located message that [`Reader::read_slot`] found.
@@ -67,11 +74,28 @@ pub(super) fn read_batch<M: Message + ?Sized>(
     if !M::SLICE && is_inline(M::ELEMENT_BYTES, M::ELEMENT_ALIGN) {
         let read = read_inline_batch(&mut lane.reader, most, each);
         if read > 0 {
-            lane.look_after();
+            lane.look_if_due();
             return Ok(read);
         }
     }
     let (pool, mut bytes) = (&lane.pool, 0);
+    let read = lane.reader.read_slot_batch(most, exactly::<M>(), |sequence, word, len| {
+        // SAFETY: as in `locate`.
+        let located = unsafe { pool.locate::<M>(word, len) };
+        // SAFETY: called by `Reader::read_slot_batch`, which moves the cursor of a reader that is not overtaken only
+        // after this returned.
+        let Some(message) = located.and_then(|located| unsafe { located.message(len) }) else { return false };
+        each(sequence, message);
+        bytes += u64::from(len);
+        true
+    });
+    if read > 0 {
+        if M::SLICE {
+            lane.reader.count(0, bytes);
+        }
+        lane.look_if_due();
+        return Ok(read);
+    }
     let mut fault = None;
     let read = lane.reader.read_batch(most, |sequence, message| {
         let result = one_in_place(pool, sequence, message, each);

@@ -67,6 +67,17 @@ struct PeerClass {
 pub struct Located(NonNull<u8>);
 
 impl Located {
+    /// The message itself, read in place.
+    ///
+    /// # Safety
+    /// As [`PeerPool::in_place`], for as long as the reference is used.
+    #[inline(always)]
+    #[must_use]
+    pub unsafe fn message<'a, M: Message + ?Sized>(self, bytes: u32) -> Option<&'a M> {
+        // SAFETY: inside a slot of a mapped pool, which the publisher does not reuse meanwhile (the caller's promise).
+        M::from_bytes(unsafe { core::slice::from_raw_parts(self.0.as_ptr(), bytes as usize) })
+    }
+
     /// Makes the sample of a held message of `bytes` bytes.
     ///
     /// # Safety
@@ -110,11 +121,14 @@ impl<M: Message + ?Sized> Sample<M> {
 impl PeerPool {
     /// The pool that lies in `span`.
     ///
+    /// Every slot takes at least `least_bytes`: the length of the messages, where all have one.
+    ///
     /// # Panics
-    /// If the span is shorter than the plan; the caller cut it to the plan's size.
+    /// If the span is shorter than the plan, or a slot is too small; the caller checked both.
     #[must_use]
-    pub fn new(plan: &PoolPlan, span: Span) -> Self {
+    pub fn new(plan: &PoolPlan, span: Span, least_bytes: usize) -> Self {
         assert!(span.len() >= plan.bytes(), "the span is too short for its plan");
+        assert!(plan.classes()[0].slot_bytes >= least_bytes, "a slot is too small for its message");
         let classes = plan.classes().iter().enumerate().map(|(number, class)| {
             let begin = plan.class_offset(number).unwrap_or(0);
             // SAFETY: `begin` is below the plan's bytes, and the span is at least as long (checked above).
@@ -157,11 +171,16 @@ impl PeerPool {
 
     /// Where the bytes of a message are, if they are in the first class: the straight way through
     /// [`sample`](Self::sample).
+    ///
+    /// # Safety
+    /// If all messages of `M` have one length, the pool was [made](Self::new) for at least that.
     #[inline(always)]
     #[must_use]
-    pub fn locate<M: Message + ?Sized>(&self, word: u64, bytes: u32) -> Option<Located> {
-        // One comparison says that the zero bits are zero, the class is the first, and the slot is one of its.
-        if word >= u64::from(self.first.slots) || bytes > self.first.slot_bytes || !fits::<M>(bytes) {
+    pub unsafe fn locate<M: Message + ?Sized>(&self, word: u64, bytes: u32) -> Option<Located> {
+        // One comparison says that the zero bits are zero, the class is the first, and the slot is one of its. Slots of
+        // a type whose messages all have one length are large enough (contract of `new`).
+        let fits = fits::<M>(bytes) && (!M::SLICE || bytes <= self.first.slot_bytes);
+        if word >= u64::from(self.first.slots) || !fits {
             return None;
         }
         // SAFETY: `word` is below the first class's slots, so the slot lies in the class, which lies in the span.

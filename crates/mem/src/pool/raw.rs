@@ -88,22 +88,29 @@ impl Pool {
     ///
     /// # Errors
     /// [`PoolError`]; the caller reclaims what readers are done with and asks again.
-    #[inline(always)]
     pub fn take(&mut self, bytes: usize) -> Result<Slot, PoolError> {
+        match self.take_at_hand(bytes) {
+            Some(slot) => Ok(slot),
+            None => self.take_returned(bytes),
+        }
+    }
+
+    /// As [`take`](Self::take), if a fitting slot is in a free list: without asking what was dropped on other threads.
+    #[inline(always)]
+    #[must_use]
+    pub fn take_at_hand(&mut self, bytes: usize) -> Option<Slot> {
         for class in &mut self.classes {
-            if class.slot_bytes < bytes {
-                continue;
-            }
-            if let Some(token) = class.free.pop_front() {
+            if class.slot_bytes >= bytes
+                && let Some(token) = class.free.pop_front()
+            {
                 self.out += 1;
-                let index = token.slot() as usize;
-                // SAFETY: `index` is below the class's slots (it came from its free list), so the slot lies in the
+                // SAFETY: the index is below the class's slots (it came from its free list), so the slot lies in the
                 // span.
-                let base = unsafe { class.base.add(index * class.slot_bytes) };
-                return Ok(Slot { base, bytes: class.slot_bytes as u32, token, home: self.home });
+                let base = unsafe { class.base.add(token.slot() as usize * class.slot_bytes) };
+                return Some(Slot { base, bytes: class.slot_bytes, token, home: self.home });
             }
         }
-        self.take_returned(bytes)
+        None
     }
 
     #[cold]
@@ -142,13 +149,25 @@ impl Pool {
         ManuallyDrop::new(slot).token
     }
 
-    /// Notes that a slot was published by its [descriptor](Slot::descriptor).
+    /// Notes that `count` slots were published by their [descriptors](Slot::descriptor).
     ///
     /// # Safety
-    /// The slot is this pool's, and its owner forgets it: it is not dropped.
+    /// The slots are this pool's, and their owner forgets them: they are not dropped.
     #[inline(always)]
-    pub unsafe fn forget_published(&mut self) {
-        self.out -= 1;
+    pub unsafe fn forget_published(&mut self, count: usize) {
+        self.out -= count;
+    }
+
+    /// The slot of a descriptor whose [`Slot`] was forgotten before it was published.
+    ///
+    /// # Safety
+    /// The descriptor is that of a slot of this pool that was forgotten, and neither published nor remembered since.
+    #[must_use]
+    pub unsafe fn remember(&mut self, token: RawDescriptor) -> Slot {
+        let class = &self.classes[token.class()];
+        // SAFETY: the descriptor is one of this pool's (the caller's promise), so the slot lies in the span.
+        let base = unsafe { class.base.add(token.slot() as usize * class.slot_bytes) };
+        Slot { base, bytes: class.slot_bytes, token, home: self.home }
     }
 
     /// Takes back what was published.
@@ -194,9 +213,9 @@ impl Drop for Pool {
 /// The right to write one slot. Dropped, it returns to its pool; the bytes in it are whatever was there before.
 pub struct Slot {
     base: NonNull<u8>,
-    bytes: u32,
-    token: RawDescriptor,
+    bytes: usize,
     home: NonNull<Home>,
+    token: RawDescriptor,
 }
 
 // SAFETY: a slot is the only way to its bytes, and its home is reached under a mutex.
@@ -222,7 +241,7 @@ impl Slot {
     #[inline(always)]
     #[must_use]
     pub fn capacity(&self) -> usize {
-        self.bytes as usize
+        self.bytes
     }
 
     /// The first `len` bytes.
@@ -232,7 +251,7 @@ impl Slot {
     #[inline(always)]
     #[must_use]
     pub fn bytes(&self, len: usize) -> &[u8] {
-        assert!(len <= self.bytes as usize);
+        assert!(len <= self.bytes);
         // SAFETY: inside the slot (checked); the token is ours alone, so nobody writes while `self` is borrowed.
         unsafe { core::slice::from_raw_parts(self.base.as_ptr(), len) }
     }
@@ -244,7 +263,7 @@ impl Slot {
     #[inline(always)]
     #[must_use]
     pub fn bytes_mut(&mut self, len: usize) -> &mut [u8] {
-        assert!(len <= self.bytes as usize);
+        assert!(len <= self.bytes);
         // SAFETY: inside the slot (checked); the token is ours alone and `self` is borrowed uniquely.
         unsafe { core::slice::from_raw_parts_mut(self.base.as_ptr(), len) }
     }
