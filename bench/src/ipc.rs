@@ -32,6 +32,7 @@ pub const ROLES: &[Role] = &[
     Role { name: "wake", run: far_wake },
     Role { name: "bare", run: far_bare },
     Role { name: "pubsub", run: pubsub::far },
+    Role { name: "readers", run: pubsub::far_readers },
 ];
 
 /// What to measure, and how long.
@@ -130,7 +131,7 @@ pub fn in_row(row: &str, bytes: usize) -> impl Fn(LinkError) -> BenchError + use
     move |source| BenchError::Row { row: row.clone(), bytes, source }
 }
 
-const ROWS: [&str; 7] = ["floor", "syscall", "wake", "memcpy", "bare", "pubsub", "stream"];
+const ROWS: [&str; 9] = ["floor", "syscall", "wake", "memcpy", "bare", "pubsub", "stream", "readers-1", "readers-64"];
 
 /// Measures the suite. The calling thread is pinned meanwhile; its children end with it.
 ///
@@ -171,6 +172,15 @@ pub fn run(options: &IpcOptions) -> Result<Report, BenchError> {
             for &bytes in &options.sizes {
                 contenders.push(ours(row, stream, bytes, pair, options)?);
             }
+        }
+    }
+    for (row, count) in [("readers-1", 1), ("readers-64", 64)] {
+        if options.wants(row) {
+            contenders.push(Box::new(move || {
+                let mut figures = Row::new(SUITE, row, 8);
+                pubsub::readers(count, pair).map_err(in_row(row, 8))?.fill(&mut figures);
+                Ok(vec![Observation::of_row(figures).explained("this row counts the publisher's processor time alone")])
+            }));
         }
     }
     let progress = options.progress;

@@ -10,7 +10,7 @@ use std::time::Duration;
 use serde::{Deserialize, Serialize};
 use zcmi::directory::RuntimeDirectory;
 use zcmi::name::ServiceName;
-use zcmi::payload::Payload;
+use zcmi::payload::{Message, Payload};
 use zcmi::{Process, Publisher, Service, Subscriber};
 
 use crate::child::{Channel, Child, RoleResult};
@@ -152,7 +152,10 @@ impl<C: Carrier> PubSub<C> {
         let process = Process::open(RuntimeDirectory::at(directory)?)?;
         let bytes = words * 8;
         let service = |name: &str| Ok::<_, LinkError>(Service::with(ServiceName::new(name)?, process.clone())?);
-        let mut options = service(out)?.publisher().max_len(words.max(1));
+        let mut options = service(out)?.publisher();
+        if <C::Message as Message>::SLICE {
+            options = options.max_len(words.max(1));
+        }
         let mut joining = service(back)?.subscriber();
         if stream {
             // The slots of a stream stay in a cache that both sides reach, as in row `bare`; one slot to write into and
@@ -235,6 +238,68 @@ struct Setup {
     /// Whether a stream is to be measured, else latency.
     stream: bool,
     directory: PathBuf,
+}
+
+/// Messages of a round of rows `readers-1` and `readers-64`, and the entries of their ring.
+const MANY: u64 = 1 << 20;
+const READERS: &str = "bench/readers";
+
+/// What the near side tells the child of the rows `readers-1` and `readers-64`.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+struct ReadersSetup {
+    cpu: usize,
+    directory: PathBuf,
+    readers: usize,
+}
+
+/// What a publisher's messages cost it with that many readers, of which one reads and the others never look.
+pub(crate) fn readers(readers: usize, pair: Pair) -> Result<Flow, LinkError> {
+    let scratch = Scratch::new()?;
+    let child = Child::spawn("readers")?;
+    let setup = ReadersSetup { cpu: pair.far, directory: scratch.0.clone(), readers };
+    let process = Process::open(RuntimeDirectory::at(&scratch.0)?)?;
+    let service = Service::<u64>::with(ServiceName::new(READERS)?, process)?;
+    let mut publisher = service.publisher().capacity(MANY).create()?;
+    child.channel().send(&setup, &[])?;
+    child.channel().receive::<()>(0)?;
+    if publisher.wait_for_subscribers(readers, JOIN) < readers {
+        return Err("the readers did not join".into());
+    }
+    let (before, start) = (pin::process_cpu_ns(), std::time::Instant::now());
+    for number in 0..MANY {
+        publisher.publish_copy(&number)?;
+    }
+    let elapsed_ns = crate::clock::between_ns(start, std::time::Instant::now());
+    let cpu_ns = pin::process_cpu_ns() - before;
+    child.channel().receive::<()>(0)?;
+    Ok(Flow { messages: MANY, elapsed_ns, cpu_ns })
+}
+
+/// The child's part: it joins as often as it is told, and reads with the first.
+pub(crate) fn far_readers(channel: &Channel) -> RoleResult {
+    let (setup, _) = channel.receive::<ReadersSetup>(0)?;
+    let _pinned = pin::pin(setup.cpu)?;
+    let process = Process::open(RuntimeDirectory::at(&setup.directory)?)?;
+    let service = Service::<u64>::with(ServiceName::new(READERS)?, process)?;
+    let mut joined = (0..setup.readers).map(|_| service.subscriber().join()).collect::<Result<Vec<_>, _>>()?;
+    channel.send(&(), &[])?;
+    let (mut next, mut patience, mut right) = (0, Patience::new(), true);
+    while next < MANY {
+        let read = joined[0].receive_batch(BATCH, |_, number| {
+            right &= *number == next;
+            next += 1;
+        })?;
+        if read == 0 {
+            patience.turn()?;
+        } else {
+            patience = Patience::new();
+        }
+    }
+    if !right {
+        return Err("a message came out of order".into());
+    }
+    channel.send(&(), &[])?;
+    Ok(())
 }
 
 const OUT: &str = "bench/out";

@@ -20,7 +20,9 @@ mod wire;
 
 pub use control::{Observed, observe};
 pub use process::{Process, ProcessError};
-pub use publisher::{LoanError, NoRoom, PublishError, PublishRefusal, Publisher, PublisherError, SendError, WhenFull};
+pub use publisher::{
+    LoanError, NoRoom, PublishError, PublishRefusal, Publisher, PublisherError, PublisherOptions, SendError, WhenFull,
+};
 pub use service::{Service, ServiceError};
-pub use subscriber::{Event, ReceiveError, Refusal, Subscriber, SubscriberError, Wait};
+pub use subscriber::{Event, ReceiveError, Refusal, Subscriber, SubscriberError, SubscriberOptions, Wait};
 pub use zcmi_mem::fork::{ForkGuardError, Forked};

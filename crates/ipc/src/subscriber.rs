@@ -499,8 +499,11 @@ impl<M: Message + ?Sized> Subscriber<M> {
         Ok(waiter)
     }
 
-    /// The next thing that happened to a publisher, in the order in which it was noticed.
+    /// The next thing that happened to a publisher, in the order in which it was noticed. Nothing in a forked child.
     pub fn next_event(&mut self) -> Option<Event> {
+        if !self.life.is_present() {
+            return None;
+        }
         if !self.shared.calm.is_calm() {
             self.attend();
         }
@@ -513,9 +516,12 @@ impl<M: Message + ?Sized> Subscriber<M> {
         self.events_lost
     }
 
-    /// How many publishers are read now.
+    /// How many publishers are read now; none in a forked child.
     #[must_use]
     pub fn publishers(&mut self) -> usize {
+        if !self.life.is_present() {
+            return 0;
+        }
         if !self.shared.calm.is_calm() {
             self.attend();
         }

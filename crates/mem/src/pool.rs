@@ -23,6 +23,10 @@ pub use raw::{Pool, Slot};
 pub const SLOT_ALIGN: usize = 64;
 /// Slots of a page or more begin on a page.
 pub const PAGE_BYTES: usize = 4096;
+/// Slots from this size on are an odd number of pages, so that their first lines do not all compete for one set of a cache.
+pub const COLOUR_FROM_BYTES: usize = 256 << 10;
+/// The largest slot: one for 1 GiB.
+pub const LARGEST_SLOT_BYTES: usize = (1 << 30) + PAGE_BYTES;
 /// The most size classes of a pool.
 pub const CLASSES: usize = 24;
 /// The most slots of one class.
@@ -89,7 +93,7 @@ impl PoolPlan {
         let (mut at, mut before) = (0usize, 0usize);
         for (class, &SizeClass { slot_bytes, slots }) in classes.iter().enumerate() {
             let align = slot_align(slot_bytes);
-            if slot_bytes <= before || slot_bytes % align != 0 || slot_bytes > 1 << 30 {
+            if slot_bytes <= before || slot_bytes % align != 0 || slot_bytes > LARGEST_SLOT_BYTES {
                 return Err(PoolPlanError::SlotBytes { class, slot_bytes });
             }
             if slots == 0 || slots > CLASS_SLOTS {
@@ -157,7 +161,11 @@ impl PoolPlan {
 #[must_use]
 pub fn slot_bytes_for(payload_bytes: usize) -> usize {
     let bytes = payload_bytes.max(1);
-    bytes.checked_next_multiple_of(slot_align(bytes)).unwrap_or(usize::MAX)
+    match bytes.checked_next_multiple_of(slot_align(bytes)) {
+        Some(bytes) if bytes >= COLOUR_FROM_BYTES => bytes | PAGE_BYTES,
+        Some(bytes) => bytes,
+        None => usize::MAX,
+    }
 }
 
 /// The alignment of a slot of this size.
@@ -184,4 +192,34 @@ pub enum PoolError {
         /// The largest class.
         largest: usize,
     },
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn slots_take_their_payload_and_large_ones_are_an_odd_number_of_pages() {
+        for (payload, slot) in [(0, 64), (1, 64), (65, 128), (4095, 4096), (4097, 8192), (65_536, 65_536)] {
+            assert_eq!(slot_bytes_for(payload), slot);
+        }
+        for payload in [COLOUR_FROM_BYTES, 1 << 20, (1 << 20) + 1, (4 << 20) + 4096, 1 << 30] {
+            let slot = slot_bytes_for(payload);
+            assert!(slot >= payload && slot - payload <= 2 * PAGE_BYTES && slot / PAGE_BYTES % 2 == 1, "{payload}");
+            assert_eq!(PoolPlan::single(payload, 2).map(|plan| plan.largest()), Ok(slot));
+        }
+        assert!(PoolPlan::single((1 << 30) + 8192, 2).is_err());
+    }
+
+    #[test]
+    fn impossible_plans_are_refused_by_the_class_that_is_wrong() {
+        let class = |slot_bytes, slots| SizeClass { slot_bytes, slots };
+        let plan = |classes: &[SizeClass]| PoolPlan::new(classes.to_vec());
+        assert_eq!(plan(&[]), Err(PoolPlanError::Classes(0)));
+        assert_eq!(plan(&[class(64, 0)]), Err(PoolPlanError::Slots { class: 0, slots: 0 }));
+        assert_eq!(plan(&[class(64, 1), class(96, 1)]), Err(PoolPlanError::SlotBytes { class: 1, slot_bytes: 96 }));
+        assert_eq!(plan(&[class(128, 1), class(64, 1)]), Err(PoolPlanError::SlotBytes { class: 1, slot_bytes: 64 }));
+        let two = plan(&[class(64, 3), class(4096, 2)]).expect("a plan");
+        assert_eq!((two.class_offset(1), two.bytes()), (Some(4096), 3 * 4096));
+    }
 }

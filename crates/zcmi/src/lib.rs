@@ -3,8 +3,8 @@
 
 pub use zcmi_ipc::{
     Event, Forked, LoanError, NoRoom, Observed, Process, ProcessError, PublishError, PublishRefusal, Publisher,
-    PublisherError, ReceiveError, Refusal, SendError, Service, ServiceError, Subscriber, SubscriberError, Wait,
-    WhenFull, observe,
+    PublisherError, PublisherOptions, ReceiveError, Refusal, SendError, Service, ServiceError, Subscriber,
+    SubscriberError, SubscriberOptions, Wait, WhenFull, observe,
 };
 pub use zcmi_ipc::{directory, name, report};
 pub use zcmi_mem::lease::{Lease, LeaseMut, Sample};

@@ -127,7 +127,9 @@ fn publish_kind<M: Kind + ?Sized>(words: &Words) -> Result<Box<dyn Publishing>, 
     if let Some(value) = given("history")? {
         options = options.history(value);
     }
-    if let Some(value) = given("max_len")? {
+    if M::SLICE
+        && let Some(value) = given("max_len")?
+    {
         options = options.max_len(value as usize);
     }
     if let Some(value) = given("loans")? {

@@ -45,6 +45,13 @@ fn main() -> Result<(), Box<dyn Error>> {
             }
         }
         "publish-inline" => publish_ticks(pair::<Tick>(&process, false)?)?,
+        "publish-inline-64" => {
+            // 63 more readers, which never look.
+            let service = Service::<Tick>::with(ServiceName::new("hotpath")?, process.clone())?;
+            let idle: Vec<_> = (1..64).map(|_| service.subscriber().join()).collect::<Result<_, _>>()?;
+            publish_ticks(pair::<Tick>(&process, false)?)?;
+            drop(idle);
+        }
         "publish-inline-parked" => publish_ticks(pair::<Tick>(&process, true)?)?,
         "receive-inline" => receive_ticks(pair::<Tick>(&process, false)?)?,
         "publish-slot" => publish_books(pair::<Book>(&process, false)?)?,

@@ -175,7 +175,9 @@ impl<M: Message + ?Sized> PublisherOptions<M> {
             let error = || PublisherError::Option { option, value, range: format!("{low} to {high}") };
             if fits { Ok(()) } else { Err(error()) }
         };
-        range("max_len", self.max_len as u64, 1, (MAX_MESSAGE_BYTES / M::ELEMENT_BYTES) as u64)?;
+        // Only a slice has a length to choose.
+        let longest = if M::SLICE { MAX_MESSAGE_BYTES / M::ELEMENT_BYTES } else { 1 };
+        range("max_len", self.max_len as u64, 1, longest as u64)?;
         range("loans", self.loans.into(), 1, 1 << 16)?;
         range("max_publishers", self.max_publishers.into(), 1, 64)?;
         let largest = self.max_len * M::ELEMENT_BYTES;
