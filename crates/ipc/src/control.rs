@@ -103,6 +103,8 @@ pub(crate) struct Control {
     announced: Vec<Announced>,
     retry: Vec<Retry>,
     stopping: bool,
+    /// No connection could be accepted for want of descriptors or memory: tried again in a while.
+    accept_later: bool,
 }
 
 /// A connection that could not be made at once because the peer's backlog was full.
@@ -151,11 +153,20 @@ impl Control {
             announced: Vec::new(),
             retry: Vec::new(),
             stopping: false,
+            accept_later: false,
         }
     }
 
     /// Runs until the process needs no control thread any more.
     pub(crate) fn run(mut self) {
+        /// Closes the mailbox however this thread ends, a panic included.
+        struct CloseMailbox(Arc<Mailbox>);
+        impl Drop for CloseMailbox {
+            fn drop(&mut self) {
+                self.0.close();
+            }
+        }
+        let _close = CloseMailbox(Arc::clone(&self.mailbox));
         self.sweep_sockets();
         loop {
             for ready in self.wait() {
@@ -170,7 +181,12 @@ impl Control {
                     Ready::Pidfd(incarnation) => self.peer_died(incarnation),
                 }
             }
+            if std::mem::take(&mut self.accept_later) {
+                self.accept();
+            }
+            self.send_held_back();
             self.free_orphans();
+            self.unmap_unused();
             self.try_again();
             self.end_introductions();
             self.forget_ended_publishers();
@@ -204,11 +220,12 @@ impl Control {
     /// Waits for something to do.
     fn wait(&self) -> Vec<Ready> {
         let timeout = self.timeout();
-        let mut what = vec![Ready::Mailbox, Ready::Listener];
-        let mut polled = vec![
-            PollFd::from_borrowed_fd(self.mailbox.wake_descriptor().as_fd(), PollFlags::IN),
-            PollFd::from_borrowed_fd(self.listener.as_fd(), PollFlags::IN),
-        ];
+        let mut what = vec![Ready::Mailbox];
+        let mut polled = vec![PollFd::from_borrowed_fd(self.mailbox.wake_descriptor().as_fd(), PollFlags::IN)];
+        if !self.accept_later {
+            what.push(Ready::Listener);
+            polled.push(PollFd::from_borrowed_fd(self.listener.as_fd(), PollFlags::IN));
+        }
         for (&id, link) in &self.links {
             what.push(Ready::Link(id));
             let flags = if link.is_congested() { PollFlags::IN | PollFlags::OUT } else { PollFlags::IN };
@@ -233,7 +250,8 @@ impl Control {
     fn timeout(&self) -> Option<Duration> {
         let mut timeout: Option<Duration> = None;
         let mut at_most = |wait: Duration| timeout = Some(timeout.map_or(wait, |now| now.min(wait)));
-        if !self.orphans.is_empty() || !self.retry.is_empty() {
+        let held_back = self.accept_later || self.links.values().any(Link::is_held_back);
+        if held_back || !self.orphans.is_empty() || !self.retry.is_empty() {
             at_most(Duration::from_millis(LOOK_AGAIN_MS));
         }
         let now = Instant::now();

@@ -59,20 +59,31 @@ impl From<SocketError> for ProcessError {
 /// The way to the control thread: a queue and the descriptor that wakes it.
 #[derive(Debug)]
 pub(crate) struct Mailbox {
-    commands: Mutex<VecDeque<Command>>,
+    /// None once the control thread has ended: then nobody would answer.
+    commands: Mutex<Option<VecDeque<Command>>>,
     wake: OwnedFd,
 }
 
 impl Mailbox {
     pub(crate) fn send(&self, command: Command) {
-        lock(&self.commands).push_back(command);
+        match &mut *lock(&self.commands) {
+            Some(commands) => commands.push_back(command),
+            // Dropped with what it would be answered by, so that whoever waits for the answer learns that none comes.
+            None => return,
+        }
         // A full eventfd is readable already; no other error is possible on an eventfd of our own.
         let _already_awake = sys::wake(self.wake.as_fd());
     }
 
     pub(crate) fn take(&self) -> VecDeque<Command> {
         let _taken = sys::take_wakes(self.wake.as_fd());
-        std::mem::take(&mut *lock(&self.commands))
+        lock(&self.commands).as_mut().map(std::mem::take).unwrap_or_default()
+    }
+
+    /// Takes no command any more, and drops those that wait.
+    pub(crate) fn close(&self) {
+        let waiting = lock(&self.commands).take();
+        drop(waiting);
     }
 
     pub(crate) fn wake_descriptor(&self) -> &OwnedFd {
@@ -194,7 +205,7 @@ impl Process {
         let incarnation = Incarnation::random().map_err(system("getrandom"))?;
         let listener = Listener::bind(&directory, incarnation)?;
         let wake = sys::eventfd().map_err(|errno| system("eventfd")(errno.into()))?;
-        let mailbox = Arc::new(Mailbox { commands: Mutex::new(VecDeque::new()), wake });
+        let mailbox = Arc::new(Mailbox { commands: Mutex::new(Some(VecDeque::new())), wake });
         let barrier = match ProcessBarrier::register() {
             Ok(registered) => {
                 let _same_for_all = BARRIER.set(registered);
@@ -243,9 +254,11 @@ impl Process {
         &self.inner.directory
     }
 
-    /// What this process has: its endpoints, and its memory.
+    /// What this process has: its endpoints, and its memory. None in a forked child, or when the control thread is
+    /// gone.
     #[must_use]
     pub fn report(&self) -> Option<ProcessReport> {
+        self.inner.guard.check().ok()?;
         let (reply, answer) = channel();
         self.inner.mailbox.send(Command::Describe(reply));
         answer.recv().ok()

@@ -391,6 +391,9 @@ impl<M: Message + ?Sized> Publisher<M> {
     /// Waits until every subscriber has received all that was published (and dropped in-place readers have released
     /// it), or the time is over. Returns whether they have.
     pub fn wait_until_received(&mut self, timeout: Duration) -> bool {
+        if !self.life.is_present() {
+            return false;
+        }
         let deadline = Instant::now().checked_add(timeout);
         loop {
             let all = {
@@ -417,15 +420,21 @@ impl<M: Message + ?Sized> Publisher<M> {
         &self.service
     }
 
-    /// How many messages were published.
+    /// How many messages were published; 0 in a forked child.
     #[must_use]
     pub fn published(&mut self) -> u64 {
+        if !self.life.is_present() {
+            return 0;
+        }
         self.seat.sit().writer.tail()
     }
 
-    /// Messages that may be under way.
+    /// Messages that may be under way; 0 in a forked child.
     #[must_use]
     pub fn capacity(&mut self) -> u64 {
+        if !self.life.is_present() {
+            return 0;
+        }
         self.seat.sit().writer.capacity()
     }
 }
@@ -460,6 +469,7 @@ impl<M: Message> Publisher<M> {
     pub fn publish_batch(&mut self, count: u64, mut fill: impl FnMut(u64, &mut M)) -> Result<(), SendError> {
         let mut done = 0;
         while done < count {
+            self.check_life().map_err(LoanError::from)?;
             let step = (count - done).min(BATCH as u64) as usize;
             // Everything is written before the seat is taken: what `fill` does must not keep the control thread
             // waiting.

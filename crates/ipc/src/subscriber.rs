@@ -236,7 +236,11 @@ impl<M: Message + ?Sized> Subscriber<M> {
         if !self.shared.calm.is_calm() {
             self.attend();
         }
+        let mut too_many = None;
         for _ in 0..self.lanes.len() {
+            if self.lanes.is_empty() {
+                break;
+            }
             if self.next >= self.lanes.len() {
                 self.next = 0;
             }
@@ -249,6 +253,11 @@ impl<M: Message + ?Sized> Subscriber<M> {
                         return Ok(Some(sample));
                     }
                     Look::Empty => self.turn_after(at),
+                    Look::TooManyHeld => {
+                        // The other publishers are heard all the same.
+                        too_many = Some(ReceiveError::TooManyHeld { pid: lane.pid, held: lane.holds });
+                        self.turn_after(at);
+                    }
                     other => {
                         if let Some(sample) = self.look_closer(at, other)? {
                             return Ok(Some(sample));
@@ -259,7 +268,7 @@ impl<M: Message + ?Sized> Subscriber<M> {
                 return Ok(Some(sample));
             }
         }
-        Ok(None)
+        too_many.map_or(Ok(None), Err)
     }
 
     /// What is rare: being overtaken, keeping too much, a faulty publisher.
@@ -272,7 +281,12 @@ impl<M: Message + ?Sized> Subscriber<M> {
             let lane = &mut self.lanes[at];
             match look {
                 Look::Overtaken(lost) => lost_in_all += lost,
-                Look::TooManyHeld => return Err(ReceiveError::TooManyHeld { pid: lane.pid, held: lane.holds }),
+                Look::TooManyHeld => {
+                    let error = ReceiveError::TooManyHeld { pid: lane.pid, held: lane.holds };
+                    self.turn_after(at);
+                    self.overtaken(at, lost_in_all);
+                    return Err(error);
+                }
                 Look::Faulty(fault) => {
                     let (publisher, pid) = (lane.peer, lane.pid);
                     self.push_event(Event::Faulty { publisher, pid, fault });
@@ -549,6 +563,10 @@ impl<M: Message + ?Sized> Subscriber<M> {
         }
         let mut done = 0;
         for _ in 0..self.lanes.len() {
+            // A look at one lane can close others.
+            if self.lanes.is_empty() {
+                break;
+            }
             if self.next >= self.lanes.len() {
                 self.next = 0;
             }

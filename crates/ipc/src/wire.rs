@@ -204,6 +204,8 @@ pub(crate) enum Message {
     Leave(LaneName),
     /// The subscriber reads no more of the lane, and still holds some of it: `Leave` comes when it does not.
     OnlyHolds(LaneName),
+    /// The region was unmapped: its descriptor is needed again when it is named next.
+    Unmapped(RegionId),
     /// The publisher ended the lane in good order.
     Ended {
         publisher: u32,
@@ -417,6 +419,12 @@ impl Message {
                 to.u16(15);
                 to.lane(*lane);
             }
+            Self::Unmapped(id) => {
+                to.u16(16);
+                for word in id.words() {
+                    to.u64(word);
+                }
+            }
             Self::Report { last, text } => {
                 to.u16(14);
                 to.bool(*last);
@@ -484,6 +492,7 @@ impl Message {
             12 => Self::Room { publisher: from.u32()? },
             13 => Self::Observe,
             15 => Self::OnlyHolds(from.lane()?),
+            16 => Self::Unmapped(RegionId::from_words([from.u64()?, from.u64()?])),
             14 => Self::Report { last: from.bool("last")?, text: from.bytes()?.to_vec() },
             kind => return Err(WireError::Kind(kind)),
         };
@@ -558,6 +567,7 @@ mod tests {
             Message::ParkNoted(lane),
             Message::Leave(lane),
             Message::OnlyHolds(lane),
+            Message::Unmapped(RegionId::from_words([seed, !seed])),
             Message::Ended { publisher: 9 },
             Message::RoomWaiter { publisher: 9 },
             Message::Room { publisher: 9 },
@@ -585,7 +595,7 @@ mod tests {
         }
 
         #[test]
-        fn a_damaged_message_never_panics(seed: u64, kind in 0usize..14, at: prop::sample::Index, bit in 0u8..8) {
+        fn a_damaged_message_never_panics(seed: u64, kind in 0usize..15, at: prop::sample::Index, bit in 0u8..8) {
             let mut bytes = some_of_each(seed >> 1, "a/b")[kind].encode();
             let at = at.index(bytes.len());
             bytes[at] ^= 1 << bit;

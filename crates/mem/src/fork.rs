@@ -149,6 +149,10 @@ impl CalmWord {
 
     /// Makes the word calm again; the caller looks after what may have been asked for, afterwards.
     pub fn settle(&self) {
+        // In a forked child it stays disturbed: nothing there is calm.
+        if !self.made_in.is_present() {
+            return;
+        }
         self.word.store(CALM, Ordering::Relaxed);
     }
 }

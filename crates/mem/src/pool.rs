@@ -23,7 +23,8 @@ pub use raw::{Pool, Slot};
 pub const SLOT_ALIGN: usize = 64;
 /// Slots of a page or more begin on a page.
 pub const PAGE_BYTES: usize = 4096;
-/// Slots from this size on are an odd number of pages, so that their first lines do not all compete for one set of a cache.
+/// Slots from this size on are an odd number of pages, so that their first lines do not all compete for one set of a
+/// cache.
 pub const COLOUR_FROM_BYTES: usize = 256 << 10;
 /// The largest slot: one for 1 GiB.
 pub const LARGEST_SLOT_BYTES: usize = (1 << 30) + PAGE_BYTES;

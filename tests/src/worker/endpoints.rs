@@ -517,6 +517,10 @@ impl<M: Kind + ?Sized> Subscribing for Subscription<M> {
 
     /// What a forked child may do with it: nothing.
     fn in_a_child(&mut self) -> Result<(), String> {
+        // Looking for news must not make the handle look alive again.
+        if self.alive()?.next_event().is_some() || self.alive()?.publishers() != 0 {
+            return Err("a child sees events or publishers".to_owned());
+        }
         match self.alive()?.try_receive() {
             Err(ReceiveError::Forked(_)) => {}
             other => return Err(format!("try_receive in a child: {other:?}", other = other.err())),

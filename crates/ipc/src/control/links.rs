@@ -12,7 +12,7 @@ use super::publishers::PublisherEntry;
 use super::subscribers::SubscriberEntry;
 use super::{Control, duplicate};
 use crate::name::Incarnation;
-use crate::socket::{ConnectError, Connection, MAX_MESSAGE_BYTES, PeerCredentials, Received, SendOutcome};
+use crate::socket::{ConnectError, Connection, MAX_MESSAGE_BYTES, PeerCredentials, Received, SendError, SendOutcome};
 use crate::wire::{Hello, Message, RegionName, VERSION, VERSION_MIN};
 
 /// Connections of one user that have not said who they are; past this the oldest is closed.
@@ -39,11 +39,17 @@ pub(crate) struct Link {
     /// Regions of ours whose descriptors went over this connection.
     sent: HashSet<RegionId>,
     outbox: VecDeque<(Vec<u8>, Vec<OwnedFd>)>,
+    /// Whether the system refused to send for a reason that passes.
+    held_back: bool,
 }
 
 impl Link {
     pub(super) fn is_congested(&self) -> bool {
-        !self.outbox.is_empty()
+        !self.outbox.is_empty() && !self.held_back
+    }
+
+    pub(super) fn is_held_back(&self) -> bool {
+        self.held_back
     }
 }
 
@@ -61,6 +67,8 @@ pub(crate) struct Peer {
     pub(super) links: Vec<LinkId>,
     regions: HashMap<RegionId, Arc<PeerRegion>>,
     wake_pages: HashMap<RegionId, Arc<PeerWakePage>>,
+    /// Regions in which the peer's own subscribers keep blocks: it may name them in a join at any time.
+    with_blocks: HashSet<RegionId>,
 }
 
 impl Peer {
@@ -107,8 +115,15 @@ impl Control {
     pub(super) fn accept(&mut self) {
         // One connection per turn of the loop for each that is ready; the rest is still ready next time.
         for _ in 0..MAX_TURN {
-            // Out of descriptors or memory: the backlog keeps what waits, and refuses what it cannot keep.
-            let Ok(Some(connection)) = self.listener.accept() else { return };
+            let connection = match self.listener.accept() {
+                Ok(Some(connection)) => connection,
+                Ok(None) => return,
+                // Out of descriptors or memory: the backlog keeps what waits, and refuses what it cannot keep.
+                Err(_) => {
+                    self.accept_later = true;
+                    return;
+                }
+            };
             let Ok(credentials) = connection.credentials() else { continue };
             if !credentials.is_same_user() {
                 continue;
@@ -136,7 +151,7 @@ impl Control {
         let id = LinkId(self.next_link);
         self.next_link += 1;
         let (sent, outbox) = (HashSet::new(), VecDeque::new());
-        self.links.insert(id, Link { connection, peer, greeted: false, credentials, sent, outbox });
+        self.links.insert(id, Link { connection, peer, greeted: false, credentials, sent, outbox, held_back: false });
         id
     }
 
@@ -188,7 +203,10 @@ impl Control {
             let Ok((pidfd, _)) = link.connection.pidfd() else { return false };
             let pid = link.credentials.pid;
             let (regions, wake_pages) = (HashMap::new(), HashMap::new());
-            self.peers.insert(incarnation, Peer { pidfd, pid, links: vec![id], regions, wake_pages });
+            self.peers.insert(
+                incarnation,
+                Peer { pidfd, pid, links: vec![id], regions, wake_pages, with_blocks: HashSet::new() },
+            );
         }
         link.peer = Some(incarnation);
         true
@@ -205,6 +223,29 @@ impl Control {
         self.flush(id);
     }
 
+    /// Tries again to send what the system held back.
+    pub(super) fn send_held_back(&mut self) {
+        let held_back = self.links.iter_mut().filter(|(_, link)| link.held_back);
+        let held_back: Vec<LinkId> = held_back.map(|(&id, _)| id).collect();
+        for id in held_back {
+            if let Some(link) = self.links.get_mut(&id) {
+                link.held_back = false;
+            }
+            self.flush(id);
+        }
+    }
+
+    /// Sends a message to a process over this connection, or over another if it is gone.
+    pub(super) fn send_to(&mut self, peer: Incarnation, link: LinkId, message: &Message) {
+        if self.links.contains_key(&link) {
+            return self.send(link, message, Attachments::default());
+        }
+        // Who cannot be reached by any connection is dead, or cut off and counted until it is.
+        if let Ok(link) = self.link_to(peer) {
+            self.send(link, message, Attachments::default());
+        }
+    }
+
     fn flush(&mut self, id: LinkId) {
         let Some(link) = self.links.get_mut(&id) else { return };
         while let Some((bytes, descriptors)) = link.outbox.front() {
@@ -212,6 +253,11 @@ impl Control {
             match link.connection.send(bytes, &borrowed) {
                 Ok(SendOutcome::Sent) => drop(link.outbox.pop_front()),
                 Ok(SendOutcome::WouldBlock) => return,
+                Err(SendError::InFlight) => {
+                    // Too many descriptors are under way in the system: not this peer's fault, and soon over.
+                    link.held_back = true;
+                    return;
+                }
                 Err(_) => {
                     // What the peer sent before it went is still to be read: the hang-up is noticed by reading.
                     link.outbox.clear();
@@ -285,6 +331,47 @@ impl Control {
         peer.wake_pages.get(&name.id).map(Arc::clone).ok_or(RegionClaimError::Unknown(name.id))
     }
 
+    /// Notes that a peer keeps blocks in a region: it stays mapped.
+    pub(super) fn keep_for_blocks(&mut self, incarnation: Incarnation, id: RegionId) {
+        if let Some(peer) = self.peers.get_mut(&incarnation) {
+            peer.with_blocks.insert(id);
+        }
+    }
+
+    /// Unmaps the publishers' regions that no lane needs any more, and tells their owners to send the descriptor again
+    /// when they name one. Not while a join is under way: its answer may name any of them without one.
+    pub(super) fn unmap_unused(&mut self) {
+        if self.is_forked() {
+            return;
+        }
+        let mut gone: Vec<(Vec<LinkId>, RegionId)> = Vec::new();
+        for (&incarnation, peer) in &mut self.peers {
+            if self.subscribers.values().any(|subscriber| subscriber.asks(incarnation)) {
+                continue;
+            }
+            let Peer { links, regions, wake_pages, with_blocks, .. } = peer;
+            regions.retain(|id, region| {
+                let needed = Arc::strong_count(region) > 1 || with_blocks.contains(id);
+                if !needed {
+                    gone.push((links.clone(), *id));
+                }
+                needed
+            });
+            wake_pages.retain(|id, page| {
+                let needed = Arc::strong_count(page) > 1;
+                if !needed {
+                    gone.push((links.clone(), *id));
+                }
+                needed
+            });
+        }
+        for (links, id) in gone {
+            for link in links {
+                self.send(link, &Message::Unmapped(id), Attachments::default());
+            }
+        }
+    }
+
     /// Reads what came over a connection, and writes what waits.
     pub(super) fn serve_link(&mut self, id: LinkId) {
         self.flush(id);
@@ -331,6 +418,11 @@ impl Control {
             Message::MayPark(lane) => self.handle_may_park(id, peer, lane, &mut descriptors),
             Message::ParkNoted(lane) => self.handle_park_noted(peer, lane),
             Message::Leave(lane) => self.handle_leave(peer, lane),
+            Message::Unmapped(region) => {
+                if let Some(link) = self.links.get_mut(&id) {
+                    link.sent.remove(&region);
+                }
+            }
             Message::OnlyHolds(lane) => self.handle_only_holds(peer, lane),
             Message::Ended { publisher } => self.handle_ended(peer, publisher),
             Message::RoomWaiter { publisher } => self.handle_room_waiter(peer, publisher, &mut descriptors),

@@ -290,6 +290,7 @@ impl Control {
         let protocol = |text: String| (RefusalCode::Protocol, text);
         // The region is received first, so that a refusal does not leave it unknown for the next join.
         let region = self.peer_region(peer, &join.region, descriptors).map_err(|error| protocol(error.to_string()))?;
+        self.keep_for_blocks(peer, join.region.id);
         let waiter = if join.waiter {
             Some(Arc::new(descriptors.pop_front().ok_or_else(|| protocol("the waiter's eventfd is missing".into()))?))
         } else {

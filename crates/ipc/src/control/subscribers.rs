@@ -6,6 +6,8 @@ use std::sync::Arc;
 use std::sync::mpsc::Sender;
 use std::time::Instant;
 
+use zcmi_mem::region::PeerRegion;
+use zcmi_mem::region::received::PeerWakePage;
 use zcmi_ring::{Orphan, ReaderBlock, View};
 
 use super::links::{Attachments, Descriptors, LinkId};
@@ -30,6 +32,17 @@ struct LaneRecord {
     pid: u32,
     /// Whether the publisher has granted it.
     granted: bool,
+    /// Whether the join brought the waiter's eventfd, so that the publisher knows the subscriber as one that parks.
+    waiter_sent: bool,
+    /// The publisher's regions that the lane needs.
+    mapped: Option<Mapped>,
+}
+
+/// The regions of a granted lane, kept so that they are mapped once for all lanes that lie in them.
+#[derive(Debug)]
+struct Mapped {
+    _regions: Vec<Arc<PeerRegion>>,
+    _wake: Arc<PeerWakePage>,
 }
 
 /// One subscriber.
@@ -58,6 +71,7 @@ pub(super) struct Orphaned {
     orphan: Option<Orphan>,
     /// Kept until the orphan is free.
     block: Option<ExtentGuard>,
+    _mapped: Option<Mapped>,
     peer: Incarnation,
     link: LinkId,
     lane: LaneName,
@@ -77,6 +91,11 @@ impl SubscriberEntry {
 
     pub(super) fn introduction_ends(&self) -> Option<Instant> {
         self.introduction.as_ref().map(|introduction| introduction.deadline)
+    }
+
+    /// Whether an answer of that process to a join is awaited.
+    pub(super) fn asks(&self, incarnation: Incarnation) -> bool {
+        self.lanes.iter().any(|((peer, _), lane)| *peer == incarnation && !lane.granted)
     }
 
     pub(super) fn reads_from(&self, incarnation: Incarnation) -> bool {
@@ -231,7 +250,10 @@ impl Control {
             waiter: waiter.is_some(),
         };
         let region = Arc::clone(block.extent().region());
-        entry.lanes.insert((peer, publisher), LaneRecord { link, block, view, pid, granted: false });
+        entry.lanes.insert(
+            (peer, publisher),
+            LaneRecord { link, block, view, pid, granted: false, waiter_sent: waiter.is_some(), mapped: None },
+        );
         let mut attachments = Attachments::default();
         let join = Join { region: self.name_region(link, &region, &mut attachments), ..join };
         if let Some(waiter) = waiter {
@@ -313,14 +335,18 @@ impl Control {
         let result = offered.and_then(|offer| {
             let entry = self.subscribers.get_mut(&subscriber).ok_or("the subscriber is gone")?;
             let record = entry.lanes.get_mut(&(peer, publisher)).ok_or("the lane is gone")?;
+            let pool = offer.pool.as_ref().map(|(region, _)| Arc::clone(region));
+            let regions = [Arc::clone(&offer.lane), Arc::clone(&offer.ring)].into_iter().chain(pool).collect();
+            let mapped = Mapped { _regions: regions, _wake: Arc::clone(&offer.wake) };
             let terms = LaneTerms {
                 pid: record.pid,
                 least_bytes: if entry.new.record.slice { 0 } else { entry.new.record.element.bytes as usize },
                 drop_oldest: entry.new.drop_oldest,
-                parks: entry.waiter.is_some(),
+                parks: record.waiter_sent,
             };
             let lane = Lane::new(offer, record.view.clone(), terms, life, mailbox)?;
             record.granted = true;
+            record.mapped = Some(mapped);
             entry.answered(peer, publisher);
             entry.new.shared.note(Note::Lane(Box::new(lane)));
             Ok(())
@@ -433,9 +459,10 @@ impl Control {
         let peer_lives = self.peers.contains_key(&peer);
         drop(record.view);
         if orphan.is_some() && peer_lives {
-            self.send(link, &Message::OnlyHolds(name), Attachments::default());
+            self.send_to(peer, link, &Message::OnlyHolds(name));
         }
-        self.orphans.push(Orphaned { orphan, block: Some(record.block), peer, link, lane: name, peer_lives });
+        let (block, _mapped) = (Some(record.block), record.mapped);
+        self.orphans.push(Orphaned { orphan, block, _mapped, peer, link, lane: name, peer_lives });
         self.free_orphans();
     }
 
@@ -474,7 +501,7 @@ impl Control {
                 continue;
             }
             if orphaned.peer_lives {
-                self.send(orphaned.link, &Message::Leave(orphaned.lane), Attachments::default());
+                self.send_to(orphaned.peer, orphaned.link, &Message::Leave(orphaned.lane));
             }
             orphaned.block = None;
         }

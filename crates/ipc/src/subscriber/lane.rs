@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use zcmi_mem::lease::{PeerPool, PeerPoolError, Sample};
 use zcmi_mem::payload::Message;
-use zcmi_mem::pool::PoolPlan;
+use zcmi_mem::pool::{PAGE_BYTES, PoolPlan};
 use zcmi_mem::region::PeerRegion;
 use zcmi_mem::region::received::PeerWakePage;
 use zcmi_ring::layout::{HOLDS, INLINE_WORDS};
@@ -114,6 +114,9 @@ impl Lane {
             Some((region, name)) => {
                 let plan = PoolPlan::new(name.classes).map_err(|error| error.to_string())?;
                 let span = region.bytes(at("the pool", name.offset)?, plan.bytes()).map_err(text)?;
+                if !name.offset.is_multiple_of(PAGE_BYTES as u64) {
+                    return Err(format!("a pool at {} is not aligned to {PAGE_BYTES}", name.offset));
+                }
                 let least = plan.classes()[0].slot_bytes;
                 if least < least_bytes {
                     return Err(format!("slots of {least} bytes are too small for messages of {least_bytes}"));
