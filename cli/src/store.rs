@@ -103,7 +103,8 @@ impl Store {
         match self {
             Self::Stdout(_) => Ok(()),
             Self::File(place) if place.begun > 0 => Err(Failure::new(format!(
-                "the stream holds several files, and {} is one; give a directory to --output",
+                "the stream holds several files, and {} is one file, which now holds the first; remove it, make a \
+                 directory with `mkdir`, and give that to --output",
                 place.shown()
             ))),
             Self::File(place) => place.begin(place.name.clone()),

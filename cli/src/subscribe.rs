@@ -37,7 +37,7 @@ Exit codes: 0 the whole stream arrived and its publisher ended in good order; 1 
 pub(crate) struct Subscribe {
     /// Name of the stream
     name: String,
-    /// File or directory to write to, instead of stdout
+    /// File, or a directory that exists, to write to instead of stdout; several files need a directory
     #[arg(short, long, value_name = "PATH")]
     output: Option<PathBuf>,
     /// Fail if nobody publishes the stream yet

@@ -20,6 +20,8 @@ use crate::socket::ConnectError;
 use crate::subscriber::{Lane, LaneOffer, LaneTerms, NewSubscriber, Note, Refusal, SubscriberError};
 use crate::wire::{Accepted, Announce, Join, LaneName, Message, Refused, RegionName, VERSION};
 
+/// Publishers that one subscriber reads at a time, and so what announcements can make it allocate.
+const MAX_LANES: usize = 64;
 /// How often a peer whose backlog is full is tried again.
 const MAX_TRIES: u32 = 100;
 
@@ -203,6 +205,10 @@ impl Control {
         let Some(entry) = self.subscribers.get(&subscriber) else { return };
         if entry.lanes.contains_key(&(peer, publisher)) {
             return;
+        }
+        if entry.lanes.len() >= MAX_LANES {
+            let text = format!("this subscriber reads {MAX_LANES} publishers already, as many as it may");
+            return self.refuse_locally(subscriber, peer, publisher, text);
         }
         let service = entry.new.service.clone();
         match self.link_to(peer) {
