@@ -215,8 +215,9 @@ impl Run {
     /// Publishes everything, and waits until it is received. The answer is the hash of it all.
     fn publish(&mut self, sources: &[Source]) -> Result<u128, Failure> {
         // Whoever came between the wait and the first message gets all of it as well.
-        for source in sources {
-            self.say(Saying::Begin { size: source.size }, &source.name)?;
+        for (index, source) in sources.iter().enumerate() {
+            let left = (sources.len() - index) as u64;
+            self.say(Saying::Begin { size: source.size, left }, &source.name)?;
             self.joined = self.joined.max(self.publisher.subscribers());
             self.data(source)?;
             self.say(Saying::EndOfFile, &[])?;

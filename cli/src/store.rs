@@ -45,7 +45,6 @@ pub(crate) struct Place {
     force: bool,
     /// The file that is being written.
     part: Option<Part>,
-    begun: u64,
 }
 
 /// A file that is not whole yet; dropping it removes it.
@@ -71,18 +70,21 @@ impl Store {
         Self::Stdout(outlet)
     }
 
-    /// Into `path`: files under their names if it is a directory, else one file of this name.
+    /// Into `path`: files under their names if it is a directory, else one file of this name. A path with a slash at
+    /// its end is made a directory.
     pub(crate) fn at(path: &Path, force: bool) -> Result<Self, Failure> {
         let open = |path: &Path| {
             let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
             rustix::fs::open(path, flags, Mode::empty())
         };
-        let place = |directory, name| Place { directory, shown: path.to_owned(), name, force, part: None, begun: 0 };
+        let place = |directory, name| Place { directory, shown: path.to_owned(), name, force, part: None };
         let shown = harmless(&path.display().to_string());
         match open(path) {
             Ok(directory) => return Ok(Self::Directory(place(directory, OsString::new()))),
             Err(Errno::NOENT) if path.as_os_str().as_bytes().ends_with(b"/") => {
-                return Err(Failure::new(format!("there is no directory {shown}; make it with `mkdir {shown}`")));
+                let made = rustix::fs::mkdir(path, Mode::from_raw_mode(0o777)).and_then(|()| open(path));
+                let cannot = |errno| Failure::of(format_args!("the directory {shown} cannot be made"), &errno);
+                return Ok(Self::Directory(place(made.map_err(cannot)?, OsString::new())));
             }
             Err(Errno::NOTDIR | Errno::NOENT | Errno::ACCESS) => {}
             Err(errno) => return Err(Failure::of(format_args!("{shown} cannot be opened"), &errno)),
@@ -98,13 +100,18 @@ impl Store {
         Ok(Self::File(place))
     }
 
-    /// A file begins.
-    pub(crate) fn begin(&mut self, name: &[u8]) -> Result<(), Failure> {
+    /// Whether files lose where one ends and the next begins.
+    pub(crate) fn joins_files(&self) -> bool {
+        matches!(self, Self::Stdout(_))
+    }
+
+    /// A file begins, the first of `left` that are still to come.
+    pub(crate) fn begin(&mut self, name: &[u8], left: u64) -> Result<(), Failure> {
         match self {
             Self::Stdout(_) => Ok(()),
-            Self::File(place) if place.begun > 0 => Err(Failure::new(format!(
-                "the stream holds several files, and {} is one file, which now holds the first; remove it, make a \
-                 directory with `mkdir`, and give that to --output",
+            Self::File(place) if left > 1 => Err(Failure::new(format!(
+                "the stream holds {left} files, and {0} is one file; nothing was written; give a directory to \
+                 --output, such as `{0}/`",
                 place.shown()
             ))),
             Self::File(place) => place.begin(place.name.clone()),
@@ -183,7 +190,6 @@ impl Place {
         let file = rustix::fs::openat(&self.directory, &name, flags, mode).map_err(cannot)?;
         let directory = self.directory.try_clone().map_err(|error| Failure::of("dup failed", &error))?;
         self.part = Some(Part { directory, file, name, becomes });
-        self.begun += 1;
         Ok(())
     }
 

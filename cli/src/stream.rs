@@ -42,6 +42,8 @@ pub(crate) enum Record<'a> {
         name: &'a [u8],
         /// How long the publisher believes it to be.
         size: Option<u64>,
+        /// Files of the stream from this one on.
+        left: u64,
     },
     /// Bytes of the file.
     Data(&'a [u8]),
@@ -73,6 +75,8 @@ pub(crate) enum Saying {
     Begin {
         /// How long it is believed to be.
         size: Option<u64>,
+        /// Files of the stream from this one on.
+        left: u64,
     },
     /// The body is data.
     Data,
@@ -120,7 +124,7 @@ impl Composer {
     pub(crate) fn complete(&mut self, saying: Saying, message: &mut [u8]) {
         let (body, foot) = message.split_at_mut(message.len() - FOOT_BYTES);
         let (kind, number, count) = match saying {
-            Saying::Begin { size } => (BEGIN, size.unwrap_or(UNKNOWN), self.files),
+            Saying::Begin { size, left } => (BEGIN, size.unwrap_or(UNKNOWN), left),
             Saying::Data => (DATA, 0, 0),
             Saying::EndOfFile => (END_OF_FILE, self.offset - self.file_begin, 0),
             Saying::End => {
@@ -159,6 +163,8 @@ pub(crate) enum StreamFault {
     Order { kind: u32, place: &'static str },
     #[error("a file of {counted} bytes ended as one of {said}")]
     FileLength { said: u64, counted: u64 },
+    #[error("a file begins as the first of {said} that are left, but {left} are")]
+    FilesLeft { said: u64, left: u64 },
     #[error("the end speaks of {said_files} files and {said} bytes, but {files} and {bytes} came")]
     Total { said_files: u64, said: u64, files: u64, bytes: u64 },
     #[error("the hash of what came is {counted:032x}, but {said:032x} was sent")]
@@ -188,12 +194,19 @@ pub(crate) struct Checker {
     offset: u64,
     file_begin: u64,
     files: u64,
+    /// Files that are still to come; unknown before the first.
+    left: Option<u64>,
     place: Place,
 }
 
 impl Checker {
     pub(crate) fn new() -> Self {
-        Self { hash: Xxh3::new(), offset: 0, file_begin: 0, files: 0, place: Place::BetweenFiles }
+        Self { hash: Xxh3::new(), offset: 0, file_begin: 0, files: 0, left: None, place: Place::BetweenFiles }
+    }
+
+    /// Files that have begun so far.
+    pub(crate) fn files(&self) -> u64 {
+        self.files
     }
 
     /// Data bytes that came so far.
@@ -226,7 +239,12 @@ impl Checker {
                 self.place = Place::InFile;
                 self.files += 1;
                 self.file_begin = self.offset;
-                Record::Begin { name: body, size: (number != UNKNOWN).then_some(number) }
+                let left = self.left.unwrap_or(count);
+                if count != left || count == 0 {
+                    return Err(StreamFault::FilesLeft { said: count, left });
+                }
+                self.left = Some(left - 1);
+                Record::Begin { name: body, size: (number != UNKNOWN).then_some(number), left }
             }
             (DATA, Place::InFile) => {
                 self.offset += body.len() as u64;
@@ -256,6 +274,9 @@ impl Checker {
     fn read_end<'a>(&mut self, body: &[u8], said: u64, said_files: u64) -> Result<Record<'a>, StreamFault> {
         self.place = Place::AfterTheEnd;
         let (files, bytes) = (self.files, self.offset);
+        if let Some(left @ 1..) = self.left {
+            return Err(StreamFault::FilesLeft { said: 0, left });
+        }
         if (said_files, said) != (files, bytes) {
             return Err(StreamFault::Total { said_files, said, files, bytes });
         }
@@ -282,11 +303,11 @@ mod tests {
     fn stream() -> Vec<Vec<u8>> {
         let mut composer = Composer::new();
         let sayings = [
-            (Saying::Begin { size: Some(5) }, b"one".as_slice()),
+            (Saying::Begin { size: Some(5), left: 2 }, b"one".as_slice()),
             (Saying::Data, b"abc"),
             (Saying::Data, b"de"),
             (Saying::EndOfFile, b""),
-            (Saying::Begin { size: None }, b""),
+            (Saying::Begin { size: None, left: 1 }, b""),
             (Saying::EndOfFile, b""),
             (Saying::End, &[0; 16]),
         ];
@@ -308,7 +329,7 @@ mod tests {
     fn what_was_composed_is_read_back() {
         let messages = stream();
         let mut checker = Checker::new();
-        assert_eq!(checker.read(&messages[0]), Ok(Record::Begin { name: b"one", size: Some(5) }));
+        assert_eq!(checker.read(&messages[0]), Ok(Record::Begin { name: b"one", size: Some(5), left: 2 }));
         assert_eq!(checker.read(&messages[1]), Ok(Record::Data(b"abc")));
         assert_eq!(checker.offset(), 3);
         assert_eq!(read_all(&messages), Ok(Some((2, 5))));
@@ -340,6 +361,24 @@ mod tests {
     }
 
     #[test]
+    fn the_files_are_as_many_as_the_first_says() {
+        let mut composer = Composer::new();
+        let mut say = |saying, body: &[u8]| message(&mut composer, saying, body);
+        let begin = say(Saying::Begin { size: None, left: 2 }, b"");
+        let end_of_file = say(Saying::EndOfFile, b"");
+        let early_end = say(Saying::End, &[0; 16]);
+        assert_eq!(read_all(&[begin, end_of_file, early_end]), Err(StreamFault::FilesLeft { said: 0, left: 1 }));
+        for left in [0, 2] {
+            let mut composer = Composer::new();
+            let first = message(&mut composer, Saying::Begin { size: None, left: 2 }, b"");
+            let end_of_file = message(&mut composer, Saying::EndOfFile, b"");
+            let second = message(&mut composer, Saying::Begin { size: None, left }, b"");
+            let fault = StreamFault::FilesLeft { said: left, left: 1 };
+            assert_eq!(read_all(&[first, end_of_file, second]), Err(fault));
+        }
+    }
+
+    #[test]
     fn messages_of_somebody_else_are_faults() {
         assert_eq!(Checker::new().read(&[1; 31]), Err(StreamFault::Length { bytes: 31 }));
         assert!(matches!(Checker::new().read(&[1; 40]), Err(StreamFault::Magic { .. })));
@@ -348,7 +387,7 @@ mod tests {
     #[test]
     fn an_abort_is_no_end_and_says_why_without_control_letters() {
         let mut composer = Composer::new();
-        let begin = message(&mut composer, Saying::Begin { size: None }, b"");
+        let begin = message(&mut composer, Saying::Begin { size: None, left: 1 }, b"");
         let abort = message(&mut composer, Saying::Abort, b"no\x1b[2J more");
         let mut checker = Checker::new();
         assert!(checker.read(&begin).is_ok());

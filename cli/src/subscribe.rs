@@ -23,7 +23,7 @@ const EXAMPLES: &str = "\
 Examples:
   zcmi sub backup | tar x         the other side: tar c photos | zcmi pub backup
   zcmi sub backup -o disk.img     store a stream in a file, which appears when it is whole
-  zcmi sub films -o DIRECTORY     store several files under their names
+  zcmi sub films -o DIRECTORY/    store several files under their names; with the slash it is made if it is missing
 
 With a pipe behind it, run `set -o pipefail` first: only `sub` knows whether the stream was whole.
 Names in a stream are another process's word. Only plain file names are taken: no path, no `..`, no control letters.
@@ -37,7 +37,7 @@ Exit codes: 0 the whole stream arrived and its publisher ended in good order; 1 
 pub(crate) struct Subscribe {
     /// Name of the stream
     name: String,
-    /// File, or a directory that exists, to write to instead of stdout; several files need a directory
+    /// File or directory to write to instead of stdout; with a slash at its end a directory is made
     #[arg(short, long, value_name = "PATH")]
     output: Option<PathBuf>,
     /// Fail if nobody publishes the stream yet
@@ -222,11 +222,15 @@ impl Run<'_> {
         let at = self.checker.offset();
         let record = self.checker.read(message).map_err(|fault| self.broken(&chain(&fault)))?;
         match record {
-            Record::Begin { name, size } => {
+            Record::Begin { name, size, left } => {
                 if let Some(size) = size {
                     self.bar.set_length(at + size);
                 }
-                self.store.begin(name)
+                if left > 1 && self.checker.files() == 1 && self.store.joins_files() {
+                    let text = "files follow one behind the other on stdout; -o DIRECTORY/ would store them apart";
+                    self.tell.note(format!("{left} {text}"));
+                }
+                self.store.begin(name, left)
             }
             Record::Data(data) => {
                 self.store.write(data, at, &self.interrupt)?;

@@ -48,13 +48,24 @@ fn several_files_carry_their_names_into_a_directory() {
 }
 
 #[test]
+fn a_directory_named_with_a_slash_is_made() {
+    let scratch = Scratch::new();
+    scratch.file("a", b"1");
+    scratch.file("b", b"2");
+    let (published, received) = hand_over(&scratch, &["a", "b"], &["-o", "new/"]);
+    published.expect_code(0);
+    received.expect_code(0);
+    assert_eq!(names_in(scratch.path("new")), ["a", "b"]);
+}
+
+#[test]
 fn several_files_to_stdout_come_one_behind_the_other() {
     let scratch = Scratch::new();
     scratch.file("a", b"first ");
     scratch.file("b", b"second");
     let (published, received) = hand_over(&scratch, &["a", "b"], &[]);
     published.expect_code(0);
-    received.expect_code(0);
+    received.expect_code(0).expect_words("2 files follow one behind the other");
     assert_eq!(received.stdout, b"first second");
 }
 
@@ -109,11 +120,12 @@ fn what_does_not_fit_the_place_is_refused() {
     scratch.directory("out");
     let (published, received) = hand_over(&scratch, &["a", "b"], &["-o", "mine"]);
     published.expect_code(1);
-    received.expect_code(1).expect_words("several files");
+    received.expect_code(1).expect_words("holds 2 files");
+    assert!(!scratch.path("mine").exists(), "nothing is stored of what cannot be stored whole");
     let (published, received) = hand_over(&scratch, &[], &["-o", "out"]);
     published.expect_code(1);
     received.expect_code(1).expect_words("has no name");
-    scratch.run(&["sub", "stream", "-o", "not there/"]).expect_code(1).expect_words("there is no directory");
+    scratch.run(&["sub", "stream", "-o", "not/there/"]).expect_code(1).expect_words("not/there/ cannot be made");
     assert!(names_in(scratch.path("out")).is_empty());
 }
 
@@ -167,7 +179,7 @@ fn lie(scratch: &Scratch, arguments: &[&str], say: impl FnOnce(&mut Liar)) -> ri
 fn the_layout_document_describes_what_is_understood() {
     let scratch = Scratch::new();
     let received = lie(&scratch, &["-o", "mine"], |liar| {
-        liar.say(1, b"honest", 5, 0);
+        liar.say(1, b"honest", 5, 1);
         liar.say(2, b"12345", 0, 0);
         liar.say(3, b"", 5, 0);
         liar.end();
@@ -182,7 +194,7 @@ fn hostile_names_are_refused_and_nothing_is_written() {
         let scratch = Scratch::new();
         scratch.directory("out");
         let received = lie(&scratch, &["-o", "out"], |liar| {
-            liar.say(1, name.as_bytes(), 4, 0);
+            liar.say(1, name.as_bytes(), 4, 1);
             liar.say(2, b"evil", 0, 0);
             liar.say(3, b"", 4, 0);
             liar.end();
@@ -198,7 +210,7 @@ fn hostile_names_are_refused_and_nothing_is_written() {
 fn a_stream_that_ends_without_its_end_leaves_no_file() {
     let scratch = Scratch::new();
     let received = lie(&scratch, &["-o", "mine"], |liar| {
-        liar.say(1, b"cut", 10, 0);
+        liar.say(1, b"cut", 10, 1);
         liar.say(2, b"12345", 0, 0);
     });
     received.expect_code(1).expect_words("broke off at byte 5: its publisher ended without finishing it");
@@ -209,7 +221,7 @@ fn a_stream_that_ends_without_its_end_leaves_no_file() {
 fn a_stream_with_a_wrong_hash_or_position_or_from_somebody_else_is_refused() {
     let scratch = Scratch::new();
     let received = lie(&scratch, &[], |liar| {
-        liar.say(1, b"", u64::MAX, 0);
+        liar.say(1, b"", u64::MAX, 1);
         liar.say(2, b"12345", 0, 0);
         liar.say(3, b"", 5, 0);
         liar.hash.update(b"x");
@@ -217,7 +229,7 @@ fn a_stream_with_a_wrong_hash_or_position_or_from_somebody_else_is_refused() {
     });
     received.expect_code(1).expect_words("broke off at byte 5: the hash");
     let received = lie(&scratch, &[], |liar| {
-        liar.say(1, b"", u64::MAX, 0);
+        liar.say(1, b"", u64::MAX, 1);
         liar.offset = 7;
         liar.say(2, b"12345", 0, 0);
     });

@@ -53,8 +53,9 @@ const TASKS: &[Task] = &[
     },
     Task {
         name: "xray",
-        usage: "xray BINARY SYMBOL... | xray --step FROM TO [--windows N] PROGRAM [ARGS]",
-        purpose: "Show what a function was compiled to, or count the instructions between two markers",
+        usage: "xray | xray BINARY SYMBOL... | xray --step FROM TO [--windows N] PROGRAM [ARGS]",
+        purpose: "Hold the hot path against its bounds, show what a function was compiled to, or count instructions \
+                  between two markers",
         run: xray::run,
     },
 ];

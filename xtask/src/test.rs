@@ -19,6 +19,7 @@ use crate::packages;
 use crate::residue::Snapshot;
 use crate::tally::Tally;
 use crate::workspace;
+use crate::xray;
 
 /// How long the tests of the workspace may take, their compilation included.
 const LIMIT: Duration = Duration::from_secs(3600);
@@ -26,6 +27,8 @@ const LIMIT: Duration = Duration::from_secs(3600);
 const QUICK_LIMIT: Duration = Duration::from_secs(900);
 /// How long a build may take.
 const BUILD_LIMIT: Duration = Duration::from_secs(1200);
+/// Why a test is ignored that is no test: another one starts it in a process of its own.
+const CHILD: &str = "a child of another test";
 /// How long the demonstration may take.
 const DEMO_LIMIT: Duration = Duration::from_secs(120);
 
@@ -97,7 +100,23 @@ fn steps(quick: bool, own: &OwnDirectory, tally: &mut Tally) -> Result<(), Box<d
         }
         documents::run(&workspace::root(), &programs, &own.0, tally)?;
     }
+    if !quick {
+        count_hot_path(tally);
+    }
     loom::all(quick, tally)
+}
+
+/// Holds the library's hot path against its bounds, where one process may trace another.
+fn count_hot_path(tally: &mut Tally) {
+    match xray::run(&[]) {
+        Ok(kept) => tally.check("cargo xtask xray", kept),
+        Err(error) => match error.downcast_ref::<std::io::Error>().map(std::io::Error::kind) {
+            Some(std::io::ErrorKind::PermissionDenied) => {
+                tally.skip(format!("the hot path's instructions cannot be counted: {error}"));
+            }
+            _ => tally.fail(format!("cargo xtask xray: {error}")),
+        },
+    }
 }
 
 /// Runs the demonstration, once the program has one.
@@ -185,6 +204,8 @@ struct Reading {
     opens_output: bool,
     /// The tests of this program whose output began with a skip.
     only_skipped: usize,
+    /// What this program calls ignored tests, and is a part of other tests.
+    children: usize,
 }
 
 impl Reading {
@@ -200,6 +221,8 @@ impl Reading {
             self.opens_output = false;
         } else if text.starts_with("---- ") && text.ends_with(" stdout ----") {
             self.opens_output = true;
+        } else if text.strip_prefix("test ").and_then(|test| test.strip_suffix(CHILD)).is_some() {
+            self.children += 1;
         } else if let Some(test) = text.strip_prefix("test ").and_then(|test| test.strip_suffix(" ... FAILED")) {
             let program = self.program.as_deref().unwrap_or("tests");
             self.tally.fail(format!("{program}: {test}"));
@@ -217,8 +240,8 @@ impl Reading {
             parts.filter_map(|part| part.strip_suffix(word)?.trim().parse::<usize>().ok()).next().unwrap_or(0)
         };
         self.tally.pass(count("passed").saturating_sub(self.only_skipped));
-        (0..count("ignored")).for_each(|_| self.tally.skip("an ignored test"));
-        self.only_skipped = 0;
+        (self.children..count("ignored")).for_each(|_| self.tally.skip("an ignored test"));
+        (self.only_skipped, self.children) = (0, 0);
         self.program = None;
     }
 
@@ -227,7 +250,7 @@ impl Reading {
         if let Some(program) = self.program.take() {
             self.tally.fail(format!("{program}: ended without a result"));
         }
-        self.only_skipped = 0;
+        (self.only_skipped, self.children) = (0, 0);
     }
 
     /// The counts, given how the whole call ended.
@@ -286,6 +309,14 @@ mod tests {
         let tally = read(output, Ended::Well);
         assert_eq!(tally.to_string(), "1 passed, 0 failed, 2 skipped");
         assert_eq!(tally.skips(), ["no device", "a part"]);
+    }
+
+    #[test]
+    fn a_child_of_another_test_is_no_test() {
+        let output = "     Running tests/x.rs (target/debug/deps/x-0a)\n\
+            test a ... ignored\ntest child ... ignored, a child of another test\n\
+            test result: ok. 1 passed; 0 failed; 2 ignored; 0 measured; 0 filtered out; finished in 0.00s\n";
+        assert_eq!(read(output, Ended::Well).to_string(), "1 passed, 0 failed, 1 skipped");
     }
 
     #[test]
