@@ -16,6 +16,8 @@ Examples:
   zcmi bench ipc --quick                      a look in well under a minute
   zcmi bench ipc --json report.json           all rows, ten rounds, also as a document
   zcmi bench ipc --row floor --row pubsub     only these rows
+  zcmi bench ipc --row bare --row stream --bytes 64
+                                              only these rows, for 64 bytes
 
 Rows: floor, syscall, wake and memcpy are the machine's own; bare is a ring written by hand; pubsub is the latency and
 stream the throughput of zcmi. Two processors are needed, one for each process; with fewer it says SKIP.
@@ -46,6 +48,15 @@ struct Ipc {
     /// Measure this row only; may be given several times
     #[arg(long, value_name = "ROW")]
     row: Vec<String>,
+    /// Measure the rows of two processes with payloads of this size only; may be given several times
+    #[arg(long, value_name = "BYTES", value_parser = size)]
+    bytes: Vec<usize>,
+}
+
+/// Reads one of the sizes that are measured.
+fn size(text: &str) -> Result<usize, String> {
+    let size = text.parse().ok().filter(|size| ipc::SIZES.contains(size));
+    size.ok_or_else(|| format!("the sizes that are measured are {:?}", ipc::SIZES))
 }
 
 /// The bar; the suite tells its progress to a plain function.
@@ -68,6 +79,9 @@ impl Bench {
         let Suite::Ipc(ipc) = &self.suite;
         let mut options = if ipc.quick { IpcOptions::quick() } else { IpcOptions::default() };
         options.rows.clone_from(&ipc.row);
+        if !ipc.bytes.is_empty() {
+            options.sizes.retain(|size| ipc.bytes.contains(size));
+        }
         options.progress = Some(progress);
         let tell = Tell { json: self.json(), quiet: false };
         // Ctrl-C ends this process at once: the peers die with it, and nothing of them has a name.

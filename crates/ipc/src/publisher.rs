@@ -21,7 +21,7 @@ use std::time::{Duration, Instant};
 use rustix::event::{PollFd, PollFlags};
 use zcmi_mem::lease::{LeaseMut, Loaned, is_inline};
 use zcmi_mem::payload::{Message, MessageRecord};
-use zcmi_mem::pool::{Pool, PoolError, PoolPlan};
+use zcmi_mem::pool::{Ahead, Pool, PoolError, PoolPlan};
 use zcmi_ring::layout::INLINE_WORDS;
 use zcmi_ring::sync::{AtomicUsize, Ordering};
 use zcmi_ring::{Controller, LifeMark, Occupant, PublishRefused, ReaderIndex, WakeWord, Writer};
@@ -482,20 +482,25 @@ impl<M: Message> Publisher<M> {
                 }
                 self.publish_all_words(&messages[..step])?;
             } else {
-                let filled = match &mut self.pool {
-                    Some(pool) => raw::fill_slots(pool, step, |index, message| fill(done + index, message)),
-                    None => raw::Filled::none(),
-                };
-                if filled.is_empty() {
-                    // No slot is at hand: this one is waited for, as the policy says.
-                    let mut lease = self.loan()?;
-                    fill(done, &mut lease);
-                    self.publish(lease).map_err(|error| error.reason)?;
-                    done += 1;
-                    continue;
+                let ahead = self.pool.as_mut().map(|pool| {
+                    pool.write_ahead(M::ELEMENT_BYTES, step, |index, bytes| {
+                        let message = M::from_bytes_mut(bytes).expect("a slot fits and is aligned");
+                        fill(done + index as u64, message);
+                    })
+                });
+                match ahead {
+                    Some(ahead) if ahead.count() > 0 => {
+                        done += ahead.count() as u64;
+                        self.publish_ahead(ahead)?;
+                    }
+                    _ => {
+                        // No slot is at hand: this one is waited for, as the policy says.
+                        let mut lease = self.loan()?;
+                        fill(done, &mut lease);
+                        self.publish(lease).map_err(|error| error.reason)?;
+                        done += 1;
+                    }
                 }
-                done += filled.len() as u64;
-                self.publish_all_slots(filled)?;
                 continue;
             }
             done += step as u64;
@@ -535,21 +540,21 @@ impl<M: Message> Publisher<M> {
         Ok(())
     }
 
-    /// Publishes slots that are filled, as many at once as there is room for.
+    /// Publishes slots that are written, as many at once as there is room for.
     #[inline(always)]
-    fn publish_all_slots(&mut self, mut filled: raw::Filled) -> Result<(), SendError> {
-        while !filled.is_empty() {
+    fn publish_ahead(&mut self, mut ahead: Ahead) -> Result<(), SendError> {
+        while ahead.count() > 0 {
             self.check_life().map_err(LoanError::from)?;
             let Some(pool) = &mut self.pool else { break };
-            let staged = {
+            let published = {
                 let mut reading = self.seat.sit();
                 let reading = &mut *reading;
-                let staged = raw::stage_slots(&mut reading.writer, pool, &mut filled, M::ELEMENT_BYTES as u32);
+                let published = raw::publish_ahead(&mut reading.writer, pool, &mut ahead, M::ELEMENT_BYTES as u32);
                 reading.wake_sleepers();
-                staged
+                published
             };
-            if staged == 0
-                && let Some(slot) = raw::take_first(pool, &mut filled)
+            if published == 0
+                && let Some(slot) = pool.take_ahead(&mut ahead)
             {
                 let lease = LeaseMut::slot(slot, M::ELEMENT_BYTES);
                 self.publish_slow(lease).map_err(|error| error.reason)?;

@@ -17,7 +17,7 @@
 
 mod raw;
 
-pub use raw::{Pool, Slot};
+pub use raw::{Ahead, Pool, Slot};
 
 /// The alignment of slots below one page.
 pub const SLOT_ALIGN: usize = 64;

@@ -272,9 +272,7 @@ impl Writer {
     /// If no room was reserved, or the lane was made without slots.
     #[inline(always)]
     pub fn publish_slot(&mut self, slot: RawDescriptor, bytes: u32) -> u64 {
-        let sequence = self.stage_slot(0, slot, bytes);
-        self.commit(1);
-        sequence
+        self.publish_slots(&[slot], bytes)
     }
 
     /// Publishes a slot if there is room without asking the readers: [`reserve`](Self::reserve) and
@@ -340,6 +338,27 @@ impl Writer {
         self.set_slot(sequence, slot.token());
         self.write(sequence, Head::new(Kind::Slot, bytes), &[u64::from(slot.token())]);
         sequence
+    }
+
+    /// Publishes slots of `bytes` bytes each by their descriptors, all or none: stamps are stored last to first, so
+    /// that whoever sees the first sees all. Returns the sequence of the first.
+    ///
+    /// # Panics
+    /// If there is no [room](Self::room) for so many, or the lane was made without slots.
+    #[inline(always)]
+    pub fn publish_slots(&mut self, slots: &[RawDescriptor], bytes: u32) -> u64 {
+        let (first, count) = (self.tail, slots.len() as u64);
+        assert!(count <= self.room(), "{count} entries from {first} on were not reserved");
+        let head = Head::new(Kind::Slot, bytes);
+        for (ahead, slot) in slots.iter().enumerate().rev() {
+            let sequence = first + ahead as u64;
+            self.set_slot(sequence, slot.token());
+            self.write(sequence, head, &[u64::from(slot.token())]);
+            // P1 (release): publishes the entry and the payload written before. Pairs with C1 in `Reader`.
+            self.ring.entry(sequence).stamp.store(sequence + 1, Ordering::Release);
+        }
+        self.tail = first + count;
+        first
     }
 
     /// Says to the readers that the publisher waits for room. It asks them once more after this, and only then waits.
@@ -493,19 +512,34 @@ impl Writer {
             }
             stays
         });
-        let mask = self.slots.len() - 1;
-        for sequence in self.reclaimed..self.retired {
-            let slot = core::mem::replace(&mut self.slots[sequence as usize & mask], NO_SLOT);
-            if slot == NO_SLOT {
-                continue;
-            }
-            if held.is_empty() || held.binary_search(&sequence).is_err() {
-                free(slot);
+        // At most one ring, in the two parts in which it lies in memory.
+        while self.reclaimed < self.retired {
+            let first = self.reclaimed;
+            let position = self.ring.position(first);
+            let end = (position + (self.retired - first) as usize).min(self.slots.len());
+            let part = &mut self.slots[position..end];
+            if held.is_empty() {
+                for slot in part.iter_mut() {
+                    let slot = core::mem::replace(slot, NO_SLOT);
+                    if slot != NO_SLOT {
+                        free(slot);
+                    }
+                }
             } else {
-                self.kept.push(Kept { sequence, slot });
+                for (sequence, slot) in (first..).zip(part.iter_mut()) {
+                    let slot = core::mem::replace(slot, NO_SLOT);
+                    if slot == NO_SLOT {
+                        continue;
+                    }
+                    if held.binary_search(&sequence).is_err() {
+                        free(slot);
+                    } else {
+                        self.kept.push(Kept { sequence, slot });
+                    }
+                }
             }
+            self.reclaimed += (end - position) as u64;
         }
-        self.reclaimed = self.retired;
     }
 
     /// Gathers every sequence held by a live reader or quarantined, sorted.

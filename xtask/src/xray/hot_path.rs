@@ -19,7 +19,7 @@ struct Bound {
     fences: u64,
 }
 
-const BOUNDS: [Bound; 7] = [
+const BOUNDS: [Bound; 8] = [
     Bound { scenario: "publish-inline", messages: 1, instructions: 60, fences: 0 },
     // 64 readers are attached, 63 of which never look: the publisher does not know them on its way.
     Bound { scenario: "publish-inline-64", messages: 1, instructions: 60, fences: 0 },
@@ -29,6 +29,7 @@ const BOUNDS: [Bound; 7] = [
     // Where a reader may park, one fence a publish or batch orders the stamps before the look at the wake word.
     Bound { scenario: "publish-inline-parked", messages: 1, instructions: 60, fences: 1 },
     Bound { scenario: "publish-batch", messages: 16, instructions: 60, fences: 1 },
+    Bound { scenario: "publish-batch-slot", messages: 16, instructions: 60, fences: 1 },
 ];
 
 /// Builds the program of scenarios, steps through each, and compares.

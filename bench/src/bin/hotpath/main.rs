@@ -13,7 +13,7 @@ use std::time::Duration;
 
 use zcmi::directory::RuntimeDirectory;
 use zcmi::name::ServiceName;
-use zcmi::payload::payload;
+use zcmi::payload::{Message, payload};
 use zcmi::{Process, Publisher, Service, Subscriber, Wait};
 
 /// How often the operation is run between the markers.
@@ -56,7 +56,12 @@ fn main() -> Result<(), Box<dyn Error>> {
         "receive-inline" => receive_ticks(pair::<Tick>(&process, false)?)?,
         "publish-slot" => publish_books(pair::<Book>(&process, false)?)?,
         "receive-slot" => receive_books(pair::<Book>(&process, false)?)?,
-        "publish-batch" => publish_batches(pair::<Tick>(&process, true)?)?,
+        "loan-and-publish-slot" => loan_and_publish_books(pair::<Book>(&process, false)?)?,
+        "receive-and-drop-slot" => receive_and_drop_books(pair::<Book>(&process, false)?)?,
+        "publish-batch" => publish_batches::<Tick>(pair(&process, true)?, |number, tick| tick.price = number)?,
+        "publish-batch-slot" => {
+            publish_batches::<Book>(pair(&process, true)?, |number, book| book.levels[0] = number)?;
+        }
         other => return Err(format!("there is no scenario {other:?}").into()),
     }
     Ok(())
@@ -65,7 +70,7 @@ fn main() -> Result<(), Box<dyn Error>> {
 type Pair<M> = (Publisher<M>, Subscriber<M>);
 
 /// A publisher and its subscriber; `parks` makes it one that may sleep, so that each publish looks whether it does.
-fn pair<M: zcmi::payload::Message>(process: &Process, parks: bool) -> Result<Pair<M>, Box<dyn Error>> {
+fn pair<M: Message>(process: &Process, parks: bool) -> Result<Pair<M>, Box<dyn Error>> {
     let service = Service::<M>::with(ServiceName::new("hotpath")?, process.clone())?;
     let publisher = service.publisher().capacity(1024).create()?;
     let mut subscriber = service.subscriber().wait(if parks { Wait::Park } else { Wait::Spin }).join()?;
@@ -131,16 +136,45 @@ fn receive_books((mut publisher, mut subscriber): Pair<Book>) -> Result<(), Box<
     Ok(())
 }
 
-fn publish_batches((mut publisher, mut subscriber): Pair<Tick>) -> Result<(), Box<dyn Error>> {
+fn loan_and_publish_books((mut publisher, mut subscriber): Pair<Book>) -> Result<(), Box<dyn Error>> {
+    for number in 0..WINDOWS {
+        raw::zcmi_xray_begin();
+        let mut book = publisher.loan()?;
+        book.levels[0] = number;
+        let published = publisher.publish(book);
+        raw::zcmi_xray_end();
+        published?;
+        black_box(subscriber.try_receive()?.ok_or("a message is there")?.levels[0]);
+    }
+    Ok(())
+}
+
+fn receive_and_drop_books((mut publisher, mut subscriber): Pair<Book>) -> Result<(), Box<dyn Error>> {
+    for number in 0..WINDOWS {
+        let mut book = publisher.loan()?;
+        book.levels[0] = number;
+        publisher.publish(book)?;
+        raw::zcmi_xray_begin();
+        let received = subscriber.try_receive()?.map(|book| book.levels[0]);
+        raw::zcmi_xray_end();
+        assert_eq!(received, Some(number), "the message that was published");
+    }
+    Ok(())
+}
+
+fn publish_batches<M: Message>(
+    (mut publisher, mut subscriber): Pair<M>,
+    fill: impl Fn(u64, &mut M),
+) -> Result<(), Box<dyn Error>> {
     for _ in 0..WINDOWS {
         raw::zcmi_xray_begin();
-        let published = publisher.publish_batch(16, |number, tick| tick.price = number);
+        let published = publisher.publish_batch(16, &fill);
         raw::zcmi_xray_end();
         published?;
         let mut left = 16;
         while left > 0 {
-            left -= subscriber.receive_batch(left, |_, tick| {
-                black_box(tick.price);
+            left -= subscriber.receive_batch(left, |_, message| {
+                black_box(message);
             })?;
         }
     }

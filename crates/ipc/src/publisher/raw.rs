@@ -1,18 +1,18 @@
 //! Where the lane's private records and the pool's free lists meet.
 //!
 //! Every unsafe block here relies on one fact: a [`Writer`] hands a token to its closure only after every reader is
-//! done with the slot, once, and only tokens that it was given by `publish_slot` or `stage_slot`, which this crate
-//! calls with tokens of the publisher's own pool.
+//! done with the slot, once, and only tokens that it was given by `publish_slot` or `publish_slots`, which this
+//! crate calls with tokens of the publisher's own pool.
 #![allow(unsafe_code)]
 
 use std::sync::Arc;
 
 use zcmi_mem::lease::{LeaseMut, Loaned};
 use zcmi_mem::payload::Message;
-use zcmi_mem::pool::{Pool, PoolPlan, Slot};
-use zcmi_ring::{LifeMark, PublishRefused, RawDescriptor, Writer};
+use zcmi_mem::pool::{Ahead, Pool, PoolPlan};
+use zcmi_ring::{LifeMark, PublishRefused, Writer};
 
-use super::{BATCH, publish_words};
+use super::publish_words;
 use crate::process::ExtentGuard;
 
 /// The pool of a lane, in an extent that nothing else uses.
@@ -47,66 +47,16 @@ pub(super) fn publish_at_once<M: Message + ?Sized>(
     }
 }
 
-/// Slots of one pool that are filled and not yet published: their descriptors alone, since moving more costs more than
-/// filling. Dropped with slots in it (when a caller's code panics) it leaks them.
-pub(super) struct Filled {
-    slots: [RawDescriptor; BATCH],
-    first: usize,
-    end: usize,
-}
-
-impl Filled {
-    pub(super) fn none() -> Self {
-        Self { slots: [RawDescriptor::from_token(0); BATCH], first: 0, end: 0 }
-    }
-
-    pub(super) fn is_empty(&self) -> bool {
-        self.first == self.end
-    }
-
-    pub(super) fn len(&self) -> usize {
-        self.end - self.first
-    }
-}
-
-/// Takes up to `most` slots that are at hand and has each filled with a message.
+/// Publishes slots that were written ahead, as many as there is room for, and returns how many.
 #[inline(always)]
-pub(super) fn fill_slots<M: Message>(pool: &mut Pool, most: usize, mut fill: impl FnMut(u64, &mut M)) -> Filled {
-    let mut filled = Filled::none();
-    for (index, place) in filled.slots.iter_mut().take(most).enumerate() {
-        let Some(mut slot) = pool.take_at_hand(M::ELEMENT_BYTES) else { break };
-        let message = M::from_bytes_mut(slot.bytes_mut(M::ELEMENT_BYTES)).expect("a slot fits and is aligned");
-        fill(index as u64, message);
-        *place = slot.descriptor();
-        core::mem::forget(slot);
-        filled.end = index + 1;
-    }
-    filled
-}
-
-/// Stages and commits filled slots, as many as there is room for, and returns how many.
-#[inline(always)]
-pub(super) fn stage_slots(writer: &mut Writer, pool: &mut Pool, filled: &mut Filled, bytes: u32) -> usize {
+pub(super) fn publish_ahead(writer: &mut Writer, pool: &mut Pool, ahead: &mut Ahead, bytes: u32) -> usize {
     if reserve(writer, pool).is_err() {
         return 0;
     }
-    let room = (writer.room() as usize).min(filled.len());
-    for (ahead, slot) in filled.slots[filled.first..filled.first + room].iter().enumerate() {
-        writer.stage_slot(ahead as u64, *slot, bytes);
-    }
-    // SAFETY: `fill_slots` took these slots from this pool and forgot them; they are committed below.
-    unsafe { pool.forget_published(room) };
-    filled.first += room;
-    writer.commit(room as u64);
-    room
-}
-
-/// Takes one slot out, to be published alone.
-pub(super) fn take_first(pool: &mut Pool, filled: &mut Filled) -> Option<Slot> {
-    let slot = *filled.slots[..filled.end].get(filled.first)?;
-    filled.first += 1;
-    // SAFETY: `fill_slots` took the slot from this pool and forgot it, and it was not published.
-    Some(unsafe { pool.remember(slot) })
+    let count = (writer.room() as usize).min(ahead.count());
+    writer.publish_slots(&pool.ahead(ahead)[..count], bytes);
+    pool.drop_ahead(ahead, count);
+    count
 }
 
 /// Room for one more message; slots that are free again go back to the pool.

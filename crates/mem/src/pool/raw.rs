@@ -30,6 +30,22 @@ struct Home {
     _guard: Box<dyn Any + Send + Sync>,
 }
 
+/// Free slots of one class that are written already: the first of its free list, as long as none is taken otherwise.
+#[derive(Debug)]
+pub struct Ahead {
+    class: usize,
+    count: usize,
+}
+
+impl Ahead {
+    /// How many slots.
+    #[inline(always)]
+    #[must_use]
+    pub fn count(&self) -> usize {
+        self.count
+    }
+}
+
 struct Class {
     /// Handed out in turn, so that neighbours are written one after the other and the hardware's prefetching works.
     free: VecDeque<RawDescriptor>,
@@ -113,6 +129,59 @@ impl Pool {
         None
     }
 
+    /// Has free slots written that are taken next for `bytes` bytes: `write` gets the number of each, from 0, and its
+    /// first `bytes` bytes. Returns which they are, at most `most`.
+    ///
+    /// The slots stay free until [`take_ahead`](Self::take_ahead) or [`drop_ahead`](Self::drop_ahead), so that nothing
+    /// is lost if `write` panics. What comes back to the pool in between does not come before them.
+    #[inline(always)]
+    pub fn write_ahead(&mut self, bytes: usize, most: usize, mut write: impl FnMut(usize, &mut [u8])) -> Ahead {
+        for (number, class) in self.classes.iter_mut().enumerate() {
+            let (free, _) = class.free.as_slices();
+            if class.slot_bytes < bytes || free.is_empty() {
+                continue;
+            }
+            let count = most.min(free.len());
+            for (index, token) in free[..count].iter().enumerate() {
+                // SAFETY: the index is below the class's slots (it came from its free list), so the slot lies in the
+                // span.
+                let base = unsafe { class.base.add(token.slot() as usize * class.slot_bytes) };
+                // SAFETY: inside the slot (its class has at least `bytes`); a free slot is nobody's, and the pool is
+                // borrowed uniquely.
+                write(index, unsafe { core::slice::from_raw_parts_mut(base.as_ptr(), bytes) });
+            }
+            return Ahead { class: number, count };
+        }
+        Ahead { class: 0, count: 0 }
+    }
+
+    /// The descriptors of slots that were written ahead, the first to be published first.
+    #[inline(always)]
+    #[must_use]
+    pub fn ahead(&self, ahead: &Ahead) -> &[RawDescriptor] {
+        &self.classes[ahead.class].free.as_slices().0[..ahead.count]
+    }
+
+    /// Takes the first `count` slots that were written ahead out of the free list: they are published by their
+    /// descriptors, and come back by [`restore`](Self::restore).
+    #[inline(always)]
+    pub fn drop_ahead(&mut self, ahead: &mut Ahead, count: usize) {
+        let count = count.min(ahead.count);
+        self.classes[ahead.class].free.drain(..count);
+        ahead.count -= count;
+    }
+
+    /// Takes the first slot that was written ahead, as [`take`](Self::take) would.
+    pub fn take_ahead(&mut self, ahead: &mut Ahead) -> Option<Slot> {
+        ahead.count = ahead.count.checked_sub(1)?;
+        let class = &mut self.classes[ahead.class];
+        let token = class.free.pop_front()?;
+        self.out += 1;
+        // SAFETY: as in `take_at_hand`.
+        let base = unsafe { class.base.add(token.slot() as usize * class.slot_bytes) };
+        Some(Slot { base, bytes: class.slot_bytes, token, home: self.home })
+    }
+
     #[cold]
     #[inline(never)]
     fn take_returned(&mut self, bytes: usize) -> Result<Slot, PoolError> {
@@ -156,18 +225,6 @@ impl Pool {
     #[inline(always)]
     pub unsafe fn forget_published(&mut self, count: usize) {
         self.out -= count;
-    }
-
-    /// The slot of a descriptor whose [`Slot`] was forgotten before it was published.
-    ///
-    /// # Safety
-    /// The descriptor is that of a slot of this pool that was forgotten, and neither published nor remembered since.
-    #[must_use]
-    pub unsafe fn remember(&mut self, token: RawDescriptor) -> Slot {
-        let class = &self.classes[token.class()];
-        // SAFETY: the descriptor is one of this pool's (the caller's promise), so the slot lies in the span.
-        let base = unsafe { class.base.add(token.slot() as usize * class.slot_bytes) };
-        Slot { base, bytes: class.slot_bytes, token, home: self.home }
     }
 
     /// Takes back what was published.
@@ -336,6 +393,32 @@ mod tests {
         std::thread::scope(|scope| scope.spawn(|| drop(slots)).join()).expect("slots drop on another thread");
         assert_eq!(pool.free_slots(), 9);
         assert_eq!(pool.take(200).expect("a slot again").capacity(), 256);
+    }
+
+    #[test]
+    fn slots_written_ahead_stay_free_until_they_are_taken() {
+        let plan = PoolPlan::doubling(64, 256, 3).expect("a plan");
+        let (mut pool, _) = pool(&plan);
+        let first = pool.take(100).expect("a slot of 128 bytes");
+        let mut ahead = pool.write_ahead(100, 8, |index, bytes| bytes.fill(index as u8 + 1));
+        assert_eq!((ahead.count(), pool.free_slots(), pool.out()), (2, 8, 1));
+        // What comes back, also to a smaller class, comes behind them.
+        drop(first);
+        assert!(pool.take(256).is_ok());
+        let tokens: Vec<RawDescriptor> = pool.ahead(&ahead).to_vec();
+        let slot = pool.take_ahead(&mut ahead).expect("the first");
+        assert_eq!((slot.descriptor(), slot.bytes(100)), (tokens[0], &[1; 100][..]));
+        pool.drop_ahead(&mut ahead, 1);
+        assert_eq!((ahead.count(), pool.take_ahead(&mut ahead).is_none()), (0, true));
+        // SAFETY: the token is this pool's, and nobody reads its slot.
+        unsafe { pool.restore(tokens[1].token()) };
+        drop(slot);
+        assert_eq!((pool.free_slots(), pool.out()), (9, 0));
+        let panicked = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| {
+            pool.write_ahead(64, 3, |index, _| assert!(index < 2, "on purpose"))
+        }));
+        assert!(panicked.is_err());
+        assert_eq!(pool.free_slots(), 9, "a panic while writing loses no slot");
     }
 
     #[test]

@@ -100,13 +100,13 @@ impl Publisher {
             return Err(Stuck::Slots);
         }
         let first = self.writer.tail();
-        for ahead in 0..count {
-            let sequence = first + ahead;
+        let mut written = Vec::new();
+        for sequence in first..first + count {
             let slot = self.free.pop().expect("they were counted");
             self.slots.write(slot, payload(sequence));
-            self.writer.stage_slot(ahead, RawDescriptor::new(0, slot), 8);
+            written.push(RawDescriptor::new(0, slot));
         }
-        self.writer.commit(count);
+        assert_eq!(self.writer.publish_slots(&written, 8), first);
         Ok(first)
     }
 
