@@ -1,6 +1,12 @@
 //! Sleeping and being woken: no wake is lost, whoever is quicker.
 
-use zcmi_tests::rig::{Scratch, Track, Worker};
+use std::os::fd::AsFd;
+
+use rustix::event::{EventfdFlags, PollFd, PollFlags, Timespec, epoll, poll};
+use zcmi::directory::RuntimeDirectory;
+use zcmi::name::ServiceName;
+use zcmi::{Armed, Event, Process, Service, Subscriber};
+use zcmi_tests::rig::{PATIENCE, Scratch, Track, Worker};
 use zcmi_tests::seed::{Length, Random};
 
 /// Sends messages to and fro between two processes that both wait in this way.
@@ -88,4 +94,89 @@ fn a_blocked_publisher_wakes_whenever_there_is_room() {
         writer.ask("end id=p");
         assert_eq!(reader.hear().tracks(), [(1, Track::whole(0, count))].into());
     }
+}
+
+/// A subscriber of this very process, which polls for itself.
+fn subscriber(scratch: &Scratch) -> Subscriber<u64> {
+    let directory = RuntimeDirectory::at(scratch.path()).expect("the runtime directory");
+    let process = Process::open(directory).expect("a process");
+    let service = Service::<u64>::with(ServiceName::new("s").expect("a name"), process).expect("a service");
+    service.subscriber().join().expect("a subscriber")
+}
+
+#[test]
+fn an_event_loop_is_told_of_every_message_and_of_the_end() {
+    let scratch = Scratch::new();
+    let mut writer = Worker::start(scratch.path());
+    writer.ask("pub id=p service=s kind=w1 tag=1");
+    let mut subscriber = subscriber(&scratch);
+    writer.ask("wait-subscribers id=p n=1 ms=5000");
+    let count = Length::of_this_run().pick(2_000, 20_000, 200_000);
+    // Edge-triggered, and with a descriptor beside it that stays quiet.
+    let set = epoll::create(epoll::CreateFlags::CLOEXEC).expect("epoll_create1");
+    let quiet = rustix::event::eventfd(0, EventfdFlags::CLOEXEC).expect("eventfd");
+    epoll::add(&set, &quiet, epoll::EventData::new_u64(0), epoll::EventFlags::IN).expect("epoll_ctl");
+    let flags = epoll::EventFlags::IN | epoll::EventFlags::ET;
+    let descriptor = subscriber.descriptor().expect("a descriptor");
+    epoll::add(&set, descriptor, epoll::EventData::new_u64(1), flags).expect("epoll_ctl");
+    let seed = Random::of_this_run().below(1 << 40);
+    writer.tell(format!("send id=p n={count} delay_us=100 seed={seed}"));
+    let (mut received, mut waits, mut writer) = (0, 0, Some(writer));
+    let ended = loop {
+        while subscriber.try_receive().expect("receiving").is_some() {
+            received += 1;
+        }
+        if let Some(event) = subscriber.next_event() {
+            match event {
+                // The hang-up of a killed process can come before the kernel's word that it is dead.
+                Event::Joined { .. } | Event::CutOff { .. } => continue,
+                Event::Died { sequence, .. } => break sequence,
+                other => panic!("{other:?}"),
+            }
+        }
+        if received == count
+            && let Some(mut writer) = writer.take()
+        {
+            assert_eq!(writer.hear().number("sent"), count);
+            writer.kill();
+        }
+        if let Armed::Waiting { at_most } = subscriber.arm().expect("arming") {
+            let timeout = Timespec::try_from(at_most.unwrap_or(PATIENCE / 2)).expect("a time");
+            let mut told = Vec::with_capacity(2);
+            epoll::wait(&set, rustix::buffer::spare_capacity(&mut told), Some(&timeout)).expect("epoll_wait");
+            assert!(at_most.is_some() || !told.is_empty(), "a wake was lost after {received} messages");
+            assert!(told.iter().all(|event| event.data.u64() == 1));
+            waits += 1;
+        }
+    };
+    assert_eq!((received, ended), (count, count));
+    assert!(waits > 1, "the loop never had to wait");
+}
+
+#[test]
+fn what_is_there_before_arming_needs_no_descriptor() {
+    let scratch = Scratch::new();
+    let mut writer = Worker::start(scratch.path());
+    writer.ask("pub id=p service=s kind=w1 tag=1");
+    let mut subscriber = subscriber(&scratch);
+    assert!(matches!(subscriber.next_event(), Some(Event::Joined { .. })));
+    writer.ask("wait-subscribers id=p n=1 ms=5000");
+    writer.ask("send id=p n=1");
+    assert_eq!(subscriber.arm(), Ok(Armed::Ready));
+    assert!(subscriber.try_receive().expect("receiving").is_some());
+    zcmi_tests::rig::wait_until("the publisher knows that we sleep", || {
+        while subscriber.next_event().is_some() {}
+        assert!(subscriber.try_receive().expect("receiving").is_none());
+        subscriber.arm() == Ok(Armed::Waiting { at_most: None })
+    });
+    let is_readable = |subscriber: &mut Subscriber<u64>| {
+        let descriptor = subscriber.descriptor().expect("a descriptor");
+        let mut polled = [PollFd::from_borrowed_fd(descriptor.as_fd(), PollFlags::IN)];
+        poll(&mut polled, Some(&Timespec { tv_sec: 0, tv_nsec: 0 })).expect("poll") == 1
+    };
+    assert!(!is_readable(&mut subscriber));
+    writer.ask("send id=p n=1");
+    assert!(is_readable(&mut subscriber), "the wake comes with the message");
+    assert_eq!(subscriber.arm(), Ok(Armed::Ready));
+    assert!(!is_readable(&mut subscriber), "arming empties the descriptor");
 }

@@ -24,5 +24,5 @@ pub use publisher::{
     LoanError, NoRoom, PublishError, PublishRefusal, Publisher, PublisherError, PublisherOptions, SendError, WhenFull,
 };
 pub use service::{Service, ServiceError};
-pub use subscriber::{Event, ReceiveError, Refusal, Subscriber, SubscriberError, SubscriberOptions, Wait};
+pub use subscriber::{Armed, Event, ReceiveError, Refusal, Subscriber, SubscriberError, SubscriberOptions, Wait};
 pub use zcmi_mem::fork::{ForkGuardError, Forked};

@@ -4,11 +4,13 @@
 //! cursor. Lanes come and go through an inbox that the control thread fills, and that the hot path looks at only when a
 //! flag says so.
 
+mod armed;
 mod event;
 mod lane;
 mod options;
 mod raw;
 
+pub use armed::Armed;
 pub use event::{Event, ReceiveError, Refusal, SubscriberError};
 pub(crate) use lane::{Lane, LaneOffer, LaneTerms};
 pub use options::SubscriberOptions;
@@ -471,17 +473,11 @@ impl<M: Message + ?Sized> Subscriber<M> {
     #[inline(never)]
     fn park(&mut self, deadline: Option<Instant>) -> Result<Option<Sample<M>>, ReceiveError> {
         let waiter = self.waiter()?;
-        for lane in &mut self.lanes {
-            if lane.parks {
-                lane.wake.announce(lane.bit);
-            }
-            lane.look_for_want();
-        }
+        self.announce_sleep();
         let found = self.try_receive();
         if matches!(found, Ok(None)) && self.events.is_empty() {
-            let all_know = self.lanes.iter().all(|lane| lane.parks || !lane.is_readable());
             let left = deadline.map(|end| end.saturating_duration_since(Instant::now()));
-            let sleep = if all_know { left } else { Some(left.unwrap_or(LOOK_AGAIN).min(LOOK_AGAIN)) };
+            let sleep = if self.all_know_of_sleep() { left } else { Some(left.unwrap_or(LOOK_AGAIN).min(LOOK_AGAIN)) };
             let mut polled = [PollFd::from_borrowed_fd(waiter.as_fd(), PollFlags::IN)];
             // An error or an interruption is a reason to look again, which is what happens next.
             let _look_again = sys::poll(&mut polled, sleep);
@@ -496,6 +492,21 @@ impl<M: Message + ?Sized> Subscriber<M> {
             Ok(None) => self.try_receive(),
             other => other,
         }
+    }
+
+    /// Sets the bits by which publishers know a sleeper. Every lane is to be looked at once more after this.
+    fn announce_sleep(&mut self) {
+        for lane in &mut self.lanes {
+            if lane.parks {
+                lane.wake.announce(lane.bit);
+            }
+            lane.look_for_want();
+        }
+    }
+
+    /// Whether every publisher that can still publish looks at its wake word for us.
+    fn all_know_of_sleep(&self) -> bool {
+        self.lanes.iter().all(|lane| lane.parks || !lane.is_readable())
     }
 
     /// The subscriber's eventfd, made and handed to its publishers when it first sleeps.

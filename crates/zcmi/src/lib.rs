@@ -2,7 +2,7 @@
 #![forbid(unsafe_code)]
 
 pub use zcmi_ipc::{
-    Event, Forked, LoanError, NoRoom, Observed, Process, ProcessError, PublishError, PublishRefusal, Publisher,
+    Armed, Event, Forked, LoanError, NoRoom, Observed, Process, ProcessError, PublishError, PublishRefusal, Publisher,
     PublisherError, PublisherOptions, ReceiveError, Refusal, SendError, Service, ServiceError, Subscriber,
     SubscriberError, SubscriberOptions, Wait, WhenFull, observe,
 };

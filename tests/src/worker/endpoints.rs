@@ -187,7 +187,16 @@ impl<M: Kind + ?Sized> Publishing for Publication<M> {
             }
             return Ok(format!("sent={} next={}", batches * batch, self.index));
         }
+        // Up to so long, and differently each time, so that peers that sleep are met at every moment.
+        let delay = words.number_or("delay_us", 0)?;
+        let mut random = crate::seed::Random::of(words.number_or("seed", 1)?);
         for sent in 0..count {
+            if delay > 0 {
+                let until = Instant::now() + Duration::from_micros(random.below(delay + 1));
+                while Instant::now() < until {
+                    std::hint::spin_loop();
+                }
+            }
             if let Err(error) = self.publish(sizes.of(self.index)) {
                 let text = error.to_string().replace([' ', '='], "_");
                 let waited = begin.elapsed().as_millis();
