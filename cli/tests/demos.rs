@@ -85,6 +85,38 @@ fn a_demo_whose_process_is_killed_fails_and_leaves_nothing() {
 }
 
 #[test]
+fn what_a_killed_demo_left_goes_with_the_next_one_and_a_living_one_keeps_its_own() {
+    let scratch = Scratch::new();
+    make_tree(&scratch.path("tree"));
+    let wait_for_directories = |count: usize| {
+        let begin = Instant::now();
+        while left(&scratch).len() < count {
+            assert!(begin.elapsed() < rig::LIMIT, "the demo did not begin");
+            std::thread::yield_now();
+        }
+        left(&scratch)
+    };
+    let killed = scratch.start(&["demo", "--dir", "tree"]);
+    let nobodys = wait_for_directories(1);
+    killed.signal(Signal::KILL);
+    assert_eq!(killed.end().status.code(), None);
+    assert_eq!(left(&scratch), nobodys);
+    let living = scratch.start(&["demo", "--dir", "tree"]);
+    let begin = Instant::now();
+    while left(&scratch) == nobodys || left(&scratch).is_empty() {
+        assert!(begin.elapsed() < rig::LIMIT, "the demo did not begin");
+        std::thread::yield_now();
+    }
+    let own = left(&scratch);
+    assert_eq!(own.len(), 1, "the killed one's is gone: {own:?}");
+    scratch.run(&["demo", "--quick", "--json", "--dir", "tree"]).expect_code(0);
+    assert_eq!(left(&scratch), own, "the living one's stays");
+    living.signal(Signal::INT);
+    living.end().expect_code(130);
+    assert!(left(&scratch).is_empty(), "{:?}", left(&scratch));
+}
+
+#[test]
 fn a_directory_that_is_not_there_is_said() {
     let scratch = Scratch::new();
     scratch.run(&["demo", "--dir", "nowhere"]).expect_code(1).expect_words("nowhere cannot be read");

@@ -7,16 +7,16 @@
 //!
 //! The loads are frames as fast as they go, frames at a camera's pace (for the hand-over's latency), and a directory
 //! tree as a tar stream. What producing and hashing cost is measured alone and subtracted. The processes meet in a
-//! runtime directory that is removed at the end, whichever way the end comes; they die with this one.
+//! runtime directory that is removed at the end, or by the next demo if this one is killed; they die with this one.
 
 mod content;
 mod part;
+mod place;
 mod road;
 mod table;
 
 use std::fs;
 use std::os::fd::{AsFd, OwnedFd};
-use std::os::unix::fs::DirBuilderExt;
 use std::path::PathBuf;
 use std::process::{Child, Command, ExitStatus, Stdio};
 use std::time::{Duration, Instant};
@@ -32,6 +32,7 @@ use crate::failure::Failure;
 use crate::interrupt::Interrupt;
 use crate::say::{self, Tell};
 use part::{Load, Order, Report, Role};
+use place::Place;
 use road::Road;
 
 /// What a camera needs.
@@ -192,33 +193,6 @@ fn default_dir() -> Result<PathBuf, Failure> {
     there.ok_or_else(|| Failure::Usage("there is no system directory here; choose a directory with --dir".into()))
 }
 
-/// A directory for this run; dropping it removes it with all that is in it.
-#[derive(Debug)]
-struct Place(PathBuf);
-
-impl Place {
-    fn new() -> Result<Self, Failure> {
-        let mut random = [0; 8];
-        let flags = rustix::rand::GetRandomFlags::empty();
-        rustix::rand::getrandom(&mut random, flags).map_err(|errno| Failure::of("getrandom failed", &errno))?;
-        let path = std::env::temp_dir().join(format!("zcmi-demo-{:016x}", u64::from_ne_bytes(random)));
-        let made = fs::DirBuilder::new().mode(0o700).create(&path);
-        made.map_err(|error| {
-            let text = format!("{} cannot be made; set TMPDIR to a directory of yours", path.display());
-            Failure::of(text, &error)
-        })?;
-        Ok(Self(path))
-    }
-}
-
-impl Drop for Place {
-    fn drop(&mut self) {
-        if let Err(error) = fs::remove_dir_all(&self.0) {
-            eprintln!("zcmi: {} could not be removed: {error}", self.0.display());
-        }
-    }
-}
-
 /// A running part; dropping it kills it and waits for its end.
 struct Player {
     child: Child,
@@ -299,14 +273,14 @@ impl Stage {
             Role::Send => "sending",
             Role::Receive => "receiving",
         };
-        let report = self.place.0.join(format!("{what}.json"));
+        let report = self.place.path().join(format!("{what}.json"));
         let order =
             Order { role, road, load: load.clone(), report: report.clone(), parent: getpid().as_raw_nonzero().get() };
         let order = serde_json::to_string(&order).map_err(|error| Failure::of("a part cannot be described", &error))?;
         // The link of the process itself, since the file may have been replaced by a later build.
         let mut command = Command::new("/proc/self/exe");
         command.args(["demo-part", &order]).stdin(stdin).stdout(stdout);
-        command.env("ZCMI_RUNTIME_DIR", self.place.0.join("runtime"));
+        command.env("ZCMI_RUNTIME_DIR", self.place.path().join("runtime"));
         let child = command.spawn().map_err(|error| Failure::of("a process of the demo cannot be started", &error))?;
         let pid = Pid::from_child(&child);
         let ended = pidfd_open(pid, PidfdFlags::empty());
