@@ -63,6 +63,10 @@ pub(crate) enum Command {
         endpoint: u32,
         eventfd: Arc<OwnedFd>,
     },
+    /// The publisher's lane ended readers because of what they claimed.
+    Rogues {
+        endpoint: u32,
+    },
     CreateSubscriber(Box<NewSubscriber>, Sender<Result<(), SubscriberError>>),
     DropSubscriber {
         endpoint: u32,
@@ -202,6 +206,7 @@ impl Control {
             Command::CreatePublisher(new, reply) => self.create_publisher(*new, reply),
             Command::DropPublisher { endpoint, done } => self.drop_publisher(endpoint, &done),
             Command::RoomWaiter { endpoint, eventfd } => self.set_room_waiter(endpoint, eventfd),
+            Command::Rogues { endpoint } => self.drop_rogues(endpoint),
             Command::CreateSubscriber(new, reply) => self.create_subscriber(*new, reply),
             Command::DropSubscriber { endpoint, lanes, done } => self.drop_subscriber(endpoint, lanes, &done),
             Command::CloseLane { endpoint, lane } => self.close_lane(endpoint, *lane),

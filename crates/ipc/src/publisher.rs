@@ -175,7 +175,7 @@ pub(crate) struct NewPublisher {
     pub(crate) capacity: u64,
     /// Slots that one reader may hold.
     pub(crate) holds: u32,
-    /// Slots set aside for readers that are still to come.
+    /// Slots set aside for readers, over all of them.
     pub(crate) reserve: u32,
     pub(crate) late_joiners: bool,
     pub(crate) max_publishers: u32,

@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 
 use zcmi_mem::payload::MessageRecord;
 use zcmi_mem::region::PeerRegion;
-use zcmi_ring::{AddReaderError, Policy, ReaderBlock, ReaderIndex};
+use zcmi_ring::{AddReaderError, Policy, ReaderBlock, ReaderIndex, Rogue};
 
 use super::links::{Attachments, Descriptors, LinkId};
 use super::{Control, INTRODUCTION_MS, Retry, RetryWhat, duplicate};
@@ -54,6 +54,8 @@ struct ReaderRecord {
 pub(super) struct PublisherEntry {
     new: NewPublisher,
     readers: HashMap<(Incarnation, u32), ReaderRecord>,
+    /// Subscribers that were ended for a lie and have not said that they let go: the lane's memory is kept for them.
+    quarantine: HashSet<(Incarnation, u32)>,
     participant: Option<ParticipantFile>,
     introduction: Option<Introduction<PublisherError>>,
     ended: bool,
@@ -69,7 +71,7 @@ impl PublisherEntry {
     }
 
     pub(super) fn has_reader_of(&self, incarnation: Incarnation) -> bool {
-        self.readers.keys().any(|(peer, _)| *peer == incarnation)
+        self.readers.keys().chain(&self.quarantine).any(|(peer, _)| *peer == incarnation)
     }
 
     pub(super) fn report(&self) -> crate::report::EndpointReport {
@@ -98,25 +100,38 @@ impl PublisherEntry {
         for key in gone {
             self.forget_reader(key);
         }
+        self.quarantine.retain(|(peer, _)| *peer != incarnation);
     }
 
-    /// Forgets the readers that the lane has ended because of what they claimed: their places and slots are free again.
-    fn drop_rogues(&mut self) {
+    /// Takes the readers that the lane has ended because of what they claimed: their places and slots are free again,
+    /// and the lane's memory is kept as long as they may read it.
+    fn take_rogues(&mut self) -> Vec<((Incarnation, u32), LinkId, Rogue)> {
         let rogues = self.new.seat.change(|reading| reading.writer.take_rogues());
-        for (index, _) in rogues {
+        let mut taken = Vec::with_capacity(rogues.len());
+        for (index, rogue) in rogues {
             let of_index = self.readers.iter().find(|(_, record)| record.index == index);
-            if let Some(key) = of_index.map(|(&key, _)| key) {
+            if let Some((key, link)) = of_index.map(|(&key, record)| (key, record.link)) {
+                self.quarantine.insert(key);
                 self.forget_reader(key);
+                taken.push((key, link, rogue));
             }
         }
+        taken
     }
 
     fn forget_reader(&mut self, key: (Incarnation, u32)) {
         let Some(record) = self.readers.remove(&key) else { return };
         self.new.seat.change(|reading| reading.remove(record.index));
-        self.new.reserve += record.holds;
         self.new.shared.changed(self.reading());
         self.wake_room();
+    }
+
+    /// Slots set aside for readers that are still to come: neither another reader's, nor kept for the kernel's sake
+    /// after their reader went.
+    fn slots_left(&self) -> u32 {
+        let quarantined = self.new.seat.change(|reading| reading.writer.quarantined());
+        let taken = self.readers.values().map(|record| record.holds as usize).sum::<usize>() + quarantined;
+        self.new.reserve.saturating_sub(u32::try_from(taken).unwrap_or(u32::MAX))
     }
 
     /// How many subscribers read the lane.
@@ -145,8 +160,11 @@ impl Control {
                 let waiting: HashSet<_> = subscribers.iter().map(|&peer| (peer, 0)).collect();
                 let introduction = Some(Introduction::new(reply, waiting));
                 let (readers, participant) = (HashMap::new(), Some(participant));
-                self.publishers
-                    .insert(endpoint, PublisherEntry { new, readers, participant, introduction, ended: false });
+                let quarantine = HashSet::new();
+                self.publishers.insert(
+                    endpoint,
+                    PublisherEntry { new, readers, quarantine, participant, introduction, ended: false },
+                );
                 for peer in subscribers {
                     self.announce_to(endpoint, peer, 0);
                 }
@@ -299,6 +317,8 @@ impl Control {
         let offset = usize::try_from(join.block).map_err(|_| protocol("the block is out of range".into()))?;
         let block = region.view::<ReaderBlock>(offset, 1).map_err(|error| protocol(error.to_string()))?;
         let pid = self.pid_of(peer);
+        // An index means one reader at a time, so those that lost theirs are dealt with first.
+        self.drop_rogues(join.publisher);
         let own = self.incarnation.as_u128();
         let gone = || (RefusalCode::Gone, "the publisher has ended".to_owned());
         let entry = self.publishers.get_mut(&join.publisher).filter(|entry| !entry.ended).ok_or_else(gone)?;
@@ -315,17 +335,19 @@ impl Control {
         if entry.readers.contains_key(&(peer, join.subscriber)) {
             return Err(protocol(format!("endpoint {} reads this lane already", join.subscriber)));
         }
+        if entry.quarantine.contains(&(peer, join.subscriber)) {
+            return Err(protocol(format!("endpoint {} was ended for a false claim and has not left", join.subscriber)));
+        }
         let holds = if entry.new.memory.pool.is_some() { u32::from(join.holds).min(entry.new.holds) } else { 0 };
-        if holds > entry.new.reserve {
+        let left = entry.slots_left();
+        if holds > left {
             let text = format!(
-                "the publisher's pool has {} slots left for readers, and this one needs {holds}; create the publisher \
-                 with more `reader_slots`",
-                entry.new.reserve
+                "the publisher's pool has {left} slots left for readers, and this one needs {holds}; create the \
+                 publisher with more `reader_slots`"
             );
             return Err((RefusalCode::TooManySubscribers, text));
         }
         let policy = if join.drop_oldest { Policy::DropOldest } else { Policy::Reliable };
-        entry.drop_rogues();
         let late = entry.new.late_joiners;
         let added = entry.new.seat.change(|reading| {
             if !late && reading.writer.tail() > reading.first {
@@ -342,7 +364,6 @@ impl Control {
             Ok(added)
         });
         let (index, start) = added?;
-        entry.new.reserve -= holds;
         let record = ReaderRecord { index, link, holds, reads: true, _region: region };
         entry.readers.insert((peer, join.subscriber), record);
         entry.new.shared.changed(entry.reading());
@@ -395,7 +416,18 @@ impl Control {
     /// A subscriber is done with the lane and all it held.
     pub(super) fn handle_leave(&mut self, peer: Incarnation, lane: LaneName) {
         if let Some(entry) = self.publishers.get_mut(&lane.publisher) {
+            entry.quarantine.remove(&(peer, lane.subscriber));
             entry.forget_reader((peer, lane.subscriber));
+        }
+    }
+
+    /// Tells the subscribers that a lane has ended because of what they claimed, and why.
+    pub(super) fn drop_rogues(&mut self, publisher: u32) {
+        let Some(entry) = self.publishers.get_mut(&publisher) else { return };
+        for ((peer, subscriber), link, rogue) in entry.take_rogues() {
+            let code = RefusalCode::Protocol;
+            let refused = Refused { publisher, subscriber, code, text: rogue.to_string() };
+            self.send_to(peer, link, &Message::Refused(refused));
         }
     }
 
@@ -454,6 +486,7 @@ impl Control {
         if self.is_forked() {
             return;
         }
-        self.publishers.retain(|_, entry| !(entry.ended && entry.readers.is_empty()));
+        let is_needed = |entry: &PublisherEntry| !(entry.readers.is_empty() && entry.quarantine.is_empty());
+        self.publishers.retain(|_, entry| !entry.ended || is_needed(entry));
     }
 }

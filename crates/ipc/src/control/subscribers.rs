@@ -388,8 +388,11 @@ impl Control {
         let pid = self.pid_of(peer);
         let Some(entry) = self.subscribers.get_mut(&refused.subscriber) else { return };
         let key = (peer, refused.publisher);
-        if entry.lanes.get(&key).is_none_or(|lane| lane.granted) {
-            return;
+        let Some(lane) = entry.lanes.get(&key) else { return };
+        if lane.granted {
+            // The subscriber closes the lane, and only then lets go of it.
+            let (publisher, reason) = (refused.publisher, refused.text);
+            return entry.new.shared.note(Note::Expelled { peer, publisher, reason });
         }
         entry.lanes.remove(&key);
         entry.answered(peer, refused.publisher);
@@ -416,7 +419,9 @@ impl Control {
     }
 
     pub(super) fn handle_park_noted(&mut self, peer: Incarnation, lane: LaneName) {
-        if let Some(entry) = self.subscribers.get(&lane.subscriber) {
+        if let Some(entry) = self.subscribers.get(&lane.subscriber)
+            && entry.lanes.contains_key(&(peer, lane.publisher))
+        {
             entry.new.shared.note(Note::ParkNoted { peer, publisher: lane.publisher });
         }
     }
@@ -475,7 +480,7 @@ impl Control {
     pub(super) fn drop_subscriber(&mut self, endpoint: u32, lanes: Vec<Lane>, done: &Sender<()>) {
         let Some(mut entry) = self.subscribers.remove(&endpoint) else { return };
         // Lanes that were granted but not yet taken by the subscriber lie in its inbox.
-        let taken = entry.new.shared.take_notes().into_iter().filter_map(|note| match note {
+        let taken = entry.new.shared.take_notes().0.into_iter().filter_map(|note| match note {
             Note::Lane(lane) => Some(*lane),
             _ => None,
         });

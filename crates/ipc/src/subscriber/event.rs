@@ -96,6 +96,16 @@ pub enum Event {
         /// How many.
         lost: u64,
     },
+    /// A publisher found that this subscriber wrote what cannot be, and has ended the lane for it: what was not
+    /// received is lost. Something in this process writes where it should not.
+    Expelled {
+        /// Its process.
+        publisher: Incarnation,
+        /// Its process number.
+        pid: u32,
+        /// What it found.
+        reason: String,
+    },
     /// A publisher wrote what cannot be, and was given up.
     Faulty {
         /// Its process.
