@@ -20,7 +20,10 @@
 mod links;
 mod publishers;
 mod report;
+mod retry;
 mod subscribers;
+#[cfg(test)]
+mod tests;
 
 pub use report::{Observed, observe};
 
@@ -44,11 +47,12 @@ use zcmi_mem::fork::ForkGuard;
 pub(crate) use links::LinkId;
 use links::{Link, Peer};
 use publishers::PublisherEntry;
+use retry::Retry;
 use subscribers::{Announced, Orphaned, SubscriberEntry};
 
 /// How long the creation of an endpoint waits for the peers that are there already to answer.
 const INTRODUCTION_MS: u64 = 1000;
-/// How often orphaned holds and unreachable peers are looked at again.
+/// How often orphaned holds and what the system held back are looked at again.
 const LOOK_AGAIN_MS: u64 = 10;
 
 /// What endpoints ask of the control thread.
@@ -109,20 +113,6 @@ pub(crate) struct Control {
     stopping: bool,
     /// No connection could be accepted for want of descriptors or memory: tried again in a while.
     accept_later: bool,
-}
-
-/// A connection that could not be made at once because the peer's backlog was full.
-#[derive(Debug)]
-struct Retry {
-    peer: Incarnation,
-    what: RetryWhat,
-    tries: u32,
-}
-
-#[derive(Debug)]
-enum RetryWhat {
-    Announce { endpoint: u32 },
-    Join { subscriber: u32, publisher: u32 },
 }
 
 /// What a wait woke up for.
@@ -256,28 +246,19 @@ impl Control {
         let mut timeout: Option<Duration> = None;
         let mut at_most = |wait: Duration| timeout = Some(timeout.map_or(wait, |now| now.min(wait)));
         let held_back = self.accept_later || self.links.values().any(Link::is_held_back);
-        if held_back || !self.orphans.is_empty() || !self.retry.is_empty() {
+        if held_back || !self.orphans.is_empty() {
             at_most(Duration::from_millis(LOOK_AGAIN_MS));
         }
         let now = Instant::now();
+        for retry in &self.retry {
+            at_most(retry.next().saturating_duration_since(now));
+        }
         let publishers = self.publishers.values().filter_map(PublisherEntry::introduction_ends);
         let subscribers = self.subscribers.values().filter_map(SubscriberEntry::introduction_ends);
         for deadline in publishers.chain(subscribers) {
             at_most(deadline.saturating_duration_since(now));
         }
         timeout
-    }
-
-    /// Tries again to reach peers whose backlog was full.
-    fn try_again(&mut self) {
-        for retry in std::mem::take(&mut self.retry) {
-            match retry.what {
-                RetryWhat::Announce { endpoint } => self.announce_to(endpoint, retry.peer, retry.tries + 1),
-                RetryWhat::Join { subscriber, publisher } => {
-                    self.join_to(subscriber, retry.peer, publisher, retry.tries + 1);
-                }
-            }
-        }
     }
 
     /// Removes the sockets of processes that died before they took part in a service, where no visitor would find them.

@@ -552,7 +552,12 @@ impl<M: Message> Publisher<M> {
                 && let Some(slot) = raw::take_first(pool, &mut filled)
             {
                 let lease = LeaseMut::slot(slot, M::ELEMENT_BYTES);
-                self.publish_slow(lease).map_err(|error| error.reason)?;
+                if let Err(error) = self.publish_slow(lease) {
+                    if let Some(pool) = &mut self.pool {
+                        raw::give_back(pool, &mut filled);
+                    }
+                    return Err(error.reason.into());
+                }
             }
         }
         Ok(())
@@ -710,3 +715,6 @@ impl<M: Message + ?Sized> Drop for Publisher<M> {
         let _control_ended = answer.recv();
     }
 }
+
+#[cfg(test)]
+mod tests;

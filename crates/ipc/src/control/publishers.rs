@@ -11,16 +11,14 @@ use zcmi_mem::region::PeerRegion;
 use zcmi_ring::{AddReaderError, Policy, ReaderBlock, ReaderIndex, Rogue};
 
 use super::links::{Attachments, Descriptors, LinkId};
-use super::{Control, INTRODUCTION_MS, Retry, RetryWhat, duplicate};
+use super::retry::{Retry, RetryWhat};
+use super::{Control, INTRODUCTION_MS, duplicate};
 use crate::directory::{Facts, ParticipantFile, Role};
 use crate::name::{Incarnation, ServiceName};
 use crate::publisher::{NewPublisher, PublisherError};
 use crate::socket::ConnectError;
 use crate::sys;
 use crate::wire::{Accepted, Announce, Join, LaneName, Message, PoolName, RefusalCode, Refused, VERSION};
-
-/// How often a peer whose backlog is full is tried again.
-const MAX_TRIES: u32 = 100;
 
 /// Somebody waits until every peer that was there first has answered.
 #[derive(Debug)]
@@ -166,7 +164,7 @@ impl Control {
                     PublisherEntry { new, readers, quarantine, participant, introduction, ended: false },
                 );
                 for peer in subscribers {
-                    self.announce_to(endpoint, peer, 0);
+                    self.announce_to(endpoint, peer, Instant::now());
                 }
                 self.end_introductions();
             }
@@ -229,14 +227,15 @@ impl Control {
     }
 
     /// Tells a subscriber's process that there is a publisher.
-    pub(super) fn announce_to(&mut self, endpoint: u32, peer: Incarnation, tries: u32) {
+    pub(super) fn announce_to(&mut self, endpoint: u32, peer: Incarnation, begun: Instant) {
         let Some(entry) = self.publishers.get(&endpoint) else { return };
         let announce = Announce { service: entry.new.service.clone(), endpoint };
         match self.link_to(peer) {
             Ok(link) => self.send(link, &Message::Announce(announce), Attachments::default()),
-            Err(ConnectError::Busy(_)) if tries < MAX_TRIES => {
-                self.retry.push(Retry { peer, what: RetryWhat::Announce { endpoint }, tries });
-            }
+            Err(ConnectError::Busy(_)) => match Retry::in_a_while(peer, RetryWhat::Announce { endpoint }, begun) {
+                Some(retry) => self.retry.push(retry),
+                None => self.introduced(endpoint, peer),
+            },
             Err(_) => self.introduced(endpoint, peer),
         }
     }

@@ -12,7 +12,8 @@ use zcmi_ring::{Orphan, ReaderBlock, View};
 
 use super::links::{Attachments, Descriptors, LinkId};
 use super::publishers::Introduction;
-use super::{Control, Retry, RetryWhat, duplicate};
+use super::retry::{Retry, RetryWhat};
+use super::{Control, duplicate};
 use crate::directory::{Facts, ParticipantFile, Role};
 use crate::name::{Incarnation, ServiceName};
 use crate::process::ExtentGuard;
@@ -22,8 +23,6 @@ use crate::wire::{Accepted, Announce, Join, LaneName, Message, Refused, RegionNa
 
 /// Publishers that one subscriber reads at a time, and so what announcements can make it allocate.
 const MAX_LANES: usize = 64;
-/// How often a peer whose backlog is full is tried again.
-const MAX_TRIES: u32 = 100;
 
 /// One publisher's lane, as one of our subscribers knows it.
 #[derive(Debug)]
@@ -176,7 +175,7 @@ impl Control {
                 let entry = SubscriberEntry { new, lanes, _participant: participant, introduction, waiter };
                 self.subscribers.insert(endpoint, entry);
                 for (peer, publisher) in publishers {
-                    self.join_to(endpoint, peer, publisher, 0);
+                    self.join_to(endpoint, peer, publisher, Instant::now());
                 }
                 self.end_introductions();
             }
@@ -201,7 +200,7 @@ impl Control {
     }
 
     /// Asks a publisher for its lane.
-    pub(super) fn join_to(&mut self, subscriber: u32, peer: Incarnation, publisher: u32, tries: u32) {
+    pub(super) fn join_to(&mut self, subscriber: u32, peer: Incarnation, publisher: u32, begun: Instant) {
         let Some(entry) = self.subscribers.get(&subscriber) else { return };
         if entry.lanes.contains_key(&(peer, publisher)) {
             return;
@@ -217,8 +216,11 @@ impl Control {
                     self.refuse_locally(subscriber, peer, publisher, reason);
                 }
             }
-            Err(ConnectError::Busy(_)) if tries < MAX_TRIES => {
-                self.retry.push(Retry { peer, what: RetryWhat::Join { subscriber, publisher }, tries });
+            Err(error @ ConnectError::Busy(_)) => {
+                match Retry::in_a_while(peer, RetryWhat::Join { subscriber, publisher }, begun) {
+                    Some(retry) => self.retry.push(retry),
+                    None => self.refuse_locally(subscriber, peer, publisher, error.to_string()),
+                }
             }
             Err(ConnectError::Dead(_)) => {
                 self.sweep_visited(&service, peer);
@@ -284,7 +286,7 @@ impl Control {
         let of_service = self.subscribers.iter().filter(|(_, entry)| entry.new.service == announce.service);
         let subscribers: Vec<u32> = of_service.map(|(&endpoint, _)| endpoint).collect();
         for subscriber in subscribers {
-            self.join_to(subscriber, peer, announce.endpoint, 0);
+            self.join_to(subscriber, peer, announce.endpoint, Instant::now());
         }
         let key = (peer, announce.endpoint);
         let asked = self.subscribers.iter().filter(|(_, entry)| {

@@ -48,7 +48,7 @@ pub(super) fn publish_at_once<M: Message + ?Sized>(
 }
 
 /// Slots of one pool that are filled and not yet published: their descriptors alone, since moving more costs more than
-/// filling. Dropped with slots in it (when a caller's code panics) it leaks them.
+/// filling. Dropped with slots in it, it leaks them; see [`give_back`].
 pub(super) struct Filled {
     slots: [RawDescriptor; BATCH],
     first: usize,
@@ -69,19 +69,35 @@ impl Filled {
     }
 }
 
-/// Takes up to `most` slots that are at hand and has each filled with a message.
+/// Takes up to `most` slots that are at hand and has each filled with a message. If `fill` panics, they all go back.
 #[inline(always)]
 pub(super) fn fill_slots<M: Message>(pool: &mut Pool, most: usize, mut fill: impl FnMut(u64, &mut M)) -> Filled {
-    let mut filled = Filled::none();
-    for (index, place) in filled.slots.iter_mut().take(most).enumerate() {
-        let Some(mut slot) = pool.take_at_hand(M::ELEMENT_BYTES) else { break };
-        let message = M::from_bytes_mut(slot.bytes_mut(M::ELEMENT_BYTES)).expect("a slot fits and is aligned");
-        fill(index as u64, message);
-        *place = slot.descriptor();
-        core::mem::forget(slot);
-        filled.end = index + 1;
+    /// Gives back what was filled when `fill` does not return.
+    struct Unfinished<'a>(&'a mut Pool, Filled);
+    impl Drop for Unfinished<'_> {
+        fn drop(&mut self) {
+            give_back(self.0, &mut self.1);
+        }
     }
-    filled
+    let mut unfinished = Unfinished(pool, Filled::none());
+    for index in 0..most.min(BATCH) {
+        let Some(mut slot) = unfinished.0.take_at_hand(M::ELEMENT_BYTES) else { break };
+        let message = M::from_bytes_mut(slot.bytes_mut(M::ELEMENT_BYTES)).expect("a slot fits and is aligned");
+        // While this runs, the slot is its own owner: it goes back by itself.
+        fill(index as u64, message);
+        unfinished.1.slots[index] = slot.descriptor();
+        core::mem::forget(slot);
+        unfinished.1.end = index + 1;
+    }
+    core::mem::replace(&mut unfinished.1, Filled::none())
+}
+
+/// Gives slots back that were filled and will not be published.
+#[cold]
+pub(super) fn give_back(pool: &mut Pool, filled: &mut Filled) {
+    while let Some(slot) = take_first(pool, filled) {
+        drop(slot);
+    }
 }
 
 /// Stages and commits filled slots, as many as there is room for, and returns how many.
