@@ -182,6 +182,7 @@ impl Control {
             self.free_orphans();
             self.unmap_unused();
             self.try_again();
+            self.fill_places();
             self.end_introductions();
             self.forget_ended_publishers();
             self.forget_peers();

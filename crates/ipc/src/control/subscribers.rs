@@ -1,6 +1,6 @@
 //! The subscribers of this process, as their control thread sees them.
 
-use std::collections::{HashMap, HashSet};
+use std::collections::{HashMap, HashSet, VecDeque};
 use std::os::fd::{AsFd, OwnedFd};
 use std::sync::Arc;
 use std::sync::mpsc::Sender;
@@ -21,8 +21,11 @@ use crate::socket::ConnectError;
 use crate::subscriber::{Lane, LaneOffer, LaneTerms, NewSubscriber, Note, Refusal, SubscriberError};
 use crate::wire::{Accepted, Announce, Join, LaneName, Message, Refused, RegionName, VERSION};
 
-/// Publishers that one subscriber reads at a time, and so what announcements can make it allocate.
+/// Publishers that one subscriber reads at a time, and so what announcements can make it allocate. A lane counts until
+/// the subscriber has read it to its end, however long ago its publisher ended: until then its memory is mapped.
 const MAX_LANES: usize = 64;
+/// Publishers that are remembered for when a place becomes free.
+const MAX_TURNED_AWAY: usize = 256;
 
 /// One publisher's lane, as one of our subscribers knows it.
 #[derive(Debug)]
@@ -51,6 +54,8 @@ struct Mapped {
 pub(super) struct SubscriberEntry {
     new: NewSubscriber,
     lanes: HashMap<(Incarnation, u32), LaneRecord>,
+    /// Publishers for which there was no place, the oldest first.
+    turned_away: VecDeque<(Incarnation, u32)>,
     _participant: ParticipantFile,
     introduction: Option<Introduction<SubscriberError>>,
     waiter: Option<Arc<OwnedFd>>,
@@ -152,6 +157,17 @@ impl SubscriberEntry {
         }
     }
 
+    /// Remembers a publisher for when there is a place.
+    fn turn_away(&mut self, peer: Incarnation, publisher: u32) {
+        if self.turned_away.contains(&(peer, publisher)) {
+            return;
+        }
+        if self.turned_away.len() >= MAX_TURNED_AWAY {
+            self.turned_away.pop_front();
+        }
+        self.turned_away.push_back((peer, publisher));
+    }
+
     pub(super) fn end_introduction(&mut self, now: Instant) {
         let over = |introduction: &mut Introduction<_>| introduction.waiting.is_empty() || introduction.deadline <= now;
         if let Some(introduction) = self.introduction.take_if(over) {
@@ -171,8 +187,9 @@ impl Control {
             Ok((participant, publishers)) => {
                 let endpoint = new.endpoint;
                 let introduction = Some(Introduction::new(reply, publishers.clone()));
-                let (lanes, waiter) = (HashMap::new(), None);
-                let entry = SubscriberEntry { new, lanes, _participant: participant, introduction, waiter };
+                let (lanes, turned_away, waiter) = (HashMap::new(), VecDeque::new(), None);
+                let entry =
+                    SubscriberEntry { new, lanes, turned_away, _participant: participant, introduction, waiter };
                 self.subscribers.insert(endpoint, entry);
                 for (peer, publisher) in publishers {
                     self.join_to(endpoint, peer, publisher, Instant::now());
@@ -201,12 +218,16 @@ impl Control {
 
     /// Asks a publisher for its lane.
     pub(super) fn join_to(&mut self, subscriber: u32, peer: Incarnation, publisher: u32, begun: Instant) {
-        let Some(entry) = self.subscribers.get(&subscriber) else { return };
+        let Some(entry) = self.subscribers.get_mut(&subscriber) else { return };
         if entry.lanes.contains_key(&(peer, publisher)) {
             return;
         }
         if entry.lanes.len() >= MAX_LANES {
-            let text = format!("this subscriber reads {MAX_LANES} publishers already, as many as it may");
+            let text = format!(
+                "this subscriber reads {MAX_LANES} publishers already, as many as it may; it is joined when one of \
+                 them has been read to its end"
+            );
+            entry.turn_away(peer, publisher);
             return self.refuse_locally(subscriber, peer, publisher, text);
         }
         let service = entry.new.service.clone();
@@ -229,6 +250,22 @@ impl Control {
                 }
             }
             Err(error) => self.refuse_locally(subscriber, peer, publisher, error.to_string()),
+        }
+    }
+
+    /// Asks publishers again that were turned away, where a place has become free.
+    pub(super) fn fill_places(&mut self) {
+        let with_room = |(&endpoint, entry): (&u32, &mut SubscriberEntry)| {
+            let free = MAX_LANES.saturating_sub(entry.lanes.len());
+            let next: Vec<_> = entry.turned_away.drain(..free.min(entry.turned_away.len())).collect();
+            (endpoint, next)
+        };
+        let due: Vec<(u32, Vec<(Incarnation, u32)>)> =
+            self.subscribers.iter_mut().filter(|(_, entry)| !entry.turned_away.is_empty()).map(with_room).collect();
+        for (endpoint, next) in due {
+            for (peer, publisher) in next {
+                self.join_to(endpoint, peer, publisher, Instant::now());
+            }
         }
     }
 
@@ -293,6 +330,8 @@ impl Control {
             entry.new.service == announce.service && entry.lanes.get(&key).is_some_and(|lane| !lane.granted)
         });
         let waiting = asked.map(|(&endpoint, _)| endpoint).collect();
+        // Said again, it is the same announcement.
+        self.announced.retain(|known| (known.link, known.peer, known.publisher) != (link, peer, announce.endpoint));
         self.announced.push(Announced { link, peer, publisher: announce.endpoint, waiting });
         self.confirm_announced();
     }

@@ -146,3 +146,29 @@ fn slots_that_the_kernel_may_still_read_are_not_promised_to_the_next_subscriber(
     let next = service::<[u8]>(&here, "s").subscriber().holds(11).join().expect("eleven are left");
     drop((kept, next));
 }
+
+#[test]
+fn a_publisher_for_which_there_was_no_place_is_joined_when_one_becomes_free() {
+    let scratch = Scratch::new();
+    let (here, there) = (open(scratch.path()), open(scratch.path()));
+    let mut subscriber = service::<u64>(&here, "s").subscriber().join().expect("a subscriber");
+    let create = || service::<u64>(&there, "s").publisher().capacity(2).create().expect("a publisher");
+    let mut publishers: Vec<_> = (0..64).map(|_| create()).collect();
+    // One ends, and the subscriber has not looked: its lane still takes a place.
+    drop(publishers.pop());
+    let mut last = create();
+    last.publish_copy(&7).expect("nobody reads it");
+    assert_eq!(last.subscribers(), 0);
+    let (mut refused, mut ended) = (0, 0);
+    soon("its being joined after all", || {
+        assert_eq!(subscriber.try_receive().expect("no error").map(|sample| *sample), None);
+        while let Some(event) = subscriber.next_event() {
+            refused += usize::from(matches!(event, Event::Refused(_)));
+            ended += usize::from(matches!(event, Event::Ended { .. }));
+        }
+        last.subscribers() == 1
+    });
+    assert_eq!((refused, ended), (1, 1));
+    last.publish_copy(&8).expect("room");
+    soon("its message", || subscriber.try_receive().expect("no error").map(|sample| *sample) == Some(8));
+}
