@@ -17,6 +17,7 @@
 //!   death.
 //! - Every queue is bounded: a peer that does not read its control messages is hung up on.
 
+mod admission;
 mod links;
 mod publishers;
 mod report;
@@ -44,6 +45,7 @@ use crate::subscriber::{Lane, NewSubscriber, SubscriberError};
 use crate::sys;
 use zcmi_mem::fork::ForkGuard;
 
+use admission::Candidate;
 pub(crate) use links::LinkId;
 use links::{Link, Peer};
 use publishers::PublisherEntry;
@@ -110,6 +112,7 @@ pub(crate) struct Control {
     orphans: Vec<Orphaned>,
     announced: Vec<Announced>,
     retry: Vec<Retry>,
+    candidates: Vec<Candidate>,
     stopping: bool,
     /// No connection could be accepted for want of descriptors or memory: tried again in a while.
     accept_later: bool,
@@ -146,6 +149,7 @@ impl Control {
             orphans: Vec::new(),
             announced: Vec::new(),
             retry: Vec::new(),
+            candidates: Vec::new(),
             stopping: false,
             accept_later: false,
         }
@@ -182,6 +186,7 @@ impl Control {
             self.free_orphans();
             self.unmap_unused();
             self.try_again();
+            self.consider_again();
             self.fill_places();
             self.end_introductions();
             self.forget_ended_publishers();
@@ -253,6 +258,9 @@ impl Control {
         let now = Instant::now();
         for retry in &self.retry {
             at_most(retry.next().saturating_duration_since(now));
+        }
+        for candidate in &self.candidates {
+            at_most(candidate.next().saturating_duration_since(now));
         }
         let publishers = self.publishers.values().filter_map(PublisherEntry::introduction_ends);
         let subscribers = self.subscribers.values().filter_map(SubscriberEntry::introduction_ends);

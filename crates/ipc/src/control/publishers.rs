@@ -13,12 +13,12 @@ use zcmi_ring::{AddReaderError, Policy, ReaderBlock, ReaderIndex, Rogue};
 use super::links::{Attachments, Descriptors, LinkId};
 use super::retry::{Retry, RetryWhat};
 use super::{Control, INTRODUCTION_MS, duplicate};
-use crate::directory::{Facts, ParticipantFile, Role};
+use crate::directory::{ParticipantFile, Role};
 use crate::name::{Incarnation, ServiceName};
 use crate::publisher::{NewPublisher, PublisherError};
 use crate::socket::ConnectError;
 use crate::sys;
-use crate::wire::{Accepted, Announce, Join, LaneName, Message, PoolName, RefusalCode, Refused, VERSION};
+use crate::wire::{Accepted, Announce, Join, LaneName, Message, PoolName, RefusalCode, Refused};
 
 /// Somebody waits until every peer that was there first has answered.
 #[derive(Debug)]
@@ -62,6 +62,10 @@ pub(super) struct PublisherEntry {
 impl PublisherEntry {
     pub(super) fn service(&self) -> &ServiceName {
         &self.new.service
+    }
+
+    pub(super) fn has_ended(&self) -> bool {
+        self.ended
     }
 
     pub(super) fn introduction_ends(&self) -> Option<Instant> {
@@ -147,72 +151,24 @@ impl PublisherEntry {
 }
 
 impl Control {
-    pub(super) fn create_publisher(&mut self, new: NewPublisher, reply: Sender<Result<(), PublisherError>>) {
-        match self.admit_publisher(&new) {
-            Err(error) => {
-                // Whoever asked may be gone by now.
-                let _asked = reply.send(Err(error));
-            }
-            Ok((participant, subscribers)) => {
-                let endpoint = new.endpoint;
-                let waiting: HashSet<_> = subscribers.iter().map(|&peer| (peer, 0)).collect();
-                let introduction = Some(Introduction::new(reply, waiting));
-                let (readers, participant) = (HashMap::new(), Some(participant));
-                let quarantine = HashSet::new();
-                self.publishers.insert(
-                    endpoint,
-                    PublisherEntry { new, readers, quarantine, participant, introduction, ended: false },
-                );
-                for peer in subscribers {
-                    self.announce_to(endpoint, peer, Instant::now());
-                }
-                self.end_introductions();
-            }
-        }
-    }
-
-    /// Checks a new publisher against those that are there, and writes it down.
-    fn admit_publisher(
+    /// A publisher that may stay is announced to the subscribers that are there.
+    pub(super) fn begin_publisher(
         &mut self,
-        new: &NewPublisher,
-    ) -> Result<(ParticipantFile, HashSet<Incarnation>), PublisherError> {
-        let facts = Facts { version: VERSION.into(), pid: std::process::id(), layout_hash: new.record.hash() };
-        let participant = self
-            .directory
-            .create_participant(&new.service, self.incarnation, new.endpoint, Role::Publisher, &facts)
-            .map_err(|error| PublisherError::Directory(error.to_string()))?;
-        // What cannot be removed now is the next visitor's residue.
-        let _next_visitor = self.directory.sweep_unfinished(&new.service, |other| self.is_gone(other));
-        let all = self.directory.participants(&new.service);
-        let all = all.map_err(|error| PublisherError::Directory(error.to_string()))?;
-        let (mut publishers, mut subscribers) = (0, HashSet::new());
-        for other in all {
-            if (other.incarnation, other.endpoint) == (self.incarnation, new.endpoint) {
-                continue;
-            }
-            if matches!(self.link_to(other.incarnation), Err(ConnectError::Dead(_))) {
-                self.sweep_visited(&new.service, other.incarnation);
-                continue;
-            }
-            match other.role {
-                Role::Subscriber => drop(subscribers.insert(other.incarnation)),
-                Role::Publisher => {
-                    if other.facts.layout_hash != facts.layout_hash {
-                        return Err(PublisherError::OtherLayout {
-                            service: new.service.clone(),
-                            pid: other.facts.pid,
-                            ours: new.record.element.name.clone(),
-                        });
-                    }
-                    publishers += 1;
-                    if publishers >= new.max_publishers {
-                        let (service, limit) = (new.service.clone(), new.max_publishers);
-                        return Err(PublisherError::TooManyPublishers { service, limit, pid: other.facts.pid });
-                    }
-                }
-            }
+        new: NewPublisher,
+        reply: Sender<Result<(), PublisherError>>,
+        participant: ParticipantFile,
+        subscribers: HashSet<Incarnation>,
+    ) {
+        let endpoint = new.endpoint;
+        let waiting: HashSet<_> = subscribers.iter().map(|&peer| (peer, 0)).collect();
+        let introduction = Some(Introduction::new(reply, waiting));
+        let (readers, quarantine, participant) = (HashMap::new(), HashSet::new(), Some(participant));
+        let entry = PublisherEntry { new, readers, quarantine, participant, introduction, ended: false };
+        self.publishers.insert(endpoint, entry);
+        for peer in subscribers {
+            self.announce_to(endpoint, peer, Instant::now());
         }
-        Ok((participant, subscribers))
+        self.end_introductions();
     }
 
     /// Removes a dead process's entry in a service that we look at, and its socket.

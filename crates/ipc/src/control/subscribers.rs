@@ -14,12 +14,12 @@ use super::links::{Attachments, Descriptors, LinkId};
 use super::publishers::Introduction;
 use super::retry::{Retry, RetryWhat};
 use super::{Control, duplicate};
-use crate::directory::{Facts, ParticipantFile, Role};
+use crate::directory::{ParticipantFile, Role};
 use crate::name::{Incarnation, ServiceName};
 use crate::process::ExtentGuard;
 use crate::socket::ConnectError;
 use crate::subscriber::{Lane, LaneOffer, LaneTerms, NewSubscriber, Note, Refusal, SubscriberError};
-use crate::wire::{Accepted, Announce, Join, LaneName, Message, Refused, RegionName, VERSION};
+use crate::wire::{Accepted, Announce, Join, LaneName, Message, Refused, RegionName};
 
 /// Publishers that one subscriber reads at a time, and so what announcements can make it allocate. A lane counts until
 /// the subscriber has read it to its end, however long ago its publisher ended: until then its memory is mapped.
@@ -197,23 +197,6 @@ impl Control {
                 self.end_introductions();
             }
         }
-    }
-
-    fn admit_subscriber(
-        &mut self,
-        new: &NewSubscriber,
-    ) -> Result<(ParticipantFile, HashSet<(Incarnation, u32)>), SubscriberError> {
-        let facts = Facts { version: VERSION.into(), pid: std::process::id(), layout_hash: new.record.hash() };
-        let participant = self
-            .directory
-            .create_participant(&new.service, self.incarnation, new.endpoint, Role::Subscriber, &facts)
-            .map_err(|error| SubscriberError::Directory(error.to_string()))?;
-        // What cannot be removed now is the next visitor's residue.
-        let _next_visitor = self.directory.sweep_unfinished(&new.service, |other| self.is_gone(other));
-        let all = self.directory.participants(&new.service);
-        let all = all.map_err(|error| SubscriberError::Directory(error.to_string()))?;
-        let publishers = all.into_iter().filter(|other| other.role == Role::Publisher);
-        Ok((participant, publishers.map(|other| (other.incarnation, other.endpoint)).collect()))
     }
 
     /// Asks a publisher for its lane.

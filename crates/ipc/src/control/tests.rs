@@ -8,13 +8,10 @@ use zcmi_mem::payload::Message as Payload;
 
 use crate::directory::{Facts, Role, RuntimeDirectory};
 use crate::name::{Incarnation, ServiceName};
+use crate::scratch::{Child, Scratch};
 use crate::socket::{Connection, Listener, MAX_DESCRIPTORS, MAX_MESSAGE_BYTES, Received, SendOutcome};
 use crate::wire::{Hello, Message, VERSION, VERSION_MIN};
 use crate::{Process, Service};
-use scratch::{Child, Scratch};
-
-#[path = "../../tests/scratch/mod.rs"]
-mod scratch;
 
 const PATIENCE: Duration = Duration::from_secs(20);
 
@@ -173,4 +170,28 @@ fn child_that_writes_for_ever() {
         let after: usize = writers.into_iter().map(|writer| writer.join().expect("a thread")).sum();
         Child::answer(&after.to_string());
     });
+}
+
+#[test]
+fn a_publisher_that_stays_unfinished_counts_and_keeps_nobody_waiting_for_ever() {
+    let scratch = Scratch::new();
+    let puppet = Puppet::new(&scratch);
+    let process = Process::open(directory(scratch.path())).expect("a participant");
+    let other = service::<u64>(&process, "s").subscriber().join().expect("a subscriber");
+    let services = scratch.path().join("s");
+    let service_directory = std::fs::read_dir(&services).expect("s").next().expect("a service").expect("an entry");
+    let unfinished = |whose: Incarnation| service_directory.path().join(format!(".new-{whose}.00000001.pub"));
+    std::fs::write(unfinished(puppet.listener.incarnation()), "").expect("an unfinished file");
+    let begin = Instant::now();
+    let refused = service::<u64>(&process, "s").publisher().max_publishers(1).create().expect_err("it may be first");
+    assert!(matches!(refused, crate::PublisherError::TooManyPublishers { limit: 1, .. }), "{refused}");
+    assert!(begin.elapsed() >= Duration::from_millis(900), "it was waited for");
+    drop(service::<u64>(&process, "s").publisher().max_publishers(2).create().expect("there is room for both"));
+    // Of a dead one it is residue.
+    drop(puppet);
+    let dead = Incarnation::random().expect("random bytes");
+    std::fs::write(unfinished(dead), "").expect("an unfinished file");
+    drop(service::<u64>(&process, "s").publisher().max_publishers(1).create().expect("nobody else is there"));
+    drop(other);
+    assert_eq!(std::fs::read_dir(&services).expect("s").count(), 0, "nothing is left");
 }

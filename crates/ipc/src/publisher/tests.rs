@@ -8,11 +8,8 @@ use zcmi_mem::payload::Message;
 use super::{Publisher, SendError, WhenFull};
 use crate::directory::RuntimeDirectory;
 use crate::name::ServiceName;
+use crate::scratch::Scratch;
 use crate::{Process, Service};
-use scratch::Scratch;
-
-#[path = "../../tests/scratch/mod.rs"]
-mod scratch;
 
 fn open(path: &Path) -> Process {
     Process::open(RuntimeDirectory::at(path).expect("a directory")).expect("a participant")

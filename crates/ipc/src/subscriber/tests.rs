@@ -10,11 +10,8 @@ use zcmi_ring::sync::Ordering;
 use super::{Event, Subscriber, SubscriberError};
 use crate::directory::RuntimeDirectory;
 use crate::name::ServiceName;
+use crate::scratch::{Child, Scratch};
 use crate::{Process, Service, WhenFull};
-use scratch::{Child, Scratch};
-
-#[path = "../../tests/scratch/mod.rs"]
-mod scratch;
 
 const PATIENCE: Duration = Duration::from_secs(20);
 
