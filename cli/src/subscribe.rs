@@ -213,6 +213,9 @@ impl Run<'_> {
             Event::Faulty { pid, fault, .. } => {
                 Err(self.broken(&format!("process {pid} wrote what cannot be: {}", say::harmless(&fault))))
             }
+            Event::Expelled { pid, reason, .. } => {
+                Err(self.broken(&format!("process {pid} gave us up: {}", say::harmless(&reason))))
+            }
             Event::Overtaken { lost, .. } => Err(self.broken(&format!("{lost} messages were lost"))),
             other => Err(self.broken(&format!("this happened: {other:?}"))),
         }

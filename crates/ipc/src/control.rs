@@ -17,10 +17,14 @@
 //!   death.
 //! - Every queue is bounded: a peer that does not read its control messages is hung up on.
 
+mod admission;
 mod links;
 mod publishers;
 mod report;
+mod retry;
 mod subscribers;
+#[cfg(test)]
+mod tests;
 
 pub use report::{Observed, observe};
 
@@ -41,14 +45,16 @@ use crate::subscriber::{Lane, NewSubscriber, SubscriberError};
 use crate::sys;
 use zcmi_mem::fork::ForkGuard;
 
+use admission::Candidate;
 pub(crate) use links::LinkId;
 use links::{Link, Peer};
 use publishers::PublisherEntry;
+use retry::Retry;
 use subscribers::{Announced, Orphaned, SubscriberEntry};
 
 /// How long the creation of an endpoint waits for the peers that are there already to answer.
 const INTRODUCTION_MS: u64 = 1000;
-/// How often orphaned holds and unreachable peers are looked at again.
+/// How often orphaned holds and what the system held back are looked at again.
 const LOOK_AGAIN_MS: u64 = 10;
 
 /// What endpoints ask of the control thread.
@@ -62,6 +68,10 @@ pub(crate) enum Command {
     RoomWaiter {
         endpoint: u32,
         eventfd: Arc<OwnedFd>,
+    },
+    /// The publisher's lane ended readers because of what they claimed.
+    Rogues {
+        endpoint: u32,
     },
     CreateSubscriber(Box<NewSubscriber>, Sender<Result<(), SubscriberError>>),
     DropSubscriber {
@@ -102,23 +112,10 @@ pub(crate) struct Control {
     orphans: Vec<Orphaned>,
     announced: Vec<Announced>,
     retry: Vec<Retry>,
+    candidates: Vec<Candidate>,
     stopping: bool,
     /// No connection could be accepted for want of descriptors or memory: tried again in a while.
     accept_later: bool,
-}
-
-/// A connection that could not be made at once because the peer's backlog was full.
-#[derive(Debug)]
-struct Retry {
-    peer: Incarnation,
-    what: RetryWhat,
-    tries: u32,
-}
-
-#[derive(Debug)]
-enum RetryWhat {
-    Announce { endpoint: u32 },
-    Join { subscriber: u32, publisher: u32 },
 }
 
 /// What a wait woke up for.
@@ -152,6 +149,7 @@ impl Control {
             orphans: Vec::new(),
             announced: Vec::new(),
             retry: Vec::new(),
+            candidates: Vec::new(),
             stopping: false,
             accept_later: false,
         }
@@ -188,6 +186,8 @@ impl Control {
             self.free_orphans();
             self.unmap_unused();
             self.try_again();
+            self.consider_again();
+            self.fill_places();
             self.end_introductions();
             self.forget_ended_publishers();
             self.forget_peers();
@@ -202,6 +202,7 @@ impl Control {
             Command::CreatePublisher(new, reply) => self.create_publisher(*new, reply),
             Command::DropPublisher { endpoint, done } => self.drop_publisher(endpoint, &done),
             Command::RoomWaiter { endpoint, eventfd } => self.set_room_waiter(endpoint, eventfd),
+            Command::Rogues { endpoint } => self.drop_rogues(endpoint),
             Command::CreateSubscriber(new, reply) => self.create_subscriber(*new, reply),
             Command::DropSubscriber { endpoint, lanes, done } => self.drop_subscriber(endpoint, lanes, &done),
             Command::CloseLane { endpoint, lane } => self.close_lane(endpoint, *lane),
@@ -251,28 +252,22 @@ impl Control {
         let mut timeout: Option<Duration> = None;
         let mut at_most = |wait: Duration| timeout = Some(timeout.map_or(wait, |now| now.min(wait)));
         let held_back = self.accept_later || self.links.values().any(Link::is_held_back);
-        if held_back || !self.orphans.is_empty() || !self.retry.is_empty() {
+        if held_back || !self.orphans.is_empty() {
             at_most(Duration::from_millis(LOOK_AGAIN_MS));
         }
         let now = Instant::now();
+        for retry in &self.retry {
+            at_most(retry.next().saturating_duration_since(now));
+        }
+        for candidate in &self.candidates {
+            at_most(candidate.next().saturating_duration_since(now));
+        }
         let publishers = self.publishers.values().filter_map(PublisherEntry::introduction_ends);
         let subscribers = self.subscribers.values().filter_map(SubscriberEntry::introduction_ends);
         for deadline in publishers.chain(subscribers) {
             at_most(deadline.saturating_duration_since(now));
         }
         timeout
-    }
-
-    /// Tries again to reach peers whose backlog was full.
-    fn try_again(&mut self) {
-        for retry in std::mem::take(&mut self.retry) {
-            match retry.what {
-                RetryWhat::Announce { endpoint } => self.announce_to(endpoint, retry.peer, retry.tries + 1),
-                RetryWhat::Join { subscriber, publisher } => {
-                    self.join_to(subscriber, retry.peer, publisher, retry.tries + 1);
-                }
-            }
-        }
     }
 
     /// Removes the sockets of processes that died before they took part in a service, where no visitor would find them.

@@ -12,6 +12,9 @@ pub mod name;
 mod process;
 pub mod publisher;
 pub mod report;
+#[cfg(test)]
+#[path = "../tests/scratch/mod.rs"]
+mod scratch;
 mod service;
 mod socket;
 pub mod subscriber;

@@ -175,7 +175,7 @@ pub(crate) struct NewPublisher {
     pub(crate) capacity: u64,
     /// Slots that one reader may hold.
     pub(crate) holds: u32,
-    /// Slots set aside for readers that are still to come.
+    /// Slots set aside for readers, over all of them.
     pub(crate) reserve: u32,
     pub(crate) late_joiners: bool,
     pub(crate) max_publishers: u32,
@@ -557,6 +557,7 @@ impl<M: Message> Publisher<M> {
                 && let Some(slot) = pool.take_ahead(&mut ahead)
             {
                 let lease = LeaseMut::slot(slot, M::ELEMENT_BYTES);
+                // If it is refused, those behind it are free still.
                 self.publish_slow(lease).map_err(|error| error.reason)?;
             }
         }
@@ -715,3 +716,6 @@ impl<M: Message + ?Sized> Drop for Publisher<M> {
         let _control_ended = answer.recv();
     }
 }
+
+#[cfg(test)]
+mod tests;

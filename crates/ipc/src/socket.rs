@@ -39,10 +39,6 @@ pub(crate) use self::error::{ConnectError, PidfdError, SendError, SocketError};
 
 mod error;
 
-#[cfg(test)]
-#[path = "../tests/scratch/mod.rs"]
-mod scratch;
-
 /// The longest message, in bytes.
 pub(crate) const MAX_MESSAGE_BYTES: usize = 8192;
 
@@ -411,8 +407,8 @@ mod tests {
     use rustix::event::{PollFd, PollFlags};
     use rustix::io::FdFlags;
 
-    use super::scratch::{Child, STRANGER, Scratch, is_root};
     use super::*;
+    use crate::scratch::{Child, STRANGER, Scratch, is_root};
 
     fn listener(scratch: &Scratch) -> (RuntimeDirectory, Listener) {
         let directory = RuntimeDirectory::at(scratch.path().join("run")).expect("a runtime directory");

@@ -6,12 +6,14 @@
 
 mod armed;
 mod event;
+mod inbox;
 mod lane;
 mod options;
 mod raw;
 
 pub use armed::Armed;
 pub use event::{Event, ReceiveError, Refusal, SubscriberError};
+pub(crate) use inbox::{Note, SubscriberShared};
 pub(crate) use lane::{Lane, LaneOffer, LaneTerms};
 pub use options::SubscriberOptions;
 
@@ -19,12 +21,12 @@ use core::fmt;
 use core::marker::PhantomData;
 use std::collections::VecDeque;
 use std::os::fd::{AsFd, OwnedFd};
+use std::sync::Arc;
 use std::sync::mpsc::channel;
-use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use rustix::event::{PollFd, PollFlags};
-use zcmi_mem::fork::{CalmView, CalmWord, ForkGuardError};
+use zcmi_mem::fork::CalmView;
 use zcmi_mem::lease::{Located, Sample, is_inline};
 use zcmi_mem::payload::{Message, MessageRecord};
 use zcmi_ring::LifeMark;
@@ -32,7 +34,7 @@ use zcmi_ring::reader::SlotRead;
 
 use crate::control::Command;
 use crate::name::{Incarnation, ServiceName};
-use crate::process::{Process, lock};
+use crate::process::Process;
 use crate::sys;
 use lane::{LaneState, Look, exactly, pool_fault, read_words};
 
@@ -54,48 +56,6 @@ pub enum Wait {
     SpinThenPark(Duration),
     /// Sleep at once.
     Park,
-}
-
-/// What the control thread tells a subscriber.
-#[derive(Debug)]
-pub(crate) enum Note {
-    Lane(Box<Lane>),
-    Refused(Refusal),
-    Died(Incarnation),
-    CutOff(Incarnation),
-    Ended { peer: Incarnation, publisher: u32 },
-    ParkNoted { peer: Incarnation, publisher: u32 },
-    RoomWaiter { peer: Incarnation, publisher: u32, eventfd: Arc<OwnedFd> },
-}
-
-/// What the control thread and the subscriber's handle share.
-#[derive(Debug)]
-pub(crate) struct SubscriberShared {
-    notes: Mutex<VecDeque<Note>>,
-    /// Disturbed while there are notes.
-    calm: CalmWord,
-    waiter: Mutex<Option<Arc<OwnedFd>>>,
-}
-
-impl SubscriberShared {
-    fn new() -> Result<Self, ForkGuardError> {
-        Ok(Self { notes: Mutex::default(), calm: CalmWord::new()?, waiter: Mutex::default() })
-    }
-
-    /// Leaves a note and wakes the subscriber if it sleeps.
-    pub(crate) fn note(&self, note: Note) {
-        lock(&self.notes).push_back(note);
-        self.calm.disturb();
-        if let Some(waiter) = &*lock(&self.waiter) {
-            // Only a full eventfd is possible, and that one is readable.
-            let _already_awake = sys::wake(waiter.as_fd());
-        }
-    }
-
-    pub(crate) fn take_notes(&self) -> VecDeque<Note> {
-        self.calm.settle();
-        std::mem::take(&mut *lock(&self.notes))
-    }
 }
 
 /// What the control thread needs of a new subscriber.
@@ -224,7 +184,7 @@ impl<M: Message + ?Sized> Subscriber<M> {
     #[inline(never)]
     fn receive_rest(&mut self) -> Result<Option<Sample<M>>, ReceiveError> {
         let odd = |lane: &Lane| lane.reader.has_message() || lane.state != LaneState::Live;
-        if self.shared.calm.is_calm() && !self.lanes.iter().any(odd) {
+        if self.shared.is_calm() && !self.lanes.iter().any(odd) {
             return Ok(None);
         }
         self.receive_slow()
@@ -235,7 +195,7 @@ impl<M: Message + ?Sized> Subscriber<M> {
     #[inline(never)]
     fn receive_slow(&mut self) -> Result<Option<Sample<M>>, ReceiveError> {
         self.check_life()?;
-        if !self.shared.calm.is_calm() {
+        if !self.shared.is_calm() {
             self.attend();
         }
         let mut too_many = None;
@@ -347,7 +307,10 @@ impl<M: Message + ?Sized> Subscriber<M> {
 
     fn push_event(&mut self, event: Event) {
         if self.events.len() >= MAX_EVENTS {
-            self.events.pop_front();
+            // What a publisher came to is kept before all that is said of it on the way.
+            let is_end = |event: &Event| matches!(event, Event::Ended { .. } | Event::Died { .. });
+            let oldest = self.events.iter().position(|event| !is_end(event)).unwrap_or(0);
+            self.events.remove(oldest);
             self.events_lost += 1;
         }
         self.events.push_back(event);
@@ -357,7 +320,9 @@ impl<M: Message + ?Sized> Subscriber<M> {
     #[cold]
     #[inline(never)]
     fn attend(&mut self) {
-        for note in self.shared.take_notes() {
+        let (notes, lost) = self.shared.take_notes();
+        self.events_lost += lost;
+        for note in notes {
             match note {
                 Note::Lane(lane) => {
                     self.push_event(Event::Joined { publisher: lane.peer, pid: lane.pid, start: lane.start });
@@ -385,6 +350,14 @@ impl<M: Message + ?Sized> Subscriber<M> {
                 Note::Ended { peer, publisher } => {
                     if let Some(lane) = self.lane_of(peer, publisher) {
                         lane.set_state(LaneState::Draining { died: false });
+                    }
+                }
+                Note::Expelled { peer, publisher, reason } => {
+                    let of_name = |lane: &Lane| lane.peer == peer && lane.publisher == publisher;
+                    if let Some(at) = self.lanes.iter().position(of_name) {
+                        let pid = self.lanes[at].pid;
+                        self.push_event(Event::Expelled { publisher: peer, pid, reason });
+                        self.close_lane(at);
                     }
                 }
                 Note::ParkNoted { peer, publisher } => {
@@ -517,7 +490,7 @@ impl<M: Message + ?Sized> Subscriber<M> {
         self.check_life()?;
         let made = sys::eventfd().map_err(|errno| ReceiveError::NoEventfd { errno: errno.raw_os_error() })?;
         let waiter = Arc::new(made);
-        *lock(&self.shared.waiter) = Some(Arc::clone(&waiter));
+        self.shared.wake_by(Arc::clone(&waiter));
         self.waiter = Some(Arc::clone(&waiter));
         let eventfd = Arc::clone(&waiter);
         self.process.mailbox().send(Command::Waiter { endpoint: self.endpoint, eventfd });
@@ -529,7 +502,7 @@ impl<M: Message + ?Sized> Subscriber<M> {
         if !self.life.is_present() {
             return None;
         }
-        if !self.shared.calm.is_calm() {
+        if !self.shared.is_calm() {
             self.attend();
         }
         self.events.pop_front()
@@ -547,7 +520,7 @@ impl<M: Message + ?Sized> Subscriber<M> {
         if !self.life.is_present() {
             return 0;
         }
-        if !self.shared.calm.is_calm() {
+        if !self.shared.is_calm() {
             self.attend();
         }
         self.lanes.len()
@@ -569,7 +542,7 @@ impl<M: Message + ?Sized> Subscriber<M> {
     #[inline]
     pub fn receive_batch(&mut self, most: u64, mut each: impl FnMut(u64, &M)) -> Result<u64, ReceiveError> {
         self.check_life()?;
-        if !self.shared.calm.is_calm() {
+        if !self.shared.is_calm() {
             self.attend();
         }
         let mut done = 0;
@@ -618,3 +591,6 @@ impl<M: Message + ?Sized> Drop for Subscriber<M> {
         let _control_ended = answer.recv();
     }
 }
+
+#[cfg(test)]
+mod tests;

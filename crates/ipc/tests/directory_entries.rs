@@ -31,7 +31,11 @@ fn a_participant_is_listed_with_its_facts_until_it_is_dropped() {
     let other = directory.create_participant(&clock, process, 3, Role::Publisher, &FACTS).expect("an entry");
 
     let uid = rustix::process::geteuid().as_raw();
-    let listed = |endpoint, role| Participant { incarnation: process, endpoint, role, uid, facts: FACTS };
+    // The first of a service has turn 1.
+    let listed = |endpoint: u32, role| {
+        let turn = if endpoint == 3 { 1 } else { endpoint.into() };
+        Participant { incarnation: process, endpoint, role, uid, turn, facts: FACTS }
+    };
     let both = vec![listed(1, Role::Publisher), listed(2, Role::Subscriber)];
     assert_eq!(directory.participants(&camera).expect("listing"), both);
     let all = [

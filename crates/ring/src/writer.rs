@@ -24,12 +24,14 @@
 //! - E1 (release): the last stamp before the word that says that the lane ended. Pairs with E2 in
 //!   [`Reader`](crate::Reader).
 
+use crate::hold::Notify;
 use crate::layout::{
     Entry, HOLD_IN_KERNEL, HOLDS, Head, INLINE_WORDS, Kind, LaneControl, READERS, RawDescriptor, ReaderBlock,
     SEQUENCE_END, UNSET,
 };
 use crate::raw::{Ring, Single, View};
 use crate::sync::{Ordering, fence};
+use core::fmt;
 
 /// Marks a ring position that carries no slot.
 const NO_SLOT: u32 = u32::MAX;
@@ -48,10 +50,11 @@ pub enum Policy {
 pub struct ReaderIndex(pub u8);
 
 /// What a reader did that no honest reader does.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+#[derive(Clone, Copy, PartialEq, Eq, Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum Rogue {
     /// The cursor went back, past the tail, or to "unset" again.
+    #[error("its cursor went from {before} to {now} in a lane whose tail is {tail}")]
     Cursor {
         /// What was seen before.
         before: u64,
@@ -61,6 +64,7 @@ pub enum Rogue {
         tail: u64,
     },
     /// A hold on a sequence below the reader's start or not yet published.
+    #[error("it holds sequence {sequence} of a lane that it reads from {start} and whose tail is {tail}")]
     Hold {
         /// The sequence that is claimed to be held.
         sequence: u64,
@@ -143,6 +147,15 @@ struct Kept {
     slot: u32,
 }
 
+/// Whom to tell of rogues.
+struct OnRogue(Option<Notify>);
+
+impl fmt::Debug for OnRogue {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_tuple("OnRogue").field(&self.0.is_some()).finish()
+    }
+}
+
 /// The publisher's side of a lane. See the module's documentation.
 #[derive(Debug)]
 pub struct Writer {
@@ -163,6 +176,7 @@ pub struct Writer {
     quarantined: Vec<u64>,
     readers: Vec<ReaderState>,
     rogues: Vec<(ReaderIndex, Rogue)>,
+    on_rogue: OnRogue,
     drop_oldest: usize,
     parkers: u64,
     held: Vec<u64>,
@@ -196,6 +210,7 @@ impl Writer {
             quarantined: Vec::new(),
             readers: Vec::with_capacity(READERS),
             rogues: Vec::with_capacity(READERS),
+            on_rogue: OnRogue(None),
             drop_oldest: 0,
             parkers: 0,
             held: Vec::with_capacity(READERS * HOLDS),
@@ -566,6 +581,17 @@ impl Writer {
             let (index, _) = self.rogues[at];
             self.remove_reader(index);
         }
+        if self.rogues.len() > known
+            && let Some(notify) = &self.on_rogue.0
+        {
+            notify();
+        }
+    }
+
+    /// Has `notify` called whenever readers were ended because of what they claimed: [`take_rogues`](Self::take_rogues)
+    /// is due then. It is called by whoever asks the readers, in the seat, so it must not take the seat itself.
+    pub fn tell_of_rogues(&mut self, notify: Notify) {
+        self.on_rogue = OnRogue(Some(notify));
     }
 
     /// The readers that were ended because of what they claimed, since the last call. Their places are given to new
@@ -629,6 +655,12 @@ impl Writer {
             }
         }
         true
+    }
+
+    /// How many slots are kept for the lane's life because the kernel may still read them for a reader that is gone.
+    #[must_use]
+    pub fn quarantined(&self) -> usize {
+        self.quarantined.len()
     }
 
     /// Whether a slot lies under this published sequence and was not freed. So the quarantine never outgrows the pool.

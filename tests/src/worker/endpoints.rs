@@ -355,6 +355,7 @@ impl<M: Kind + ?Sized> Subscription<M> {
                     continue;
                 }
                 Event::Faulty { pid, fault, .. } => return Err(format!("publisher {pid} is called faulty: {fault}")),
+                Event::Expelled { pid, reason, .. } => return Err(format!("publisher {pid} gave us up: {reason}")),
                 other => return Err(format!("an unknown event: {other:?}")),
             };
             self.happened.push(line);

@@ -8,19 +8,17 @@ use std::time::{Duration, Instant};
 
 use zcmi_mem::payload::MessageRecord;
 use zcmi_mem::region::PeerRegion;
-use zcmi_ring::{AddReaderError, Policy, ReaderBlock, ReaderIndex};
+use zcmi_ring::{AddReaderError, Policy, ReaderBlock, ReaderIndex, Rogue};
 
 use super::links::{Attachments, Descriptors, LinkId};
-use super::{Control, INTRODUCTION_MS, Retry, RetryWhat, duplicate};
-use crate::directory::{Facts, ParticipantFile, Role};
+use super::retry::{Retry, RetryWhat};
+use super::{Control, INTRODUCTION_MS, duplicate};
+use crate::directory::{ParticipantFile, Role};
 use crate::name::{Incarnation, ServiceName};
 use crate::publisher::{NewPublisher, PublisherError};
 use crate::socket::ConnectError;
 use crate::sys;
-use crate::wire::{Accepted, Announce, Join, LaneName, Message, PoolName, RefusalCode, Refused, VERSION};
-
-/// How often a peer whose backlog is full is tried again.
-const MAX_TRIES: u32 = 100;
+use crate::wire::{Accepted, Announce, Join, LaneName, Message, PoolName, RefusalCode, Refused};
 
 /// Somebody waits until every peer that was there first has answered.
 #[derive(Debug)]
@@ -54,6 +52,8 @@ struct ReaderRecord {
 pub(super) struct PublisherEntry {
     new: NewPublisher,
     readers: HashMap<(Incarnation, u32), ReaderRecord>,
+    /// Subscribers that were ended for a lie and have not said that they let go: the lane's memory is kept for them.
+    quarantine: HashSet<(Incarnation, u32)>,
     participant: Option<ParticipantFile>,
     introduction: Option<Introduction<PublisherError>>,
     ended: bool,
@@ -64,12 +64,16 @@ impl PublisherEntry {
         &self.new.service
     }
 
+    pub(super) fn has_ended(&self) -> bool {
+        self.ended
+    }
+
     pub(super) fn introduction_ends(&self) -> Option<Instant> {
         self.introduction.as_ref().map(|introduction| introduction.deadline)
     }
 
     pub(super) fn has_reader_of(&self, incarnation: Incarnation) -> bool {
-        self.readers.keys().any(|(peer, _)| *peer == incarnation)
+        self.readers.keys().chain(&self.quarantine).any(|(peer, _)| *peer == incarnation)
     }
 
     pub(super) fn report(&self) -> crate::report::EndpointReport {
@@ -98,25 +102,38 @@ impl PublisherEntry {
         for key in gone {
             self.forget_reader(key);
         }
+        self.quarantine.retain(|(peer, _)| *peer != incarnation);
     }
 
-    /// Forgets the readers that the lane has ended because of what they claimed: their places and slots are free again.
-    fn drop_rogues(&mut self) {
+    /// Takes the readers that the lane has ended because of what they claimed: their places and slots are free again,
+    /// and the lane's memory is kept as long as they may read it.
+    fn take_rogues(&mut self) -> Vec<((Incarnation, u32), LinkId, Rogue)> {
         let rogues = self.new.seat.change(|reading| reading.writer.take_rogues());
-        for (index, _) in rogues {
+        let mut taken = Vec::with_capacity(rogues.len());
+        for (index, rogue) in rogues {
             let of_index = self.readers.iter().find(|(_, record)| record.index == index);
-            if let Some(key) = of_index.map(|(&key, _)| key) {
+            if let Some((key, link)) = of_index.map(|(&key, record)| (key, record.link)) {
+                self.quarantine.insert(key);
                 self.forget_reader(key);
+                taken.push((key, link, rogue));
             }
         }
+        taken
     }
 
     fn forget_reader(&mut self, key: (Incarnation, u32)) {
         let Some(record) = self.readers.remove(&key) else { return };
         self.new.seat.change(|reading| reading.remove(record.index));
-        self.new.reserve += record.holds;
         self.new.shared.changed(self.reading());
         self.wake_room();
+    }
+
+    /// Slots set aside for readers that are still to come: neither another reader's, nor kept for the kernel's sake
+    /// after their reader went.
+    fn slots_left(&self) -> u32 {
+        let quarantined = self.new.seat.change(|reading| reading.writer.quarantined());
+        let taken = self.readers.values().map(|record| record.holds as usize).sum::<usize>() + quarantined;
+        self.new.reserve.saturating_sub(u32::try_from(taken).unwrap_or(u32::MAX))
     }
 
     /// How many subscribers read the lane.
@@ -134,69 +151,24 @@ impl PublisherEntry {
 }
 
 impl Control {
-    pub(super) fn create_publisher(&mut self, new: NewPublisher, reply: Sender<Result<(), PublisherError>>) {
-        match self.admit_publisher(&new) {
-            Err(error) => {
-                // Whoever asked may be gone by now.
-                let _asked = reply.send(Err(error));
-            }
-            Ok((participant, subscribers)) => {
-                let endpoint = new.endpoint;
-                let waiting: HashSet<_> = subscribers.iter().map(|&peer| (peer, 0)).collect();
-                let introduction = Some(Introduction::new(reply, waiting));
-                let (readers, participant) = (HashMap::new(), Some(participant));
-                self.publishers
-                    .insert(endpoint, PublisherEntry { new, readers, participant, introduction, ended: false });
-                for peer in subscribers {
-                    self.announce_to(endpoint, peer, 0);
-                }
-                self.end_introductions();
-            }
-        }
-    }
-
-    /// Checks a new publisher against those that are there, and writes it down.
-    fn admit_publisher(
+    /// A publisher that may stay is announced to the subscribers that are there.
+    pub(super) fn begin_publisher(
         &mut self,
-        new: &NewPublisher,
-    ) -> Result<(ParticipantFile, HashSet<Incarnation>), PublisherError> {
-        let facts = Facts { version: VERSION.into(), pid: std::process::id(), layout_hash: new.record.hash() };
-        let participant = self
-            .directory
-            .create_participant(&new.service, self.incarnation, new.endpoint, Role::Publisher, &facts)
-            .map_err(|error| PublisherError::Directory(error.to_string()))?;
-        // What cannot be removed now is the next visitor's residue.
-        let _next_visitor = self.directory.sweep_unfinished(&new.service, |other| self.is_gone(other));
-        let all = self.directory.participants(&new.service);
-        let all = all.map_err(|error| PublisherError::Directory(error.to_string()))?;
-        let (mut publishers, mut subscribers) = (0, HashSet::new());
-        for other in all {
-            if (other.incarnation, other.endpoint) == (self.incarnation, new.endpoint) {
-                continue;
-            }
-            if matches!(self.link_to(other.incarnation), Err(ConnectError::Dead(_))) {
-                self.sweep_visited(&new.service, other.incarnation);
-                continue;
-            }
-            match other.role {
-                Role::Subscriber => drop(subscribers.insert(other.incarnation)),
-                Role::Publisher => {
-                    if other.facts.layout_hash != facts.layout_hash {
-                        return Err(PublisherError::OtherLayout {
-                            service: new.service.clone(),
-                            pid: other.facts.pid,
-                            ours: new.record.element.name.clone(),
-                        });
-                    }
-                    publishers += 1;
-                    if publishers >= new.max_publishers {
-                        let (service, limit) = (new.service.clone(), new.max_publishers);
-                        return Err(PublisherError::TooManyPublishers { service, limit, pid: other.facts.pid });
-                    }
-                }
-            }
+        new: NewPublisher,
+        reply: Sender<Result<(), PublisherError>>,
+        participant: ParticipantFile,
+        subscribers: HashSet<Incarnation>,
+    ) {
+        let endpoint = new.endpoint;
+        let waiting: HashSet<_> = subscribers.iter().map(|&peer| (peer, 0)).collect();
+        let introduction = Some(Introduction::new(reply, waiting));
+        let (readers, quarantine, participant) = (HashMap::new(), HashSet::new(), Some(participant));
+        let entry = PublisherEntry { new, readers, quarantine, participant, introduction, ended: false };
+        self.publishers.insert(endpoint, entry);
+        for peer in subscribers {
+            self.announce_to(endpoint, peer, Instant::now());
         }
-        Ok((participant, subscribers))
+        self.end_introductions();
     }
 
     /// Removes a dead process's entry in a service that we look at, and its socket.
@@ -211,14 +183,15 @@ impl Control {
     }
 
     /// Tells a subscriber's process that there is a publisher.
-    pub(super) fn announce_to(&mut self, endpoint: u32, peer: Incarnation, tries: u32) {
+    pub(super) fn announce_to(&mut self, endpoint: u32, peer: Incarnation, begun: Instant) {
         let Some(entry) = self.publishers.get(&endpoint) else { return };
         let announce = Announce { service: entry.new.service.clone(), endpoint };
         match self.link_to(peer) {
             Ok(link) => self.send(link, &Message::Announce(announce), Attachments::default()),
-            Err(ConnectError::Busy(_)) if tries < MAX_TRIES => {
-                self.retry.push(Retry { peer, what: RetryWhat::Announce { endpoint }, tries });
-            }
+            Err(ConnectError::Busy(_)) => match Retry::in_a_while(peer, RetryWhat::Announce { endpoint }, begun) {
+                Some(retry) => self.retry.push(retry),
+                None => self.introduced(endpoint, peer),
+            },
             Err(_) => self.introduced(endpoint, peer),
         }
     }
@@ -299,6 +272,8 @@ impl Control {
         let offset = usize::try_from(join.block).map_err(|_| protocol("the block is out of range".into()))?;
         let block = region.view::<ReaderBlock>(offset, 1).map_err(|error| protocol(error.to_string()))?;
         let pid = self.pid_of(peer);
+        // An index means one reader at a time, so those that lost theirs are dealt with first.
+        self.drop_rogues(join.publisher);
         let own = self.incarnation.as_u128();
         let gone = || (RefusalCode::Gone, "the publisher has ended".to_owned());
         let entry = self.publishers.get_mut(&join.publisher).filter(|entry| !entry.ended).ok_or_else(gone)?;
@@ -315,17 +290,19 @@ impl Control {
         if entry.readers.contains_key(&(peer, join.subscriber)) {
             return Err(protocol(format!("endpoint {} reads this lane already", join.subscriber)));
         }
+        if entry.quarantine.contains(&(peer, join.subscriber)) {
+            return Err(protocol(format!("endpoint {} was ended for a false claim and has not left", join.subscriber)));
+        }
         let holds = if entry.new.memory.pool.is_some() { u32::from(join.holds).min(entry.new.holds) } else { 0 };
-        if holds > entry.new.reserve {
+        let left = entry.slots_left();
+        if holds > left {
             let text = format!(
-                "the publisher's pool has {} slots left for readers, and this one needs {holds}; create the publisher \
-                 with more `reader_slots`",
-                entry.new.reserve
+                "the publisher's pool has {left} slots left for readers, and this one needs {holds}; create the \
+                 publisher with more `reader_slots`"
             );
             return Err((RefusalCode::TooManySubscribers, text));
         }
         let policy = if join.drop_oldest { Policy::DropOldest } else { Policy::Reliable };
-        entry.drop_rogues();
         let late = entry.new.late_joiners;
         let added = entry.new.seat.change(|reading| {
             if !late && reading.writer.tail() > reading.first {
@@ -342,7 +319,6 @@ impl Control {
             Ok(added)
         });
         let (index, start) = added?;
-        entry.new.reserve -= holds;
         let record = ReaderRecord { index, link, holds, reads: true, _region: region };
         entry.readers.insert((peer, join.subscriber), record);
         entry.new.shared.changed(entry.reading());
@@ -395,7 +371,18 @@ impl Control {
     /// A subscriber is done with the lane and all it held.
     pub(super) fn handle_leave(&mut self, peer: Incarnation, lane: LaneName) {
         if let Some(entry) = self.publishers.get_mut(&lane.publisher) {
+            entry.quarantine.remove(&(peer, lane.subscriber));
             entry.forget_reader((peer, lane.subscriber));
+        }
+    }
+
+    /// Tells the subscribers that a lane has ended because of what they claimed, and why.
+    pub(super) fn drop_rogues(&mut self, publisher: u32) {
+        let Some(entry) = self.publishers.get_mut(&publisher) else { return };
+        for ((peer, subscriber), link, rogue) in entry.take_rogues() {
+            let code = RefusalCode::Protocol;
+            let refused = Refused { publisher, subscriber, code, text: rogue.to_string() };
+            self.send_to(peer, link, &Message::Refused(refused));
         }
     }
 
@@ -454,6 +441,7 @@ impl Control {
         if self.is_forked() {
             return;
         }
-        self.publishers.retain(|_, entry| !(entry.ended && entry.readers.is_empty()));
+        let is_needed = |entry: &PublisherEntry| !(entry.readers.is_empty() && entry.quarantine.is_empty());
+        self.publishers.retain(|_, entry| !entry.ended || is_needed(entry));
     }
 }

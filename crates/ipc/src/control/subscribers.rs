@@ -1,6 +1,6 @@
 //! The subscribers of this process, as their control thread sees them.
 
-use std::collections::{HashMap, HashSet};
+use std::collections::{HashMap, HashSet, VecDeque};
 use std::os::fd::{AsFd, OwnedFd};
 use std::sync::Arc;
 use std::sync::mpsc::Sender;
@@ -12,18 +12,20 @@ use zcmi_ring::{Orphan, ReaderBlock, View};
 
 use super::links::{Attachments, Descriptors, LinkId};
 use super::publishers::Introduction;
-use super::{Control, Retry, RetryWhat, duplicate};
-use crate::directory::{Facts, ParticipantFile, Role};
+use super::retry::{Retry, RetryWhat};
+use super::{Control, duplicate};
+use crate::directory::{ParticipantFile, Role};
 use crate::name::{Incarnation, ServiceName};
 use crate::process::ExtentGuard;
 use crate::socket::ConnectError;
 use crate::subscriber::{Lane, LaneOffer, LaneTerms, NewSubscriber, Note, Refusal, SubscriberError};
-use crate::wire::{Accepted, Announce, Join, LaneName, Message, Refused, RegionName, VERSION};
+use crate::wire::{Accepted, Announce, Join, LaneName, Message, Refused, RegionName};
 
-/// Publishers that one subscriber reads at a time, and so what announcements can make it allocate.
+/// Publishers that one subscriber reads at a time, and so what announcements can make it allocate. A lane counts until
+/// the subscriber has read it to its end, however long ago its publisher ended: until then its memory is mapped.
 const MAX_LANES: usize = 64;
-/// How often a peer whose backlog is full is tried again.
-const MAX_TRIES: u32 = 100;
+/// Publishers that are remembered for when a place becomes free.
+const MAX_TURNED_AWAY: usize = 256;
 
 /// One publisher's lane, as one of our subscribers knows it.
 #[derive(Debug)]
@@ -52,6 +54,8 @@ struct Mapped {
 pub(super) struct SubscriberEntry {
     new: NewSubscriber,
     lanes: HashMap<(Incarnation, u32), LaneRecord>,
+    /// Publishers for which there was no place, the oldest first.
+    turned_away: VecDeque<(Incarnation, u32)>,
     _participant: ParticipantFile,
     introduction: Option<Introduction<SubscriberError>>,
     waiter: Option<Arc<OwnedFd>>,
@@ -153,6 +157,17 @@ impl SubscriberEntry {
         }
     }
 
+    /// Remembers a publisher for when there is a place.
+    fn turn_away(&mut self, peer: Incarnation, publisher: u32) {
+        if self.turned_away.contains(&(peer, publisher)) {
+            return;
+        }
+        if self.turned_away.len() >= MAX_TURNED_AWAY {
+            self.turned_away.pop_front();
+        }
+        self.turned_away.push_back((peer, publisher));
+    }
+
     pub(super) fn end_introduction(&mut self, now: Instant) {
         let over = |introduction: &mut Introduction<_>| introduction.waiting.is_empty() || introduction.deadline <= now;
         if let Some(introduction) = self.introduction.take_if(over) {
@@ -172,42 +187,30 @@ impl Control {
             Ok((participant, publishers)) => {
                 let endpoint = new.endpoint;
                 let introduction = Some(Introduction::new(reply, publishers.clone()));
-                let (lanes, waiter) = (HashMap::new(), None);
-                let entry = SubscriberEntry { new, lanes, _participant: participant, introduction, waiter };
+                let (lanes, turned_away, waiter) = (HashMap::new(), VecDeque::new(), None);
+                let entry =
+                    SubscriberEntry { new, lanes, turned_away, _participant: participant, introduction, waiter };
                 self.subscribers.insert(endpoint, entry);
                 for (peer, publisher) in publishers {
-                    self.join_to(endpoint, peer, publisher, 0);
+                    self.join_to(endpoint, peer, publisher, Instant::now());
                 }
                 self.end_introductions();
             }
         }
     }
 
-    fn admit_subscriber(
-        &mut self,
-        new: &NewSubscriber,
-    ) -> Result<(ParticipantFile, HashSet<(Incarnation, u32)>), SubscriberError> {
-        let facts = Facts { version: VERSION.into(), pid: std::process::id(), layout_hash: new.record.hash() };
-        let participant = self
-            .directory
-            .create_participant(&new.service, self.incarnation, new.endpoint, Role::Subscriber, &facts)
-            .map_err(|error| SubscriberError::Directory(error.to_string()))?;
-        // What cannot be removed now is the next visitor's residue.
-        let _next_visitor = self.directory.sweep_unfinished(&new.service, |other| self.is_gone(other));
-        let all = self.directory.participants(&new.service);
-        let all = all.map_err(|error| SubscriberError::Directory(error.to_string()))?;
-        let publishers = all.into_iter().filter(|other| other.role == Role::Publisher);
-        Ok((participant, publishers.map(|other| (other.incarnation, other.endpoint)).collect()))
-    }
-
     /// Asks a publisher for its lane.
-    pub(super) fn join_to(&mut self, subscriber: u32, peer: Incarnation, publisher: u32, tries: u32) {
-        let Some(entry) = self.subscribers.get(&subscriber) else { return };
+    pub(super) fn join_to(&mut self, subscriber: u32, peer: Incarnation, publisher: u32, begun: Instant) {
+        let Some(entry) = self.subscribers.get_mut(&subscriber) else { return };
         if entry.lanes.contains_key(&(peer, publisher)) {
             return;
         }
         if entry.lanes.len() >= MAX_LANES {
-            let text = format!("this subscriber reads {MAX_LANES} publishers already, as many as it may");
+            let text = format!(
+                "this subscriber reads {MAX_LANES} publishers already, as many as it may; it is joined when one of \
+                 them has been read to its end"
+            );
+            entry.turn_away(peer, publisher);
             return self.refuse_locally(subscriber, peer, publisher, text);
         }
         let service = entry.new.service.clone();
@@ -217,8 +220,11 @@ impl Control {
                     self.refuse_locally(subscriber, peer, publisher, reason);
                 }
             }
-            Err(ConnectError::Busy(_)) if tries < MAX_TRIES => {
-                self.retry.push(Retry { peer, what: RetryWhat::Join { subscriber, publisher }, tries });
+            Err(error @ ConnectError::Busy(_)) => {
+                match Retry::in_a_while(peer, RetryWhat::Join { subscriber, publisher }, begun) {
+                    Some(retry) => self.retry.push(retry),
+                    None => self.refuse_locally(subscriber, peer, publisher, error.to_string()),
+                }
             }
             Err(ConnectError::Dead(_)) => {
                 self.sweep_visited(&service, peer);
@@ -227,6 +233,22 @@ impl Control {
                 }
             }
             Err(error) => self.refuse_locally(subscriber, peer, publisher, error.to_string()),
+        }
+    }
+
+    /// Asks publishers again that were turned away, where a place has become free.
+    pub(super) fn fill_places(&mut self) {
+        let with_room = |(&endpoint, entry): (&u32, &mut SubscriberEntry)| {
+            let free = MAX_LANES.saturating_sub(entry.lanes.len());
+            let next: Vec<_> = entry.turned_away.drain(..free.min(entry.turned_away.len())).collect();
+            (endpoint, next)
+        };
+        let due: Vec<(u32, Vec<(Incarnation, u32)>)> =
+            self.subscribers.iter_mut().filter(|(_, entry)| !entry.turned_away.is_empty()).map(with_room).collect();
+        for (endpoint, next) in due {
+            for (peer, publisher) in next {
+                self.join_to(endpoint, peer, publisher, Instant::now());
+            }
         }
     }
 
@@ -284,13 +306,15 @@ impl Control {
         let of_service = self.subscribers.iter().filter(|(_, entry)| entry.new.service == announce.service);
         let subscribers: Vec<u32> = of_service.map(|(&endpoint, _)| endpoint).collect();
         for subscriber in subscribers {
-            self.join_to(subscriber, peer, announce.endpoint, 0);
+            self.join_to(subscriber, peer, announce.endpoint, Instant::now());
         }
         let key = (peer, announce.endpoint);
         let asked = self.subscribers.iter().filter(|(_, entry)| {
             entry.new.service == announce.service && entry.lanes.get(&key).is_some_and(|lane| !lane.granted)
         });
         let waiting = asked.map(|(&endpoint, _)| endpoint).collect();
+        // Said again, it is the same announcement.
+        self.announced.retain(|known| (known.link, known.peer, known.publisher) != (link, peer, announce.endpoint));
         self.announced.push(Announced { link, peer, publisher: announce.endpoint, waiting });
         self.confirm_announced();
     }
@@ -388,8 +412,11 @@ impl Control {
         let pid = self.pid_of(peer);
         let Some(entry) = self.subscribers.get_mut(&refused.subscriber) else { return };
         let key = (peer, refused.publisher);
-        if entry.lanes.get(&key).is_none_or(|lane| lane.granted) {
-            return;
+        let Some(lane) = entry.lanes.get(&key) else { return };
+        if lane.granted {
+            // The subscriber closes the lane, and only then lets go of it.
+            let (publisher, reason) = (refused.publisher, refused.text);
+            return entry.new.shared.note(Note::Expelled { peer, publisher, reason });
         }
         entry.lanes.remove(&key);
         entry.answered(peer, refused.publisher);
@@ -416,7 +443,9 @@ impl Control {
     }
 
     pub(super) fn handle_park_noted(&mut self, peer: Incarnation, lane: LaneName) {
-        if let Some(entry) = self.subscribers.get(&lane.subscriber) {
+        if let Some(entry) = self.subscribers.get(&lane.subscriber)
+            && entry.lanes.contains_key(&(peer, lane.publisher))
+        {
             entry.new.shared.note(Note::ParkNoted { peer, publisher: lane.publisher });
         }
     }
@@ -475,7 +504,7 @@ impl Control {
     pub(super) fn drop_subscriber(&mut self, endpoint: u32, lanes: Vec<Lane>, done: &Sender<()>) {
         let Some(mut entry) = self.subscribers.remove(&endpoint) else { return };
         // Lanes that were granted but not yet taken by the subscriber lie in its inbox.
-        let taken = entry.new.shared.take_notes().into_iter().filter_map(|note| match note {
+        let taken = entry.new.shared.take_notes().0.into_iter().filter_map(|note| match note {
             Note::Lane(lane) => Some(*lane),
             _ => None,
         });

@@ -21,6 +21,9 @@ pub const MAX_ENTRIES: usize = 65_536;
 /// The longest participant's file, in bytes: the name, and some lines of numbers.
 const MAX_FILE_BYTES: usize = 1024;
 
+/// Turns stay below this.
+const MAX_TURN: u64 = 1 << 62;
+
 /// How often a service's directory is made anew when leavers remove it under a joiner.
 ///
 /// Every try is lost only to a leaver that came in between, and a leaver must itself join before it can leave again.
@@ -64,6 +67,9 @@ pub struct Facts {
     pub layout_hash: u64,
 }
 
+/// Who is writing a file: its process, endpoint and role.
+pub(crate) type Unfinished = (Incarnation, u32, Role);
+
 /// A participant as its file describes it: a claim, until its process has been asked.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Participant {
@@ -75,6 +81,8 @@ pub struct Participant {
     pub role: Role,
     /// The user who owns the file, which the kernel vouches for.
     pub uid: u32,
+    /// Its turn: later than those of all that were there when it came. The earlier ones have the first right to stay.
+    pub turn: u64,
     /// What it says.
     pub facts: Facts,
 }
@@ -264,6 +272,27 @@ impl RuntimeDirectory {
         Ok(found.into_iter().map(|(_, participant)| participant).collect())
     }
 
+    /// As [`participants`](Self::participants), and who is writing a file of this service at the moment. Whoever had
+    /// begun one before this was called is in one of the two lists.
+    pub(crate) fn participants_and_unfinished(
+        &self,
+        name: &ServiceName,
+    ) -> Result<(Vec<Participant>, Vec<Unfinished>), EntryError> {
+        let service = service_directory(name);
+        let Some(directory) = self.open_service(&service)? else { return Ok((Vec::new(), Vec::new())) };
+        // A listing can miss a file that is renamed while it runs. That happens once in a file's life: of these two
+        // listings, one at least shows it.
+        let files = list(directory.as_fd(), &service)?;
+        let mut unfinished: Vec<_> =
+            files.iter().filter_map(|file| parse_file_name(file.strip_prefix(UNFINISHED)?)).collect();
+        let participants = self.participants(name)?;
+        let finished = |incarnation, endpoint| {
+            participants.iter().any(|one| (one.incarnation, one.endpoint) == (incarnation, endpoint))
+        };
+        unfinished.retain(|&(incarnation, endpoint, _)| !finished(incarnation, endpoint));
+        Ok((participants, unfinished))
+    }
+
     /// All services that somebody takes part in, in the order of their names.
     ///
     /// # Errors
@@ -422,7 +451,11 @@ impl RuntimeDirectory {
             Err(Errno::EXIST) => return Err(exists()),
             Err(errno) => return Err(EntryError::of("openat", file)(errno)),
         };
-        let content = content(name, facts);
+        // Chosen after ours could be seen: who does not see it yet, and counts, has an earlier turn than we get.
+        let turn = next_turn(directory).inspect_err(|_| {
+            let _swept_later = unlink(directory, &unfinished, AtFlags::empty());
+        })?;
+        let content = content(name, facts, turn);
         let finished = rustix::io::retry_on_intr(|| rustix::io::write(&written, content.as_bytes()))
             // The content is far below a page: a short write means that the file system is full.
             .and_then(|len| if len == content.len() { Ok(()) } else { Err(Errno::NOSPC) })
@@ -507,14 +540,22 @@ fn parse_file_name(file: &str) -> Option<(Incarnation, u32, Role)> {
 }
 
 /// The content of a participant's file.
-fn content(name: &ServiceName, facts: &Facts) -> String {
+fn content(name: &ServiceName, facts: &Facts, turn: u64) -> String {
     let Facts { version, pid, layout_hash } = facts;
-    format!("service={name}\nversion={version}\npid={pid}\nlayout={layout_hash:016x}\n")
+    format!("service={name}\nversion={version}\npid={pid}\nlayout={layout_hash:016x}\nturn={turn}\n")
+}
+
+/// The turn after all that are there.
+fn next_turn(directory: BorrowedFd<'_>) -> Result<u64, EntryError> {
+    let there = read_participants(directory, "the service")?;
+    // A number that nobody comes to by counting is somebody's invention.
+    let turns = there.iter().map(|(_, participant)| participant.turn).filter(|&turn| turn < MAX_TURN);
+    Ok(turns.max().unwrap_or(0) + 1)
 }
 
 /// The reverse of [`content`]; lines with other keys are left for versions to come, and a key given twice means
 /// nothing.
-fn parse_content(text: &str) -> Option<(ServiceName, Facts)> {
+fn parse_content(text: &str) -> Option<(ServiceName, Facts, u64)> {
     let mut lines = BTreeMap::new();
     for line in text.strip_suffix('\n')?.split('\n') {
         let (key, value) = line.split_once('=')?;
@@ -526,7 +567,9 @@ fn parse_content(text: &str) -> Option<(ServiceName, Facts)> {
     let version = lines.get("version")?.parse().ok()?;
     let pid = lines.get("pid")?.parse().ok()?;
     let layout_hash = u64::from_str_radix(lines.get("layout")?, 16).ok()?;
-    Some((name, Facts { version, pid, layout_hash }))
+    // Whoever has no turn was there before there were turns.
+    let turn = lines.get("turn").map_or(Some(0), |turn| turn.parse().ok())?;
+    Some((name, Facts { version, pid, layout_hash }, turn))
 }
 
 /// The names in a directory, sorted, without `.` and `..`, and without what is no text: nothing of ours is.
@@ -561,8 +604,8 @@ fn read_participants(directory: BorrowedFd<'_>, service: &str) -> Result<Vec<(Se
     for file in list(directory, service)? {
         let Some((incarnation, endpoint, role)) = parse_file_name(&file) else { continue };
         match read_file(directory, &file) {
-            Ok(Some((name, facts, uid))) => {
-                participants.push((name, Participant { incarnation, endpoint, role, uid, facts }));
+            Ok(Some((name, facts, turn, uid))) => {
+                participants.push((name, Participant { incarnation, endpoint, role, uid, turn, facts }));
             }
             // Gone since it was listed, damaged, or another user's: nobody to talk to.
             Ok(None) | Err(Errno::NOENT | Errno::ACCESS | Errno::PERM | Errno::LOOP | Errno::NXIO) => {}
@@ -572,8 +615,8 @@ fn read_participants(directory: BorrowedFd<'_>, service: &str) -> Result<Vec<(Se
     Ok(participants)
 }
 
-/// What a participant's file says, and whose it is; `None` when it does not say what it must.
-fn read_file(directory: BorrowedFd<'_>, file: &str) -> Result<Option<(ServiceName, Facts, u32)>, Errno> {
+/// What a participant's file says (the last number is its owner); `None` when it does not say what it must.
+fn read_file(directory: BorrowedFd<'_>, file: &str) -> Result<Option<(ServiceName, Facts, u64, u32)>, Errno> {
     // Another user could have put a pipe there, on which an open would wait.
     let flags = OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::NOCTTY | OFlags::CLOEXEC;
     let opened = rustix::fs::openat(directory, file, flags, Mode::empty())?;
@@ -585,7 +628,7 @@ fn read_file(directory: BorrowedFd<'_>, file: &str) -> Result<Option<(ServiceNam
     let mut bytes = [0; MAX_FILE_BYTES];
     let len = rustix::io::retry_on_intr(|| rustix::io::read(&opened, &mut bytes[..]))?;
     let said = core::str::from_utf8(&bytes[..len]).ok().and_then(parse_content);
-    Ok(said.map(|(name, facts)| (name, facts, stat.st_uid)))
+    Ok(said.map(|(name, facts, turn)| (name, facts, turn, stat.st_uid)))
 }
 
 #[cfg(test)]
@@ -623,7 +666,8 @@ mod tests {
             let file = file_name(incarnation, endpoint, role);
             assert_eq!(parse_file_name(&file), Some((incarnation, endpoint, role)));
             let facts = Facts { version: endpoint, pid: endpoint, layout_hash: u64::from(endpoint) };
-            assert_eq!(parse_content(&content(&name, &facts)), Some((name.clone(), facts)));
+            let turn = u64::from(endpoint) + 1;
+            assert_eq!(parse_content(&content(&name, &facts, turn)), Some((name.clone(), facts, turn)));
         }
     }
 
@@ -631,7 +675,7 @@ mod tests {
     fn the_longest_name_fits_a_file() {
         let name = ServiceName::new(&"x".repeat(crate::name::MAX_NAME_BYTES)).expect("a name");
         let facts = Facts { version: u32::MAX, pid: u32::MAX, layout_hash: u64::MAX };
-        assert!(content(&name, &facts).len() < MAX_FILE_BYTES / 2, "half is left for keys of later versions");
+        assert!(content(&name, &facts, u64::MAX).len() < MAX_FILE_BYTES / 2, "half is left for keys of later versions");
     }
 
     proptest! {
@@ -640,7 +684,7 @@ mod tests {
             if let Some((incarnation, endpoint, role)) = parse_file_name(&text) {
                 prop_assert_eq!(file_name(incarnation, endpoint, role), text.as_str());
             }
-            if let Some((name, facts)) = parse_content(&text) {
+            if let Some((name, facts, _)) = parse_content(&text) {
                 prop_assert!(text.contains(name.as_str()));
                 prop_assert!(text.contains(&facts.version.to_string()));
             }

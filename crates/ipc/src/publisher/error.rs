@@ -39,6 +39,12 @@ pub enum PublisherError {
         /// One of them.
         pid: u32,
     },
+    /// This process takes part in as many services as it may.
+    #[error("this process takes part in {limit} services already; drop an endpoint, or use another process")]
+    TooManyServices {
+        /// How many it may take part in.
+        limit: usize,
+    },
     /// Somebody publishes something else under this name.
     #[error("`{service}` carries another layout than `{ours}` (process {pid} publishes it); use another name")]
     OtherLayout {

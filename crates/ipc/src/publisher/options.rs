@@ -129,14 +129,16 @@ impl<M: Message + ?Sized> PublisherOptions<M> {
         let wake = memory.wake.extent().view::<AtomicU64>(0, 1).map_err(impossible)?;
         wake.at(0).store(0, zcmi_ring::sync::Ordering::Relaxed);
         let options = WriterOptions { history: self.history, slots: memory.pool.is_some(), ..WriterOptions::default() };
-        let writer = Writer::new(ring, control, options);
+        let mut writer = Writer::new(ring, control, options);
+        let endpoint = process.next_endpoint();
+        let mailbox = Arc::clone(process.mailbox());
+        writer.tell_of_rogues(Arc::new(move || mailbox.send(Command::Rogues { endpoint })));
         let readers = (0..READERS).map(|_| SeatedReader::default()).collect();
         let reading = Reading { first: writer.tail(), writer, wake: WakeWord::new(wake), readers };
         let (seat, controller) = Seat::new(reading, process.barrier());
         let memory = Arc::new(memory);
         let pool = memory.pool.as_ref().map(|(guard, plan)| raw::pool(guard, plan, process.life()));
         let shared = Arc::new(PublisherShared::default());
-        let endpoint = process.next_endpoint();
         let new = NewPublisher {
             endpoint,
             service: self.service.clone(),

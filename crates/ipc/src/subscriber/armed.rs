@@ -63,7 +63,7 @@ impl<M: Message + ?Sized> Subscriber<M> {
             LaneState::Draining { .. } => true,
             LaneState::Cut => false,
         };
-        if !self.shared.calm.is_calm() || !self.events.is_empty() || self.lanes.iter().any(there) {
+        if !self.shared.is_calm() || !self.events.is_empty() || self.lanes.iter().any(there) {
             return Ok(Armed::Ready);
         }
         Ok(Armed::Waiting { at_most: (!self.all_know_of_sleep()).then_some(LOOK_AGAIN) })

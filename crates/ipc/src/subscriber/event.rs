@@ -1,6 +1,6 @@
 //! What happens to a subscriber, and why it is refused.
 
-use crate::name::Incarnation;
+use crate::name::{Incarnation, ServiceName};
 use crate::wire::RefusalCode;
 
 /// Why there is no subscriber.
@@ -10,6 +10,22 @@ pub enum SubscriberError {
     /// A publisher refused, and there is no other.
     #[error(transparent)]
     Refused(#[from] Refusal),
+    /// As many subscribe already as may.
+    #[error("`{service}` already has {limit} subscribers, process {pid} among them; end one, or use another name")]
+    TooManySubscribers {
+        /// The service.
+        service: ServiceName,
+        /// How many may subscribe.
+        limit: u32,
+        /// One of them.
+        pid: u32,
+    },
+    /// This process takes part in as many services as it may.
+    #[error("this process takes part in {limit} services already; drop an endpoint, or use another process")]
+    TooManyServices {
+        /// How many it may take part in.
+        limit: usize,
+    },
     /// The runtime directory refused.
     #[error("the service could not be written down: {0}")]
     Directory(String),
@@ -95,6 +111,16 @@ pub enum Event {
         publisher: Incarnation,
         /// How many.
         lost: u64,
+    },
+    /// A publisher found that this subscriber wrote what cannot be, and has ended the lane for it: what was not
+    /// received is lost. Something in this process writes where it should not.
+    Expelled {
+        /// Its process.
+        publisher: Incarnation,
+        /// Its process number.
+        pid: u32,
+        /// What it found.
+        reason: String,
     },
     /// A publisher wrote what cannot be, and was given up.
     Faulty {

@@ -80,7 +80,7 @@ impl<M: Message + ?Sized> SubscriberOptions<M> {
         process.mailbox().send(Command::CreateSubscriber(Box::new(new), reply));
         answer.recv().map_err(|_| SubscriberError::NoControl)??;
         let mut subscriber = Subscriber {
-            calm: shared.calm.view(),
+            calm: shared.calm_view(),
             shared,
             lanes: Vec::new(),
             next: 0,
