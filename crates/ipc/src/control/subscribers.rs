@@ -8,7 +8,7 @@ use std::time::Instant;
 
 use zcmi_mem::region::PeerRegion;
 use zcmi_mem::region::received::PeerWakePage;
-use zcmi_ring::{Orphan, ReaderBlock, View};
+use zcmi_ring::{ReaderBlock, View};
 
 use super::links::{Attachments, Descriptors, LinkId};
 use super::publishers::Introduction;
@@ -29,22 +29,22 @@ const MAX_TURNED_AWAY: usize = 256;
 
 /// One publisher's lane, as one of our subscribers knows it.
 #[derive(Debug)]
-struct LaneRecord {
-    link: LinkId,
-    block: ExtentGuard,
-    view: View<ReaderBlock>,
+pub(super) struct LaneRecord {
+    pub(super) link: LinkId,
+    pub(super) block: ExtentGuard,
+    pub(super) view: View<ReaderBlock>,
     pid: u32,
     /// Whether the publisher has granted it.
     granted: bool,
     /// Whether the join brought the waiter's eventfd, so that the publisher knows the subscriber as one that parks.
     waiter_sent: bool,
     /// The publisher's regions that the lane needs.
-    mapped: Option<Mapped>,
+    pub(super) mapped: Option<Mapped>,
 }
 
 /// The regions of a granted lane, kept so that they are mapped once for all lanes that lie in them.
 #[derive(Debug)]
-struct Mapped {
+pub(super) struct Mapped {
     _regions: Vec<Arc<PeerRegion>>,
     _wake: Arc<PeerWakePage>,
 }
@@ -69,25 +69,6 @@ pub(super) struct Announced {
     publisher: u32,
     /// The subscribers that have asked for the lane and have no answer.
     waiting: HashSet<u32>,
-}
-
-/// A lane whose reader is gone while samples of it are still in use.
-#[derive(Debug)]
-pub(super) struct Orphaned {
-    orphan: Option<Orphan>,
-    /// Kept until the orphan is free.
-    block: Option<ExtentGuard>,
-    _mapped: Option<Mapped>,
-    peer: Incarnation,
-    link: LinkId,
-    lane: LaneName,
-    peer_lives: bool,
-}
-
-impl Orphaned {
-    pub(super) fn peer_died(&mut self, incarnation: Incarnation) {
-        self.peer_lives &= self.peer != incarnation;
-    }
 }
 
 impl SubscriberEntry {
@@ -487,20 +468,6 @@ impl Control {
         self.retire(endpoint, lane, record);
     }
 
-    fn retire(&mut self, subscriber: u32, lane: Lane, record: LaneRecord) {
-        let name = LaneName { publisher: lane.publisher(), subscriber };
-        let (peer, link) = (lane.peer(), record.link);
-        let orphan = lane.retire();
-        let peer_lives = self.peers.contains_key(&peer);
-        drop(record.view);
-        if orphan.is_some() && peer_lives {
-            self.send_to(peer, link, &Message::OnlyHolds(name));
-        }
-        let (block, _mapped) = (Some(record.block), record.mapped);
-        self.orphans.push(Orphaned { orphan, block, _mapped, peer, link, lane: name, peer_lives });
-        self.free_orphans();
-    }
-
     pub(super) fn drop_subscriber(&mut self, endpoint: u32, lanes: Vec<Lane>, done: &Sender<()>) {
         let Some(mut entry) = self.subscribers.remove(&endpoint) else { return };
         // Lanes that were granted but not yet taken by the subscriber lie in its inbox.
@@ -520,25 +487,5 @@ impl Control {
         self.confirm_announced();
         // Whoever asked may be gone by now.
         let _asked = done.send(());
-    }
-
-    /// Frees what no sample keeps any more, and tells the publishers.
-    pub(super) fn free_orphans(&mut self) {
-        if self.is_forked() {
-            return;
-        }
-        for mut orphaned in std::mem::take(&mut self.orphans) {
-            if let Some(orphan) = orphaned.orphan.take()
-                && let Err(still_held) = orphan.try_free()
-            {
-                orphaned.orphan = Some(still_held);
-                self.orphans.push(orphaned);
-                continue;
-            }
-            if orphaned.peer_lives {
-                self.send_to(orphaned.peer, orphaned.link, &Message::Leave(orphaned.lane));
-            }
-            orphaned.block = None;
-        }
     }
 }
