@@ -138,6 +138,8 @@ fn a_forgotten_sample_wakes_nobody_and_a_dropped_one_is_noticed() {
     let scratch = Scratch::new();
     let (mut writer, mut reader) = (Worker::start(scratch.path()), Worker::start(scratch.path()));
     let mut other = Worker::start(scratch.path());
+    // Who begins to take part looks at every socket, and so wakes all; this one takes part all the time.
+    other.ask("sub id=stays service=other");
     writer.ask("pub id=p service=s tag=1 capacity=16 reader_slots=17");
     reader.ask("sub id=forgets service=s holds=1");
     reader.ask("sub id=keeps service=s holds=15");
