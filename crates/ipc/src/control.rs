@@ -186,6 +186,8 @@ impl Control {
             if std::mem::take(&mut self.accept_later) {
                 self.accept();
             }
+            // After the mailbox's wake was taken: see `zcmi_ring::owed`.
+            self.send_owed_wakes();
             self.send_held_back();
             self.free_orphans();
             self.unmap_unused();
@@ -270,6 +272,9 @@ impl Control {
         }
         for candidate in &self.candidates {
             at_most(candidate.next().saturating_duration_since(now));
+        }
+        for due in self.publishers.values().filter_map(PublisherEntry::next_wake) {
+            at_most(due.saturating_duration_since(now));
         }
         let publishers = self.publishers.values().filter_map(PublisherEntry::introduction_ends);
         let subscribers = self.subscribers.values().filter_map(SubscriberEntry::introduction_ends);

@@ -11,6 +11,7 @@ use zcmi_ring::layout::{HOLDS, READERS};
 use zcmi_ring::sync::AtomicU64;
 use zcmi_ring::{Entry, LaneControl, Ring, Seat, WakeWord, Writer, WriterOptions};
 
+use super::wakes::{WakeRate, Wakes};
 use super::{
     DEFAULT_BUDGET_BYTES, LaneMemory, MAX_CAPACITY, MAX_MESSAGE_BYTES, NewPublisher, Publisher, PublisherError,
     PublisherShared, Reading, SeatedReader, WhenFull, raw,
@@ -34,6 +35,7 @@ pub struct PublisherOptions<M: Message + ?Sized> {
     when_full: WhenFull,
     late_joiners: bool,
     max_publishers: u32,
+    wake_rate: WakeRate,
     message: PhantomData<fn(&M)>,
 }
 
@@ -51,6 +53,7 @@ impl<M: Message + ?Sized> PublisherOptions<M> {
             when_full: WhenFull::Block,
             late_joiners: true,
             max_publishers: 64,
+            wake_rate: WakeRate::default(),
             message: PhantomData,
         }
     }
@@ -110,6 +113,13 @@ impl<M: Message + ?Sized> PublisherOptions<M> {
         self
     }
 
+    /// How often one reader is woken; its default suits everything but tests.
+    #[cfg(test)]
+    pub(super) fn wake_rate(mut self, wake_rate: WakeRate) -> Self {
+        self.wake_rate = wake_rate;
+        self
+    }
+
     /// Makes the publisher, and waits until the subscribers that are there have joined (a second at most; one that is
     /// stopped joins when it goes on).
     ///
@@ -134,7 +144,9 @@ impl<M: Message + ?Sized> PublisherOptions<M> {
         let mailbox = Arc::clone(process.mailbox());
         writer.tell_of_rogues(Arc::new(move || mailbox.send(Command::Rogues { endpoint })));
         let readers = (0..READERS).map(|_| SeatedReader::default()).collect();
-        let reading = Reading { first: writer.tail(), writer, wake: WakeWord::new(wake), readers };
+        let wakes = Arc::new(Wakes::new(self.wake_rate, Arc::clone(process.mailbox())));
+        let (wake, first) = (WakeWord::new(wake), writer.tail());
+        let reading = Reading { first, writer, wake, wakes: Arc::clone(&wakes), readers };
         let (seat, controller) = Seat::new(reading, process.barrier());
         let memory = Arc::new(memory);
         let pool = memory.pool.as_ref().map(|(guard, plan)| raw::pool(guard, plan, process.life()));
@@ -146,6 +158,7 @@ impl<M: Message + ?Sized> PublisherOptions<M> {
             seat: controller,
             shared: Arc::clone(&shared),
             memory,
+            wakes,
             capacity: plan.capacity,
             holds: plan.holds,
             reserve: plan.reserve,
