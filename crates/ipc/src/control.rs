@@ -117,6 +117,8 @@ pub(crate) struct Control {
     announced: Vec<Announced>,
     retry: Vec<Retry>,
     candidates: Vec<Candidate>,
+    /// When eventfds that could not be duplicated are tried again.
+    waiters_owed: Option<Instant>,
     stopping: bool,
     /// No connection could be accepted for want of descriptors or memory: tried again in a while.
     accept_later: bool,
@@ -154,6 +156,7 @@ impl Control {
             announced: Vec::new(),
             retry: Vec::new(),
             candidates: Vec::new(),
+            waiters_owed: None,
             stopping: false,
             accept_later: false,
         }
@@ -192,6 +195,7 @@ impl Control {
             self.free_orphans();
             self.unmap_unused();
             self.try_again();
+            self.send_owed_waiters();
             self.consider_again();
             self.fill_places();
             self.end_introductions();
@@ -269,6 +273,9 @@ impl Control {
         }
         for retry in &self.retry {
             at_most(retry.next().saturating_duration_since(now));
+        }
+        if let Some(due) = self.waiters_owed {
+            at_most(due.saturating_duration_since(now));
         }
         for candidate in &self.candidates {
             at_most(candidate.next().saturating_duration_since(now));
