@@ -96,6 +96,12 @@ impl<M: Message + ?Sized> PublisherOptions<M> {
     }
 
     /// What to do when there is no room. Default: [`WhenFull::Block`].
+    ///
+    /// A subscriber that is stopped, or whose process hung up and lives, goes on counting: only its death, which the
+    /// kernel tells, or its leaving ends that. [`WhenFull::BlockFor`] names its process in
+    /// [`NoRoom::WaitingFor`](super::NoRoom::WaitingFor). To go on without it, drop the publisher and make a new one of
+    /// the same service: subscribers that answer join the new lane, and the memory of the old one is kept until that
+    /// process is dead or has left.
     pub fn when_full(mut self, when_full: WhenFull) -> Self {
         self.when_full = when_full;
         self
