@@ -8,6 +8,8 @@
 //! # Edges
 //! - C5 (release): the last read of a slot happens before the store that clears its hold. Pairs with A1 in
 //!   [`Writer`](crate::Writer).
+//! - O1 (release, and a `SeqCst` fence after it): whom a drop tells is there before the word that says that there is
+//!   somebody. Pairs with O1 in the drop.
 //! - W3 (`SeqCst` fence): a hold is dropped before `want_room` is looked at. Pairs with W4 in
 //!   [`Writer::want_room`](crate::Writer::want_room).
 

@@ -22,8 +22,8 @@ const MAX_OUTBOX: usize = 4096;
 /// Messages taken from one connection before others get a turn.
 const MAX_TURN: usize = 64;
 /// Messages of a dead process that are read from one connection: more than a socket can hold (its send buffer, some
-/// 200 KiB by default, takes three hundred of the smallest), so that all is heard that it had said. A forked child of it
-/// may go on writing for ever.
+/// 200 KiB by default, takes three hundred of the smallest), so that all is heard that it had said. A forked child of
+/// it may go on writing for ever.
 const MAX_LAST_WORDS: usize = 4096;
 /// Regions that one peer may hand over.
 const MAX_PEER_REGIONS: usize = 4096;

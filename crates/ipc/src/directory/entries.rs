@@ -84,6 +84,9 @@ pub struct Participant {
     pub facts: Facts,
 }
 
+/// Whose file is being written.
+pub(crate) type Unfinished = (Incarnation, u32, Role);
+
 /// A service that has participants.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ServiceEntry {
@@ -274,7 +277,7 @@ impl RuntimeDirectory {
     pub(crate) fn participants_and_unfinished(
         &self,
         name: &ServiceName,
-    ) -> Result<(Vec<Participant>, Vec<(Incarnation, u32, Role)>), EntryError> {
+    ) -> Result<(Vec<Participant>, Vec<Unfinished>), EntryError> {
         let service = service_directory(name);
         let Some(directory) = self.open_service(&service)? else { return Ok((Vec::new(), Vec::new())) };
         // A listing can miss a file that is renamed while it runs. That happens once in a file's life: of these two

@@ -2,10 +2,10 @@
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::Path;
-use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use zcmi_mem::payload::Message;
+use zcmi_ring::sync::{AtomicU64, Ordering};
 
 use super::wakes::{DIRECT, WakeRate, Wakes};
 use super::{Publisher, SendError, WhenFull};
@@ -90,7 +90,7 @@ fn receive_all(mut subscriber: Subscriber<u64>, count: u64, received: &AtomicU64
         if let Some(sample) = sample {
             assert_eq!(*sample, next);
             next += 1;
-            received.fetch_add(1, Ordering::SeqCst);
+            received.fetch_add(1, Ordering::Relaxed);
         } else if subscriber.publishers() == 1 && subscriber.next_event().is_none() {
             return;
         }
@@ -116,7 +116,7 @@ fn however_many_sleep_a_message_costs_its_publisher_a_few_wakes_and_every_one_is
                 let wakes = sys::testing::WAKES.get() - before;
                 let most = if count as u32 <= DIRECT { count as u64 } else { 1 };
                 assert_eq!(wakes, most, "with {count} sleepers");
-                soon("the message at all", || received.load(Ordering::SeqCst) == (round + 1) * count as u64);
+                soon("the message at all", || received.load(Ordering::Relaxed) == (round + 1) * count as u64);
             }
         });
     }
@@ -137,11 +137,11 @@ fn no_wake_of_sixteen_sleepers_is_lost_in_many_rounds() {
             // Some are asleep by now, some are about to be, some are on their way: whoever is quicker.
             publisher.publish_copy(&round).expect("room");
             if round % 3 == 0 {
-                soon("the message at all", || received.load(Ordering::SeqCst) == (round + 1) * 16);
+                soon("the message at all", || received.load(Ordering::Relaxed) == (round + 1) * 16);
             }
         }
     });
-    assert_eq!(received.load(Ordering::SeqCst), rounds * 16);
+    assert_eq!(received.load(Ordering::Relaxed), rounds * 16);
 }
 
 #[test]
@@ -162,7 +162,7 @@ fn wakes_over_a_readers_budget_are_delayed_and_not_lost() {
         for round in 0..rounds {
             soon("its sleep", || publisher.seat.sit().wake.announced() == 1);
             publisher.publish_copy(&round).expect("room");
-            soon("the message", || received.load(Ordering::SeqCst) == round + 1);
+            soon("the message", || received.load(Ordering::Relaxed) == round + 1);
         }
         assert!(begin.elapsed() >= 37 * rate.interval, "{:?}", begin.elapsed());
     });

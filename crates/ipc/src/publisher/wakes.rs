@@ -1,9 +1,10 @@
 //! Waking readers, with a bound on what it costs the publisher's thread and on how often one reader is woken.
 //!
-//! A few sleepers are woken by the publisher itself. When there are more, or when a reader was woken more often than its
-//! budget allows, the publisher [hands them over](OwedWakes) to its process's control thread, which costs it one wake at
-//! most. The control thread sends the wakes, those over a budget when their time has come: delayed, never dropped. A
-//! reader that waits for its wake is not announced as sleeping, so the publisher spends nothing on it meanwhile.
+//! A few sleepers are woken by the publisher itself. When there are more, or when a reader was woken more often than
+//! its budget allows, the publisher [hands them over](OwedWakes) to its process's control thread, which costs it one
+//! wake at most. The control thread sends the wakes, those over a budget when their time has come: delayed, never
+//! dropped. A reader that waits for its wake is not announced as sleeping, so the publisher spends nothing on it
+//! meanwhile.
 //!
 //! Budgets are kept as the time from which the next wake is paid for (`due`): each wake moves it on by one interval,
 //! and it may run ahead of the clock by a burst. Times are nanoseconds since the publisher was made. Publisher and

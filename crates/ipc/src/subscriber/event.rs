@@ -112,8 +112,8 @@ pub enum Event {
         /// How many.
         lost: u64,
     },
-    /// A publisher could not be given the descriptor by which it wakes this subscriber. Until it can, which is tried ten
-    /// times a second, a sleep of the subscriber lasts a millisecond at most: nothing is missed, and it costs
+    /// A publisher could not be given the descriptor by which it wakes this subscriber. Until it can, which is tried
+    /// ten times a second, a sleep of the subscriber lasts a millisecond at most: nothing is missed, and it costs
     /// processor time. Raise the limit of open files.
     NotWaking {
         /// Its process.

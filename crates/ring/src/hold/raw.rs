@@ -207,8 +207,9 @@ impl Orphan {
         // SAFETY: not freed yet: freeing consumes the orphan.
         let table = unsafe { self.0.as_ref() };
         if table.life.is_present() && table.orphaned.set(notify).is_ok() {
-            // Release: whoever sees it sees the one to tell.
+            // O1 (release): whoever sees it sees the one to tell.
             table.tells.store(true, Ordering::Release);
+            // O1 (SeqCst): what the caller looks at next, it looks at after that.
             fence(Ordering::SeqCst);
         }
     }
@@ -280,7 +281,7 @@ impl Hold {
     #[cold]
     fn drop_and_tell(&self) {
         let table = self.table();
-        // Acquire: pairs with `tell_of_drops`.
+        // O1 (acquire): pairs with `Orphan::tell_of_drops`.
         fence(Ordering::Acquire);
         let (orphaned, waited_for, control) =
             (table.orphaned.get().map(Arc::clone), table.notify.clone(), table.control.clone());
