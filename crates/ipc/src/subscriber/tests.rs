@@ -75,6 +75,8 @@ fn a_subscriber_that_lies_is_told_why_its_lane_ended() {
 fn the_memory_of_a_lane_is_kept_while_a_reader_that_lied_may_read_it() {
     let scratch = Scratch::new();
     let (here, there) = (open(scratch.path()), open(scratch.path()));
+    // The first region stays, so it is made before anything is measured.
+    drop(service::<[u8]>(&there, "s").publisher().capacity(4).create().expect("a publisher"));
     let before = free_bytes(&there);
     for killed in [false, true] {
         let mut publisher = service::<[u8]>(&there, "s").publisher().capacity(4).create().expect("a publisher");
@@ -192,6 +194,10 @@ fn child_that_runs_out_of_descriptors() {
     let mut subscriber = options.join().expect("a subscriber");
     assert!(matches!(subscriber.next_event(), Some(Event::Joined { .. })));
     setrlimit(Resource::Nofile, Rlimit { current: Some(128), maximum: Some(128) }).expect("setrlimit");
+    // Once they have answered, the control threads have nothing open that they are about to close.
+    for process in [&here, &there, &here, &there] {
+        assert!(process.report().is_some());
+    }
     let open_one = || std::fs::File::open("/dev/null").ok();
     let mut all: Vec<_> = std::iter::from_fn(open_one).collect();
     // One is left, for the eventfd that it sleeps on.
