@@ -178,6 +178,7 @@ impl Run<'_> {
                         self.begin = Instant::now();
                     }
                     Event::CutOff { pid, .. } => cut_off = Some((Instant::now(), pid)),
+                    Event::NotWaking { reason, .. } => self.tell.note(format!("receiving takes more time: {reason}")),
                     // Another one, who is none of ours.
                     Event::Refused(_) if self.subscriber.publishers() > 0 => {}
                     other => return self.end(other),

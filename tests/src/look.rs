@@ -117,3 +117,20 @@ pub fn below(directory: &Path) -> Vec<PathBuf> {
     found.sort();
     found
 }
+
+/// How often the threads of this name have gone to sleep of their own accord; nothing when there is none.
+#[must_use]
+pub fn sleeps(pid: u32, thread: &str) -> Option<u64> {
+    let mut count = None;
+    for task in fs::read_dir(format!("/proc/{pid}/task")).ok()?.flatten() {
+        let name = fs::read_to_string(task.path().join("comm")).unwrap_or_default();
+        let status = fs::read_to_string(task.path().join("status")).unwrap_or_default();
+        let line = status.lines().find_map(|line| line.strip_prefix("voluntary_ctxt_switches:"));
+        if name.trim_end() == thread
+            && let Some(sleeps) = line.and_then(|text| text.trim().parse::<u64>().ok())
+        {
+            *count.get_or_insert(0) += sleeps;
+        }
+    }
+    count
+}

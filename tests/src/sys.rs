@@ -73,3 +73,30 @@ pub fn peek(address: usize) -> u8 {
     // SAFETY: the mapping exists (looked up above), and every mapping that a test asks about is readable.
     unsafe { at.read_volatile() }
 }
+
+/// Shuts down every connection of this process to another, as if it had hung up; returns how many those were.
+///
+/// # Errors
+/// What the system answered.
+pub fn cut_connections() -> io::Result<usize> {
+    let mut cut = 0;
+    for entry in std::fs::read_dir("/proc/self/fd")? {
+        let entry = entry?;
+        let is_socket =
+            std::fs::read_link(entry.path()).is_ok_and(|link| link.to_string_lossy().starts_with("socket:"));
+        let number = entry.file_name().to_string_lossy().parse::<i32>();
+        let Ok(number) = number.map_err(io::Error::other) else { continue };
+        if !is_socket {
+            continue;
+        }
+        // SAFETY: it was open when it was listed; should it have been closed since, the calls below fail or concern
+        // another socket of this process, which the test cuts too.
+        let socket = unsafe { std::os::fd::BorrowedFd::borrow_raw(number) };
+        // A listener has no peer.
+        if rustix::net::getpeername(socket).is_ok_and(|peer| peer.is_some()) {
+            rustix::net::shutdown(socket, rustix::net::Shutdown::Both)?;
+            cut += 1;
+        }
+    }
+    Ok(cut)
+}

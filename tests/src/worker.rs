@@ -105,6 +105,10 @@ impl Worker {
             "echo" => self.echo(&words),
             "ping" => self.ping(&words),
             "fork" => self.fork(&words),
+            "cut" => {
+                let cut = crate::sys::cut_connections().map_err(|error| error.to_string())?;
+                if cut > 0 { Ok(format!("n={cut}")) } else { Err("there is no connection".to_owned()) }
+            }
             "memory" => {
                 let report = zcmi::Process::current().map_err(|error| error.to_string())?.report();
                 let report = report.ok_or("no report")?;

@@ -134,6 +134,39 @@ fn leases_shared_and_dropped_on_other_threads_give_their_slots_back() {
     }
 }
 
+#[test]
+fn a_forgotten_sample_wakes_nobody_and_a_dropped_one_is_noticed() {
+    let scratch = Scratch::new();
+    let (mut writer, mut reader) = (Worker::start(scratch.path()), Worker::start(scratch.path()));
+    let mut other = Worker::start(scratch.path());
+    // Who begins to take part looks at every socket, and so wakes all; this one takes part all the time.
+    other.ask("sub id=stays service=other");
+    writer.ask("pub id=p service=s tag=1 capacity=16 reader_slots=17");
+    reader.ask("sub id=forgets service=s holds=1");
+    reader.ask("sub id=keeps service=s holds=15");
+    writer.ask("send id=p n=3 sizes=fixed:1000");
+    for id in ["forgets", "keeps"] {
+        reader.ask(format!("hold id={id} n=1"));
+    }
+    reader.ask("forget-held id=forgets");
+    for id in ["forgets", "keeps"] {
+        reader.ask(format!("leave id={id}"));
+    }
+    let sleeps = || zcmi_tests::look::sleeps(reader.pid(), "zcmi-control").expect("a control thread");
+    zcmi_tests::rig::wait_until("the control thread is quiet for most of a second", || {
+        let before = sleeps();
+        zcmi_tests::rig::pause(std::time::Duration::from_millis(800));
+        sleeps() == before
+    });
+    assert!(other.ask_in_vain("sub id=s service=s holds=15").contains("slots left"));
+    // Whoever drops it tells: nobody else wakes the reader's thread here.
+    reader.ask("drop-held id=keeps");
+    zcmi_tests::rig::wait_until("the places are free", || {
+        other.tell("sub id=s service=s holds=15");
+        other.try_hear().is_ok()
+    });
+}
+
 /// A participant of a directory of its own, in this very process.
 fn service(scratch: &Scratch, name: &str) -> Service<[u8]> {
     let directory = RuntimeDirectory::at(scratch.path()).expect("a runtime directory");

@@ -198,7 +198,7 @@ impl Receiver {
                     return Ok(true);
                 }
                 match subscriber.next_event() {
-                    None | Some(Event::Joined { .. } | Event::CutOff { .. }) => {}
+                    None | Some(Event::Joined { .. } | Event::CutOff { .. } | Event::NotWaking { .. }) => {}
                     Some(Event::Ended { .. }) => return Ok(false),
                     Some(event) => return Err(Failure::new(format!("the demo's sending process is gone: {event:?}"))),
                 }

@@ -19,6 +19,7 @@
 
 mod admission;
 mod links;
+mod orphans;
 mod publishers;
 mod report;
 mod retry;
@@ -48,13 +49,14 @@ use zcmi_mem::fork::ForkGuard;
 use admission::Candidate;
 pub(crate) use links::LinkId;
 use links::{Link, Peer};
+use orphans::Orphans;
 use publishers::PublisherEntry;
 use retry::Retry;
-use subscribers::{Announced, Orphaned, SubscriberEntry};
+use subscribers::{Announced, SubscriberEntry};
 
 /// How long the creation of an endpoint waits for the peers that are there already to answer.
 const INTRODUCTION_MS: u64 = 1000;
-/// How often orphaned holds and what the system held back are looked at again.
+/// How often what the system held back is tried again.
 const LOOK_AGAIN_MS: u64 = 10;
 
 /// What endpoints ask of the control thread.
@@ -91,6 +93,8 @@ pub(crate) enum Command {
         peer: Incarnation,
         publisher: u32,
     },
+    /// A sample that outlived its subscriber was dropped.
+    Released,
     Describe(Sender<crate::report::ProcessReport>),
     /// Ends the thread; the answer is whether it stays on until samples that outlived their subscribers are dropped.
     Stop(Sender<bool>),
@@ -109,10 +113,12 @@ pub(crate) struct Control {
     peers: HashMap<Incarnation, Peer>,
     publishers: HashMap<u32, PublisherEntry>,
     subscribers: HashMap<u32, SubscriberEntry>,
-    orphans: Vec<Orphaned>,
+    orphans: Orphans,
     announced: Vec<Announced>,
     retry: Vec<Retry>,
     candidates: Vec<Candidate>,
+    /// When eventfds that could not be duplicated are tried again.
+    waiters_owed: Option<Instant>,
     stopping: bool,
     /// No connection could be accepted for want of descriptors or memory: tried again in a while.
     accept_later: bool,
@@ -146,10 +152,11 @@ impl Control {
             peers: HashMap::new(),
             publishers: HashMap::new(),
             subscribers: HashMap::new(),
-            orphans: Vec::new(),
+            orphans: Orphans::default(),
             announced: Vec::new(),
             retry: Vec::new(),
             candidates: Vec::new(),
+            waiters_owed: None,
             stopping: false,
             accept_later: false,
         }
@@ -182,10 +189,13 @@ impl Control {
             if std::mem::take(&mut self.accept_later) {
                 self.accept();
             }
+            // After the mailbox's wake was taken: see `zcmi_ring::owed`.
+            self.send_owed_wakes();
             self.send_held_back();
             self.free_orphans();
             self.unmap_unused();
             self.try_again();
+            self.send_owed_waiters();
             self.consider_again();
             self.fill_places();
             self.end_introductions();
@@ -208,6 +218,8 @@ impl Control {
             Command::CloseLane { endpoint, lane } => self.close_lane(endpoint, *lane),
             Command::Waiter { endpoint, eventfd } => self.set_waiter(endpoint, &eventfd),
             Command::Room { peer, publisher } => self.tell_room(peer, publisher),
+            // Each turn looks at what such samples kept.
+            Command::Released => {}
             // Whoever asked may be gone by now.
             Command::Describe(reply) => drop(reply.send(self.describe())),
             Command::Stop(stays) => {
@@ -252,15 +264,24 @@ impl Control {
         let mut timeout: Option<Duration> = None;
         let mut at_most = |wait: Duration| timeout = Some(timeout.map_or(wait, |now| now.min(wait)));
         let held_back = self.accept_later || self.links.values().any(Link::is_held_back);
-        if held_back || !self.orphans.is_empty() {
+        if held_back {
             at_most(Duration::from_millis(LOOK_AGAIN_MS));
         }
         let now = Instant::now();
+        if let Some(next) = self.orphans.next_look() {
+            at_most(next.saturating_duration_since(now));
+        }
         for retry in &self.retry {
             at_most(retry.next().saturating_duration_since(now));
         }
+        if let Some(due) = self.waiters_owed {
+            at_most(due.saturating_duration_since(now));
+        }
         for candidate in &self.candidates {
             at_most(candidate.next().saturating_duration_since(now));
+        }
+        for due in self.publishers.values().filter_map(PublisherEntry::next_wake) {
+            at_most(due.saturating_duration_since(now));
         }
         let publishers = self.publishers.values().filter_map(PublisherEntry::introduction_ends);
         let subscribers = self.subscribers.values().filter_map(SubscriberEntry::introduction_ends);

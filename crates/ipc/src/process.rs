@@ -17,7 +17,7 @@ use zcmi_mem::region::arena::{Arena, Extent};
 use zcmi_mem::region::{RegionError, RegionKind};
 use zcmi_ring::LifeMark;
 use zcmi_ring::seat::Barrier;
-use zcmi_ring::sync::{AtomicU32, Ordering};
+use zcmi_ring::sync::{AtomicBool, AtomicU32, Ordering};
 
 use crate::control::{Command, Control};
 use crate::directory::{RuntimeDirectory, RuntimeDirectoryError};
@@ -62,6 +62,8 @@ pub(crate) struct Mailbox {
     /// None once the control thread has ended: then nobody would answer.
     commands: Mutex<Option<VecDeque<Command>>>,
     wake: OwnedFd,
+    /// Set with the end of the control thread, for whoever must not wait for the lock.
+    closed: AtomicBool,
 }
 
 impl Mailbox {
@@ -75,6 +77,13 @@ impl Mailbox {
         let _already_awake = sys::wake(self.wake.as_fd());
     }
 
+    /// Wakes the control thread without a command: there is something for it elsewhere. Returns whether there is one.
+    pub(crate) fn nudge(&self) -> bool {
+        // As in `send`.
+        let _already_awake = sys::wake(self.wake.as_fd());
+        !self.closed.load(Ordering::Relaxed)
+    }
+
     pub(crate) fn take(&self) -> VecDeque<Command> {
         let _taken = sys::take_wakes(self.wake.as_fd());
         lock(&self.commands).as_mut().map(std::mem::take).unwrap_or_default()
@@ -82,6 +91,7 @@ impl Mailbox {
 
     /// Takes no command any more, and drops those that wait.
     pub(crate) fn close(&self) {
+        self.closed.store(true, Ordering::Relaxed);
         let waiting = lock(&self.commands).take();
         drop(waiting);
     }
@@ -205,7 +215,8 @@ impl Process {
         let incarnation = Incarnation::random().map_err(system("getrandom"))?;
         let listener = Listener::bind(&directory, incarnation)?;
         let wake = sys::eventfd().map_err(|errno| system("eventfd")(errno.into()))?;
-        let mailbox = Arc::new(Mailbox { commands: Mutex::new(Some(VecDeque::new())), wake });
+        let mailbox = Mailbox { commands: Mutex::new(Some(VecDeque::new())), wake, closed: AtomicBool::new(false) };
+        let mailbox = Arc::new(mailbox);
         let barrier = match ProcessBarrier::register() {
             Ok(registered) => {
                 let _same_for_all = BARRIER.set(registered);

@@ -7,6 +7,9 @@
 mod error;
 mod options;
 mod raw;
+mod wakes;
+
+pub(crate) use wakes::{Wakes, each};
 
 pub use error::{LoanError, NoRoom, PublishError, PublishRefusal, PublisherError, SendError};
 pub use options::PublisherOptions;
@@ -67,6 +70,7 @@ pub(crate) struct Reading {
     pub(crate) writer: Writer,
     pub(crate) first: u64,
     wake: WakeWord,
+    wakes: Arc<Wakes>,
     readers: Vec<SeatedReader>,
 }
 
@@ -83,11 +87,26 @@ impl Reading {
         }
     }
 
+    /// Why no wake is lost: the bits were taken from the wake word, and each is either sent here or handed over (see
+    /// `zcmi_ring::owed`), whatever the budget.
     #[cold]
-    fn wake(&self, mut sleeping: u64) {
-        while sleeping != 0 {
-            let index = sleeping.trailing_zeros() as usize;
-            sleeping &= sleeping - 1;
+    fn wake(&self, sleeping: u64) {
+        let mut owed = sleeping;
+        if sleeping.count_ones() <= wakes::DIRECT {
+            let now = self.wakes.now_ns();
+            let in_budget = each(sleeping).filter(|&index| self.wakes.spend(index, now).is_ok());
+            let direct = in_budget.fold(0, |bits, index| bits | 1 << index);
+            self.wake_directly(direct);
+            owed &= !direct;
+        }
+        if owed != 0 && !self.wakes.hand_over(owed) {
+            // Without a control thread there is nobody else.
+            self.wake_directly(owed);
+        }
+    }
+
+    fn wake_directly(&self, readers: u64) {
+        for index in each(readers) {
             if let Some(waiter) = &self.readers[index].waiter {
                 // A full eventfd is readable, so its reader is awake; a closed one's reader is gone.
                 let _awake_or_gone = sys::wake(waiter.as_fd());
@@ -97,6 +116,7 @@ impl Reading {
 
     pub(crate) fn seat_reader(&mut self, index: ReaderIndex, pid: u32, waiter: Option<Arc<OwnedFd>>) {
         let parks = waiter.is_some();
+        self.wakes.begin(index.0.into());
         self.readers[usize::from(index.0)] = SeatedReader { pid, waiter };
         if parks {
             self.writer.set_may_park(index);
@@ -172,6 +192,7 @@ pub(crate) struct NewPublisher {
     pub(crate) seat: Controller<Reading>,
     pub(crate) shared: Arc<PublisherShared>,
     pub(crate) memory: Arc<LaneMemory>,
+    pub(crate) wakes: Arc<Wakes>,
     pub(crate) capacity: u64,
     /// Slots that one reader may hold.
     pub(crate) holds: u32,

@@ -360,6 +360,9 @@ impl<M: Message + ?Sized> Subscriber<M> {
                         self.close_lane(at);
                     }
                 }
+                Note::NotWaking { publisher, pid, reason, .. } => {
+                    self.push_event(Event::NotWaking { publisher, pid, reason });
+                }
                 Note::ParkNoted { peer, publisher } => {
                     if let Some(lane) = self.lane_of(peer, publisher) {
                         lane.parks = true;

@@ -143,6 +143,8 @@ pub(crate) enum Wake {
 /// a signal; a mistake of theirs (flags cleared, count filled and left) cannot hold us up. A signal to the thread ends
 /// even that wait.
 pub(crate) fn wake(eventfd: BorrowedFd<'_>) -> Result<Wake, Errno> {
+    #[cfg(test)]
+    testing::WAKES.set(testing::WAKES.get() + 1);
     if !ready(eventfd, PollFlags::OUT)?.contains(PollFlags::OUT) {
         return Ok(Wake::AlreadyFull);
     }
@@ -223,6 +225,11 @@ pub(crate) mod testing {
     use std::os::fd::AsFd;
 
     use super::*;
+
+    thread_local! {
+        /// How many wakes this thread has sent; each is two system calls.
+        pub(crate) static WAKES: std::cell::Cell<u64> = const { std::cell::Cell::new(0) };
+    }
 
     /// Runs `child` in a forked child and returns its exit status: what it answered, or 255 when it was killed.
     ///

@@ -42,7 +42,8 @@ pub enum Loaned {
     Slot(Slot),
 }
 
-/// The unique, writable right to a message that was not published yet.
+/// The unique, writable right to a message that was not published yet. In a forked child it must not be touched, as a
+/// [`Sample`](Sample#forks) must not be read.
 pub struct LeaseMut<M: Message + ?Sized> {
     loaned: Loaned,
     bytes: u32,
@@ -175,6 +176,11 @@ enum Received {
 }
 
 /// A message as a subscriber received it, read in place. Dropping it lets the publisher reuse the slot.
+///
+/// # Forks
+/// Regions are not mapped in a forked child. There a sample that lies in place can be dropped, which does nothing, and
+/// must not be read: its bytes are gone, and touching them ends the child with SIGSEGV. The handles that samples come
+/// from answer `Forked` instead; a sample has nobody to ask at each read. Copy what a child needs before the fork.
 pub struct Sample<M: Message + ?Sized> {
     received: Received,
     bytes: u32,
@@ -270,7 +276,8 @@ enum Source<M: Message + ?Sized> {
     Received(Sample<M>),
 }
 
-/// The shared, counted, read-only right to a message.
+/// The shared, counted, read-only right to a message. In a forked child it must not be read, as a
+/// [`Sample`](Sample#forks) must not.
 pub struct Lease<M: Message + ?Sized> {
     source: Arc<Source<M>>,
 }

@@ -12,6 +12,7 @@
 pub mod hold;
 pub mod layout;
 pub mod life;
+pub mod owed;
 pub mod raw;
 pub mod reader;
 pub mod seat;

@@ -42,6 +42,12 @@ impl WakeWord {
         self.0.at(0).fetch_and(!(1 << bit), Ordering::Relaxed);
     }
 
+    /// Who has announced that it sleeps and was not taken yet: a hint.
+    #[must_use]
+    pub fn announced(&self) -> u64 {
+        self.0.at(0).load(Ordering::Relaxed)
+    }
+
     /// The publisher's side, after the stamps: the readers to wake, among the `living`. Takes their announcements.
     #[inline]
     #[must_use]

@@ -350,6 +350,7 @@ impl<M: Kind + ?Sized> Subscription<M> {
                     format!("died:{pid}:{sequence}")
                 }
                 Event::CutOff { pid, .. } => format!("cut:{pid}:0"),
+                Event::NotWaking { pid, .. } => format!("unwoken:{pid}:0"),
                 Event::Overtaken { lost, .. } => {
                     self.lost += lost;
                     continue;

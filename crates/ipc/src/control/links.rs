@@ -503,9 +503,7 @@ impl Control {
         for subscriber in self.subscribers.values_mut() {
             subscriber.publisher_died(incarnation);
         }
-        for orphaned in &mut self.orphans {
-            orphaned.peer_died(incarnation);
-        }
+        self.orphans.peer_died(incarnation);
         self.peers.remove(&incarnation);
         self.sweep(incarnation);
     }

@@ -8,6 +8,7 @@ use std::time::{Duration, Instant};
 
 use zcmi_mem::payload::MessageRecord;
 use zcmi_mem::region::PeerRegion;
+use zcmi_ring::layout::READERS;
 use zcmi_ring::{AddReaderError, Policy, ReaderBlock, ReaderIndex, Rogue};
 
 use super::links::{Attachments, Descriptors, LinkId};
@@ -15,7 +16,7 @@ use super::retry::{Retry, RetryWhat};
 use super::{Control, INTRODUCTION_MS, duplicate};
 use crate::directory::{ParticipantFile, Role};
 use crate::name::{Incarnation, ServiceName};
-use crate::publisher::{NewPublisher, PublisherError};
+use crate::publisher::{NewPublisher, PublisherError, each};
 use crate::socket::ConnectError;
 use crate::sys;
 use crate::wire::{Accepted, Announce, Join, LaneName, Message, PoolName, RefusalCode, Refused};
@@ -41,6 +42,8 @@ struct ReaderRecord {
     link: LinkId,
     /// Slots set aside for what it may hold.
     holds: u32,
+    /// What it sleeps on, once it may.
+    waiter: Option<Arc<OwnedFd>>,
     /// Whether it still reads, and does not only hold what it received.
     reads: bool,
     /// Keeps the block mapped.
@@ -57,6 +60,8 @@ pub(super) struct PublisherEntry {
     participant: Option<ParticipantFile>,
     introduction: Option<Introduction<PublisherError>>,
     ended: bool,
+    /// Readers whose wakes are over their budgets, and when the first of them is due.
+    delayed: (u64, Option<Instant>),
 }
 
 impl PublisherEntry {
@@ -141,6 +146,38 @@ impl PublisherEntry {
         self.readers.values().filter(|record| record.reads).count()
     }
 
+    /// Sends the wakes that the publisher handed over, as far as the readers' budgets allow now.
+    fn send_owed(&mut self) {
+        let owed = self.delayed.0 | self.new.wakes.take_owed();
+        if owed == 0 {
+            return;
+        }
+        let now = self.new.wakes.now_ns();
+        let mut waiters = [const { None }; READERS];
+        for record in self.readers.values() {
+            waiters[usize::from(record.index.0)] = record.waiter.as_ref();
+        }
+        let (mut left, mut first) = (0, None);
+        for index in each(owed) {
+            // Who left meanwhile needs none.
+            let Some(waiter) = waiters[index] else { continue };
+            match self.new.wakes.spend(index, now) {
+                // A full eventfd is readable, so its reader is awake; a closed one's reader is gone.
+                Ok(()) => drop(sys::wake(waiter.as_fd())),
+                Err(due) => {
+                    left |= 1 << index;
+                    first = Some(first.map_or(due, |first: u64| first.min(due)));
+                }
+            }
+        }
+        self.delayed = (left, first.map(|due| self.new.wakes.instant_of(due)));
+    }
+
+    /// When a delayed wake is due.
+    pub(super) fn next_wake(&self) -> Option<Instant> {
+        self.delayed.1
+    }
+
     /// Wakes the publisher if it waits for room: the list of readers changed, or one of them asked for it.
     fn wake_room(&self) {
         if let Some(eventfd) = self.new.shared.room.get() {
@@ -163,7 +200,8 @@ impl Control {
         let waiting: HashSet<_> = subscribers.iter().map(|&peer| (peer, 0)).collect();
         let introduction = Some(Introduction::new(reply, waiting));
         let (readers, quarantine, participant) = (HashMap::new(), HashSet::new(), Some(participant));
-        let entry = PublisherEntry { new, readers, quarantine, participant, introduction, ended: false };
+        let entry =
+            PublisherEntry { new, readers, quarantine, participant, introduction, ended: false, delayed: (0, None) };
         self.publishers.insert(endpoint, entry);
         for peer in subscribers {
             self.announce_to(endpoint, peer, Instant::now());
@@ -217,6 +255,13 @@ impl Control {
             entry.lose_introduction(peer);
         }
         self.end_introductions();
+    }
+
+    /// Wakes the readers that our publishers handed over.
+    pub(super) fn send_owed_wakes(&mut self) {
+        for entry in self.publishers.values_mut() {
+            entry.send_owed();
+        }
     }
 
     /// Lets creators go on whose peers have all answered, or whose time is over.
@@ -315,11 +360,11 @@ impl Control {
                 };
                 (code, error.to_string())
             })?;
-            reading.seat_reader(added.0, pid, waiter);
+            reading.seat_reader(added.0, pid, waiter.clone());
             Ok(added)
         });
         let (index, start) = added?;
-        let record = ReaderRecord { index, link, holds, reads: true, _region: region };
+        let record = ReaderRecord { index, link, holds, waiter, reads: true, _region: region };
         entry.readers.insert((peer, join.subscriber), record);
         entry.new.shared.changed(entry.reading());
         entry.wake_room();
@@ -362,9 +407,10 @@ impl Control {
     ) {
         let Some(eventfd) = descriptors.pop_front() else { return self.drop_link(link) };
         let Some(entry) = self.publishers.get_mut(&lane.publisher) else { return };
-        let Some(record) = entry.readers.get(&(peer, lane.subscriber)) else { return };
-        let index = record.index;
-        entry.new.seat.change(|reading| reading.set_waiter(index, Arc::new(eventfd)));
+        let Some(record) = entry.readers.get_mut(&(peer, lane.subscriber)) else { return };
+        let (index, eventfd) = (record.index, Arc::new(eventfd));
+        record.waiter = Some(Arc::clone(&eventfd));
+        entry.new.seat.change(|reading| reading.set_waiter(index, eventfd));
         self.send(link, &Message::ParkNoted(lane), Attachments::default());
     }
 

@@ -4,11 +4,11 @@ use std::collections::{HashMap, HashSet, VecDeque};
 use std::os::fd::{AsFd, OwnedFd};
 use std::sync::Arc;
 use std::sync::mpsc::Sender;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use zcmi_mem::region::PeerRegion;
 use zcmi_mem::region::received::PeerWakePage;
-use zcmi_ring::{Orphan, ReaderBlock, View};
+use zcmi_ring::{ReaderBlock, View};
 
 use super::links::{Attachments, Descriptors, LinkId};
 use super::publishers::Introduction;
@@ -24,27 +24,31 @@ use crate::wire::{Accepted, Announce, Join, LaneName, Message, Refused, RegionNa
 /// Publishers that one subscriber reads at a time, and so what announcements can make it allocate. A lane counts until
 /// the subscriber has read it to its end, however long ago its publisher ended: until then its memory is mapped.
 const MAX_LANES: usize = 64;
+/// After how long a descriptor that could not be duplicated is tried again.
+const OWED_AGAIN: Duration = Duration::from_millis(100);
 /// Publishers that are remembered for when a place becomes free.
 const MAX_TURNED_AWAY: usize = 256;
 
 /// One publisher's lane, as one of our subscribers knows it.
 #[derive(Debug)]
-struct LaneRecord {
-    link: LinkId,
-    block: ExtentGuard,
-    view: View<ReaderBlock>,
+pub(super) struct LaneRecord {
+    pub(super) link: LinkId,
+    pub(super) block: ExtentGuard,
+    pub(super) view: View<ReaderBlock>,
     pid: u32,
     /// Whether the publisher has granted it.
     granted: bool,
     /// Whether the join brought the waiter's eventfd, so that the publisher knows the subscriber as one that parks.
     waiter_sent: bool,
+    /// Whether the eventfd could not be duplicated for it: tried again in a while.
+    waiter_owed: bool,
     /// The publisher's regions that the lane needs.
-    mapped: Option<Mapped>,
+    pub(super) mapped: Option<Mapped>,
 }
 
 /// The regions of a granted lane, kept so that they are mapped once for all lanes that lie in them.
 #[derive(Debug)]
-struct Mapped {
+pub(super) struct Mapped {
     _regions: Vec<Arc<PeerRegion>>,
     _wake: Arc<PeerWakePage>,
 }
@@ -69,25 +73,6 @@ pub(super) struct Announced {
     publisher: u32,
     /// The subscribers that have asked for the lane and have no answer.
     waiting: HashSet<u32>,
-}
-
-/// A lane whose reader is gone while samples of it are still in use.
-#[derive(Debug)]
-pub(super) struct Orphaned {
-    orphan: Option<Orphan>,
-    /// Kept until the orphan is free.
-    block: Option<ExtentGuard>,
-    _mapped: Option<Mapped>,
-    peer: Incarnation,
-    link: LinkId,
-    lane: LaneName,
-    peer_lives: bool,
-}
-
-impl Orphaned {
-    pub(super) fn peer_died(&mut self, incarnation: Incarnation) {
-        self.peer_lives &= self.peer != incarnation;
-    }
 }
 
 impl SubscriberEntry {
@@ -260,9 +245,12 @@ impl Control {
         let whom = peer.as_u128();
         view.at(0).reset([whom as u64, (whom >> 64) as u64, publisher.into()]);
         let Some(entry) = self.subscribers.get_mut(&subscriber) else { return Ok(()) };
-        let waiter = match &entry.waiter {
-            Some(waiter) => Some(duplicate(waiter.as_fd()).map_err(|error| error.to_string())?),
-            None => None,
+        let copy = entry.waiter.as_ref().map(|waiter| duplicate(waiter.as_fd()));
+        let (waiter, failed) = match copy {
+            Some(Ok(waiter)) => (Some(waiter), None),
+            // It reads all the same, and sleeps for short times only.
+            Some(Err(error)) => (None, Some(error)),
+            None => (None, None),
         };
         let join = Join {
             publisher,
@@ -280,8 +268,20 @@ impl Control {
         let region = Arc::clone(block.extent().region());
         entry.lanes.insert(
             (peer, publisher),
-            LaneRecord { link, block, view, pid, granted: false, waiter_sent: waiter.is_some(), mapped: None },
+            LaneRecord {
+                link,
+                block,
+                view,
+                pid,
+                granted: false,
+                waiter_sent: waiter.is_some(),
+                waiter_owed: false,
+                mapped: None,
+            },
         );
+        if let Some(error) = failed {
+            self.owe_waiter(subscriber, (peer, publisher), &error);
+        }
         let mut attachments = Attachments::default();
         let join = Join { region: self.name_region(link, &region, &mut attachments), ..join };
         if let Some(waiter) = waiter {
@@ -430,15 +430,52 @@ impl Control {
     pub(super) fn set_waiter(&mut self, endpoint: u32, eventfd: &Arc<OwnedFd>) {
         let Some(entry) = self.subscribers.get_mut(&endpoint) else { return };
         entry.waiter = Some(Arc::clone(eventfd));
-        let lanes = entry.lanes.iter();
-        let lanes: Vec<(u32, LinkId)> = lanes.map(|((_, publisher), lane)| (*publisher, lane.link)).collect();
-        for (publisher, link) in lanes {
-            // Without the descriptor the subscriber goes on looking every millisecond.
-            let Ok(copy) = duplicate(eventfd.as_fd()) else { continue };
-            let mut attachments = Attachments::default();
-            attachments.push(copy);
-            let lane = LaneName { publisher, subscriber: endpoint };
-            self.send(link, &Message::MayPark(lane), attachments);
+        let lanes: Vec<(Incarnation, u32)> = entry.lanes.keys().copied().collect();
+        for key in lanes {
+            self.send_waiter(endpoint, key);
+        }
+    }
+
+    /// Hands the subscriber's eventfd to one publisher. Without it the subscriber goes on looking every millisecond.
+    fn send_waiter(&mut self, subscriber: u32, key: (Incarnation, u32)) {
+        let Some(entry) = self.subscribers.get_mut(&subscriber) else { return };
+        let (Some(lane), Some(waiter)) = (entry.lanes.get_mut(&key), &entry.waiter) else { return };
+        match duplicate(waiter.as_fd()) {
+            Ok(copy) => {
+                let (link, mut attachments) = (lane.link, Attachments::default());
+                lane.waiter_owed = false;
+                attachments.push(copy);
+                self.send(link, &Message::MayPark(LaneName { publisher: key.1, subscriber }), attachments);
+            }
+            Err(error) => self.owe_waiter(subscriber, key, &error),
+        }
+    }
+
+    /// A publisher has no descriptor to wake the subscriber by: it is told, once, and it is tried again in a while.
+    fn owe_waiter(&mut self, subscriber: u32, key: (Incarnation, u32), error: &std::io::Error) {
+        self.waiters_owed = Some(Instant::now() + OWED_AGAIN);
+        let Some(entry) = self.subscribers.get_mut(&subscriber) else { return };
+        let Some(lane) = entry.lanes.get_mut(&key) else { return };
+        let told = std::mem::replace(&mut lane.waiter_owed, true);
+        if !told {
+            let (publisher, pid, reason) = (key.0, lane.pid, format!("dup of an eventfd failed: {error}"));
+            entry.new.shared.note(Note::NotWaking { publisher, endpoint: key.1, pid, reason });
+        }
+    }
+
+    /// Tries again to hand over what could not be duplicated.
+    pub(super) fn send_owed_waiters(&mut self) {
+        if self.waiters_owed.is_none_or(|due| due > Instant::now()) {
+            return;
+        }
+        self.waiters_owed = None;
+        let owed = |(&endpoint, entry): (&u32, &SubscriberEntry)| {
+            let lanes = entry.lanes.iter().filter(|(_, lane)| lane.waiter_owed);
+            lanes.map(|(&key, _)| (endpoint, key)).collect::<Vec<_>>()
+        };
+        let owed: Vec<(u32, (Incarnation, u32))> = self.subscribers.iter().flat_map(owed).collect();
+        for (endpoint, key) in owed {
+            self.send_waiter(endpoint, key);
         }
     }
 
@@ -487,20 +524,6 @@ impl Control {
         self.retire(endpoint, lane, record);
     }
 
-    fn retire(&mut self, subscriber: u32, lane: Lane, record: LaneRecord) {
-        let name = LaneName { publisher: lane.publisher(), subscriber };
-        let (peer, link) = (lane.peer(), record.link);
-        let orphan = lane.retire();
-        let peer_lives = self.peers.contains_key(&peer);
-        drop(record.view);
-        if orphan.is_some() && peer_lives {
-            self.send_to(peer, link, &Message::OnlyHolds(name));
-        }
-        let (block, _mapped) = (Some(record.block), record.mapped);
-        self.orphans.push(Orphaned { orphan, block, _mapped, peer, link, lane: name, peer_lives });
-        self.free_orphans();
-    }
-
     pub(super) fn drop_subscriber(&mut self, endpoint: u32, lanes: Vec<Lane>, done: &Sender<()>) {
         let Some(mut entry) = self.subscribers.remove(&endpoint) else { return };
         // Lanes that were granted but not yet taken by the subscriber lie in its inbox.
@@ -520,25 +543,5 @@ impl Control {
         self.confirm_announced();
         // Whoever asked may be gone by now.
         let _asked = done.send(());
-    }
-
-    /// Frees what no sample keeps any more, and tells the publishers.
-    pub(super) fn free_orphans(&mut self) {
-        if self.is_forked() {
-            return;
-        }
-        for mut orphaned in std::mem::take(&mut self.orphans) {
-            if let Some(orphan) = orphaned.orphan.take()
-                && let Err(still_held) = orphan.try_free()
-            {
-                orphaned.orphan = Some(still_held);
-                self.orphans.push(orphaned);
-                continue;
-            }
-            if orphaned.peer_lives {
-                self.send_to(orphaned.peer, orphaned.link, &Message::Leave(orphaned.lane));
-            }
-            orphaned.block = None;
-        }
     }
 }

@@ -67,9 +67,6 @@ pub struct Facts {
     pub layout_hash: u64,
 }
 
-/// Who is writing a file: its process, endpoint and role.
-pub(crate) type Unfinished = (Incarnation, u32, Role);
-
 /// A participant as its file describes it: a claim, until its process has been asked.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Participant {
@@ -86,6 +83,9 @@ pub struct Participant {
     /// What it says.
     pub facts: Facts,
 }
+
+/// Whose file is being written.
+pub(crate) type Unfinished = (Incarnation, u32, Role);
 
 /// A service that has participants.
 #[derive(Clone, Debug, PartialEq, Eq)]

@@ -11,6 +11,7 @@ use zcmi_ring::layout::{HOLDS, READERS};
 use zcmi_ring::sync::AtomicU64;
 use zcmi_ring::{Entry, LaneControl, Ring, Seat, WakeWord, Writer, WriterOptions};
 
+use super::wakes::{WakeRate, Wakes};
 use super::{
     DEFAULT_BUDGET_BYTES, LaneMemory, MAX_CAPACITY, MAX_MESSAGE_BYTES, NewPublisher, Publisher, PublisherError,
     PublisherShared, Reading, SeatedReader, WhenFull, raw,
@@ -34,6 +35,7 @@ pub struct PublisherOptions<M: Message + ?Sized> {
     when_full: WhenFull,
     late_joiners: bool,
     max_publishers: u32,
+    wake_rate: WakeRate,
     message: PhantomData<fn(&M)>,
 }
 
@@ -51,6 +53,7 @@ impl<M: Message + ?Sized> PublisherOptions<M> {
             when_full: WhenFull::Block,
             late_joiners: true,
             max_publishers: 64,
+            wake_rate: WakeRate::default(),
             message: PhantomData,
         }
     }
@@ -93,6 +96,12 @@ impl<M: Message + ?Sized> PublisherOptions<M> {
     }
 
     /// What to do when there is no room. Default: [`WhenFull::Block`].
+    ///
+    /// A subscriber that is stopped, or whose process hung up and lives, goes on counting: only its death, which the
+    /// kernel tells, or its leaving ends that. [`WhenFull::BlockFor`] names its process in
+    /// [`NoRoom::WaitingFor`](super::NoRoom::WaitingFor). To go on without it, drop the publisher and make a new one of
+    /// the same service: subscribers that answer join the new lane, and the memory of the old one is kept until that
+    /// process is dead or has left.
     pub fn when_full(mut self, when_full: WhenFull) -> Self {
         self.when_full = when_full;
         self
@@ -107,6 +116,13 @@ impl<M: Message + ?Sized> PublisherOptions<M> {
     /// How many publishers the service may have, this one included. Default: 64.
     pub fn max_publishers(mut self, publishers: u32) -> Self {
         self.max_publishers = publishers;
+        self
+    }
+
+    /// How often one reader is woken; its default suits everything but tests.
+    #[cfg(test)]
+    pub(super) fn wake_rate(mut self, wake_rate: WakeRate) -> Self {
+        self.wake_rate = wake_rate;
         self
     }
 
@@ -134,7 +150,9 @@ impl<M: Message + ?Sized> PublisherOptions<M> {
         let mailbox = Arc::clone(process.mailbox());
         writer.tell_of_rogues(Arc::new(move || mailbox.send(Command::Rogues { endpoint })));
         let readers = (0..READERS).map(|_| SeatedReader::default()).collect();
-        let reading = Reading { first: writer.tail(), writer, wake: WakeWord::new(wake), readers };
+        let wakes = Arc::new(Wakes::new(self.wake_rate, Arc::clone(process.mailbox())));
+        let (wake, first) = (WakeWord::new(wake), writer.tail());
+        let reading = Reading { first, writer, wake, wakes: Arc::clone(&wakes), readers };
         let (seat, controller) = Seat::new(reading, process.barrier());
         let memory = Arc::new(memory);
         let pool = memory.pool.as_ref().map(|(guard, plan)| raw::pool(guard, plan, process.life()));
@@ -146,6 +164,7 @@ impl<M: Message + ?Sized> PublisherOptions<M> {
             seat: controller,
             shared: Arc::clone(&shared),
             memory,
+            wakes,
             capacity: plan.capacity,
             holds: plan.holds,
             reserve: plan.reserve,

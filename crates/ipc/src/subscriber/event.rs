@@ -112,6 +112,17 @@ pub enum Event {
         /// How many.
         lost: u64,
     },
+    /// A publisher could not be given the descriptor by which it wakes this subscriber. Until it can, which is tried
+    /// ten times a second, a sleep of the subscriber lasts a millisecond at most: nothing is missed, and it costs
+    /// processor time. Raise the limit of open files.
+    NotWaking {
+        /// Its process.
+        publisher: Incarnation,
+        /// Its process number.
+        pid: u32,
+        /// What the system answered.
+        reason: String,
+    },
     /// A publisher found that this subscriber wrote what cannot be, and has ended the lane for it: what was not
     /// received is lost. Something in this process writes where it should not.
     Expelled {

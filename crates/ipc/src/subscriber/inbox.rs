@@ -39,6 +39,13 @@ pub(crate) enum Note {
         publisher: u32,
         reason: String,
     },
+    /// A publisher has no descriptor to wake the subscriber by.
+    NotWaking {
+        publisher: Incarnation,
+        endpoint: u32,
+        pid: u32,
+        reason: String,
+    },
     ParkNoted {
         peer: Incarnation,
         publisher: u32,
@@ -59,7 +66,8 @@ impl Note {
             Self::Ended { peer, publisher }
             | Self::Expelled { peer, publisher, .. }
             | Self::ParkNoted { peer, publisher }
-            | Self::RoomWaiter { peer, publisher, .. } => Some((peer, Some(publisher))),
+            | Self::RoomWaiter { peer, publisher, .. }
+            | Self::NotWaking { publisher: peer, endpoint: publisher, .. } => Some((peer, Some(publisher))),
         }
     }
 

@@ -75,6 +75,8 @@ fn a_subscriber_that_lies_is_told_why_its_lane_ended() {
 fn the_memory_of_a_lane_is_kept_while_a_reader_that_lied_may_read_it() {
     let scratch = Scratch::new();
     let (here, there) = (open(scratch.path()), open(scratch.path()));
+    // The first region stays, so it is made before anything is measured.
+    drop(service::<[u8]>(&there, "s").publisher().capacity(4).create().expect("a publisher"));
     let before = free_bytes(&there);
     for killed in [false, true] {
         let mut publisher = service::<[u8]>(&there, "s").publisher().capacity(4).create().expect("a publisher");
@@ -168,4 +170,58 @@ fn a_publisher_for_which_there_was_no_place_is_joined_when_one_becomes_free() {
     assert_eq!((refused, ended), (1, 1));
     last.publish_copy(&8).expect("room");
     soon("its message", || subscriber.try_receive().expect("no error").map(|sample| *sample) == Some(8));
+}
+
+#[test]
+fn a_subscriber_whose_descriptor_cannot_be_duplicated_is_told_and_misses_nothing() {
+    let scratch = Scratch::new();
+    let name = "subscriber::tests::child_that_runs_out_of_descriptors";
+    let mut child = Child::start(name, scratch.path(), None, &scratch);
+    for line in ["told", "received", "noted"] {
+        assert_eq!(child.line(), line);
+    }
+    assert!(child.finish());
+}
+
+#[test]
+#[ignore = "a child of another test"]
+fn child_that_runs_out_of_descriptors() {
+    use rustix::process::{Resource, Rlimit, setrlimit};
+    let Some(path) = Child::directory() else { return println!("SKIP: only its parent's test needs it") };
+    let (here, there) = (open(&path), open(&path));
+    let mut publisher = service::<u64>(&there, "s").publisher().create().expect("a publisher");
+    let options = service::<u64>(&here, "s").subscriber().wait(crate::Wait::Park);
+    let mut subscriber = options.join().expect("a subscriber");
+    assert!(matches!(subscriber.next_event(), Some(Event::Joined { .. })));
+    setrlimit(Resource::Nofile, Rlimit { current: Some(128), maximum: Some(128) }).expect("setrlimit");
+    // Once they have answered, the control threads have nothing open that they are about to close.
+    for process in [&here, &there, &here, &there] {
+        assert!(process.report().is_some());
+    }
+    let open_one = || std::fs::File::open("/dev/null").ok();
+    let mut all: Vec<_> = std::iter::from_fn(open_one).collect();
+    // One is left, for the eventfd that it sleeps on.
+    drop(all.pop());
+    soon("the word that it cannot be woken", || {
+        assert!(subscriber.receive_timeout(Duration::from_millis(20)).expect("no error").is_none());
+        match subscriber.next_event() {
+            Some(Event::NotWaking { reason, .. }) => reason.contains("os error 24"),
+            None => false,
+            other => panic!("{other:?}"),
+        }
+    });
+    Child::answer("told");
+    assert!(!subscriber.lanes[0].parks);
+    for number in 0..20 {
+        publisher.publish_copy(&number).expect("room");
+        let sample = subscriber.receive_timeout(PATIENCE).expect("no error");
+        assert_eq!(sample.map(|sample| *sample), Some(number), "said once, it is not said again");
+    }
+    Child::answer("received");
+    drop(all);
+    soon("the publisher's knowing", || {
+        assert_eq!(subscriber.next_event(), None);
+        subscriber.lanes[0].parks
+    });
+    Child::answer("noted");
 }

@@ -11,9 +11,11 @@ use crate::raw::{Keeper, Single, View};
 use crate::sync::{AtomicU64, Ordering, fence};
 use core::fmt;
 use core::ptr::NonNull;
-use std::sync::{Arc, Mutex, PoisonError};
+// Not from sync: it decides only whether somebody is told, and orders nothing that a model could miss.
+use core::sync::atomic::AtomicBool;
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 
-/// Called when a hold was dropped and the publisher had said that it waits for room.
+/// Called when something happened that somebody waits for: a hold was dropped, or readers were ended.
 pub type Notify = Arc<dyn Fn() + Send + Sync>;
 
 /// A reader's block that nothing else in this process writes.
@@ -54,8 +56,12 @@ struct Table {
     control: Single<LaneControl>,
     /// Tells a forked child, whose copy of a hold must do nothing: the memory is not mapped there.
     life: LifeMark,
+    /// Whether a drop has more to do than its store: one of the two below is set.
+    tells: AtomicBool,
     /// Set where the publisher may wait for a slot: then a drop looks at `want_room`.
     notify: Option<Notify>,
+    /// Set once the reader is gone: whoever keeps the orphan wants to know of each drop.
+    orphaned: OnceLock<Notify>,
     /// What keeps the payload mapped.
     keep: Mutex<Vec<Keeper>>,
 }
@@ -99,7 +105,9 @@ impl HoldTable {
         let (control, keep) = (Single::first_of(control), Mutex::new(keep));
         let words = NonNull::from(block.get());
         let free = core::array::from_fn(|index| NonNull::from(&block.get().held[HOLDS - 1 - index]));
-        let table = NonNull::from(Box::leak(Box::new(Table { block, control, life, notify, keep })));
+        let (tells, orphaned) = (AtomicBool::new(notify.is_some()), OnceLock::new());
+        let table = Table { block, control, life, tells, notify, orphaned, keep };
+        let table = NonNull::from(Box::leak(Box::new(table)));
         Self { table, block: words, free, free_count: HOLDS, usable: HOLDS }
     }
 
@@ -190,6 +198,22 @@ pub struct Orphan(NonNull<Table>);
 unsafe impl Send for Orphan {}
 
 impl Orphan {
+    /// Has `notify` called whenever a hold is dropped from now on, by whoever drops it; only the first call counts.
+    ///
+    /// A thread that is in the middle of a drop just now may tell nobody: dropping is one plain store, and what it
+    /// would take to rule this out is a fence in each. So the caller [tries](Self::try_free) at once after this, and a
+    /// few times more.
+    pub fn tell_of_drops(&self, notify: Notify) {
+        // SAFETY: not freed yet: freeing consumes the orphan.
+        let table = unsafe { self.0.as_ref() };
+        if table.life.is_present() && table.orphaned.set(notify).is_ok() {
+            // O1 (release): whoever sees it sees the one to tell.
+            table.tells.store(true, Ordering::Release);
+            // O1 (SeqCst): what the caller looks at next, it looks at after that.
+            fence(Ordering::SeqCst);
+        }
+    }
+
     /// Frees the table if nothing is held any more.
     ///
     /// # Errors
@@ -255,13 +279,23 @@ impl Hold {
     }
 
     #[cold]
-    fn drop_and_look(&self, notify: Notify) {
-        let control = self.table().control.clone();
+    fn drop_and_tell(&self) {
+        let table = self.table();
+        // O1 (acquire): pairs with `Orphan::tell_of_drops`.
+        fence(Ordering::Acquire);
+        let (orphaned, waited_for, control) =
+            (table.orphaned.get().map(Arc::clone), table.notify.clone(), table.control.clone());
         // C5 (release): pairs with A1. The table is not touched after this.
         self.word().store(0, Ordering::Release);
-        // W3 (SeqCst): either the publisher's second look sees the slot free, or we see that it waits. Pairs with W4.
-        fence(Ordering::SeqCst);
-        if control.want_room.load(Ordering::Relaxed) != 0 {
+        if let Some(notify) = waited_for {
+            // W3 (SeqCst): either the publisher's second look sees the slot free, or we see that it waits. Pairs with
+            // W4.
+            fence(Ordering::SeqCst);
+            if control.want_room.load(Ordering::Relaxed) != 0 {
+                notify();
+            }
+        }
+        if let Some(notify) = orphaned {
             notify();
         }
     }
@@ -273,9 +307,8 @@ impl Drop for Hold {
         if !self.table().life.is_present() {
             return;
         }
-        if let Some(notify) = &self.table().notify {
-            let notify = Arc::clone(notify);
-            self.drop_and_look(notify);
+        if self.table().tells.load(Ordering::Relaxed) {
+            self.drop_and_tell();
         } else {
             // C5 (release): the last read of the slot happens before. Pairs with A1 in `Writer`. Nothing follows.
             self.word().store(0, Ordering::Release);
