@@ -22,8 +22,6 @@ mod publishers;
 mod report;
 mod subscribers;
 
-pub use report::{Observed, observe};
-
 use std::collections::HashMap;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::Arc;
@@ -33,6 +31,7 @@ use std::time::{Duration, Instant};
 use rustix::event::{PollFd, PollFlags};
 
 use crate::directory::RuntimeDirectory;
+use crate::ledger::LedgerCell;
 use crate::name::Incarnation;
 use crate::process::{Mailbox, Memory};
 use crate::publisher::{NewPublisher, PublisherError};
@@ -93,6 +92,7 @@ pub(crate) struct Control {
     listener: Listener,
     mailbox: Arc<Mailbox>,
     memory: Memory,
+    ledger: Arc<LedgerCell>,
     guard: ForkGuard,
     links: HashMap<LinkId, Link>,
     next_link: u64,
@@ -135,6 +135,7 @@ impl Control {
         listener: Listener,
         mailbox: Arc<Mailbox>,
         memory: Memory,
+        ledger: Arc<LedgerCell>,
         guard: ForkGuard,
     ) -> Self {
         Self {
@@ -143,6 +144,7 @@ impl Control {
             listener,
             mailbox,
             memory,
+            ledger,
             guard,
             links: HashMap::new(),
             next_link: 0,

@@ -252,6 +252,27 @@ impl RuntimeDirectory {
         }
     }
 
+    /// As [`open`](Self::open), and makes nothing: `None` where nobody has made it yet, so that nothing runs there.
+    ///
+    /// # Errors
+    /// As [`open`](Self::open).
+    pub fn open_existing() -> Result<Option<Self>, RuntimeDirectoryError> {
+        let (path, _) = chosen(env::var_os("ZCMI_RUNTIME_DIR"), env::var_os("XDG_RUNTIME_DIR"), effective_user())?;
+        let is_missing = |path: &Path| matches!(rustix::fs::lstat(path), Err(Errno::NOENT));
+        if [path.clone(), path.join("p"), path.join("s")].iter().any(|part| is_missing(part)) {
+            return Ok(None);
+        }
+        Self::open().map(Some)
+    }
+
+    /// Which directory [`open`](Self::open) means.
+    ///
+    /// # Errors
+    /// [`RuntimeDirectoryError::Relative`].
+    pub fn default_path() -> Result<PathBuf, RuntimeDirectoryError> {
+        chosen(env::var_os("ZCMI_RUNTIME_DIR"), env::var_os("XDG_RUNTIME_DIR"), effective_user()).map(|(path, _)| path)
+    }
+
     /// Opens the directory at `path`, as if `$ZCMI_RUNTIME_DIR` named it.
     ///
     /// # Errors

@@ -8,7 +8,9 @@
 
 mod control;
 pub mod directory;
+mod ledger;
 pub mod name;
+pub mod observe;
 mod process;
 pub mod publisher;
 pub mod report;
@@ -18,7 +20,6 @@ pub mod subscriber;
 mod sys;
 mod wire;
 
-pub use control::{Observed, observe};
 pub use process::{Process, ProcessError};
 pub use publisher::{
     LoanError, NoRoom, PublishError, PublishRefusal, Publisher, PublisherError, PublisherOptions, SendError, WhenFull,

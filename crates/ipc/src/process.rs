@@ -13,14 +13,16 @@ use std::sync::mpsc::channel;
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError, Weak};
 use std::thread::JoinHandle;
 
+use zcmi_mem::ledger::FallbackReason;
 use zcmi_mem::region::arena::{Arena, Extent};
-use zcmi_mem::region::{RegionError, RegionKind};
+use zcmi_mem::region::{HUGE_PAGES_FROM_BYTES, RegionError, RegionKind};
 use zcmi_ring::LifeMark;
 use zcmi_ring::seat::Barrier;
 use zcmi_ring::sync::{AtomicU32, Ordering};
 
 use crate::control::{Command, Control};
 use crate::directory::{RuntimeDirectory, RuntimeDirectoryError};
+use crate::ledger::LedgerCell;
 use crate::name::Incarnation;
 use crate::report::ProcessReport;
 use crate::socket::{Listener, SocketError};
@@ -101,11 +103,18 @@ pub(crate) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 pub(crate) struct ExtentGuard {
     extent: Option<Extent>,
     arena: Arc<Mutex<Arena>>,
+    /// A region was made for it, with small pages because there were no huge ones.
+    wanted_huge_pages: bool,
 }
 
 impl ExtentGuard {
     pub(crate) fn extent(&self) -> &Extent {
         self.extent.as_ref().expect("an extent is given back only on drop")
+    }
+
+    /// Whether a region had to be made of small pages for it where huge ones were tried.
+    pub(crate) fn wanted_huge_pages(&self) -> bool {
+        self.wanted_huge_pages
     }
 }
 
@@ -127,8 +136,15 @@ impl Memory {
     }
 
     pub(crate) fn allocate(&self, bytes: usize, align: usize) -> Result<ExtentGuard, RegionError> {
-        let extent = lock(&self.0).allocate(bytes, align)?;
-        Ok(ExtentGuard { extent: Some(extent), arena: Arc::clone(&self.0) })
+        let mut arena = lock(&self.0);
+        let before = arena.regions().count();
+        let extent = arena.allocate(bytes, align)?;
+        let is_new = arena.regions().count() > before;
+        drop(arena);
+        let region = extent.region();
+        let is_large = region.len() - region.data_offset() > HUGE_PAGES_FROM_BYTES;
+        let wanted_huge_pages = is_new && is_large && !region.facts().huge_pages.is_yes();
+        Ok(ExtentGuard { extent: Some(extent), arena: Arc::clone(&self.0), wanted_huge_pages })
     }
 
     pub(crate) fn with<R>(&self, look: impl FnOnce(&Arena) -> R) -> R {
@@ -143,6 +159,7 @@ struct Inner {
     mailbox: Arc<Mailbox>,
     lanes: Memory,
     wakes: Memory,
+    ledger: Arc<LedgerCell>,
     next_endpoint: AtomicU32,
     guard: ForkGuard,
     barrier: Barrier,
@@ -206,13 +223,14 @@ impl Process {
         let listener = Listener::bind(&directory, incarnation)?;
         let wake = sys::eventfd().map_err(|errno| system("eventfd")(errno.into()))?;
         let mailbox = Arc::new(Mailbox { commands: Mutex::new(Some(VecDeque::new())), wake });
-        let barrier = match ProcessBarrier::register() {
+        let (barrier, no_barrier) = match ProcessBarrier::register() {
             Ok(registered) => {
                 let _same_for_all = BARRIER.set(registered);
-                Barrier::Asymmetric(fence_every_thread)
+                (Barrier::Asymmetric(fence_every_thread), None)
             }
-            Err(_) => Barrier::Symmetric,
+            Err(_) => (Barrier::Symmetric, Some(FallbackReason::NoMembarrier)),
         };
+        let ledger = Arc::new(LedgerCell::new(incarnation, no_barrier));
         let lanes = Memory::new(RegionKind::SealedMemfd, 64 << 10);
         let wakes = Memory::new(RegionKind::WakePage, 4 << 10);
         // The hot words of many processes would lie at the same offset of their pages, and so share one set of the
@@ -223,7 +241,8 @@ impl Process {
             // Kept for the life of the arena: it only moves what comes after it.
             let _space = space.map_err(|error| system("allocating the first region")(std::io::Error::other(error)))?;
         }
-        let control = Control::new(directory.clone(), listener, Arc::clone(&mailbox), lanes.clone(), guard);
+        let control =
+            Control::new(directory.clone(), listener, Arc::clone(&mailbox), lanes.clone(), Arc::clone(&ledger), guard);
         let thread = std::thread::Builder::new()
             .name("zcmi-control".into())
             .spawn(move || control.run())
@@ -234,6 +253,7 @@ impl Process {
             mailbox,
             lanes,
             wakes,
+            ledger,
             next_endpoint: AtomicU32::new(1),
             guard,
             barrier,
@@ -274,6 +294,10 @@ impl Process {
 
     pub(crate) fn wakes(&self) -> &Memory {
         &self.inner.wakes
+    }
+
+    pub(crate) fn ledger(&self) -> &LedgerCell {
+        &self.inner.ledger
     }
 
     pub(crate) fn barrier(&self) -> Barrier {

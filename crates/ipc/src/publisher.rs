@@ -20,6 +20,7 @@ use std::time::{Duration, Instant};
 
 use rustix::event::{PollFd, PollFlags};
 use zcmi_mem::lease::{LeaseMut, Loaned, is_inline};
+use zcmi_mem::ledger::{Counter, FallbackReason, LaneCounts, LedgerWriter, ListedLane, SharedCounts};
 use zcmi_mem::payload::{Message, MessageRecord};
 use zcmi_mem::pool::{Pool, PoolError, PoolPlan};
 use zcmi_ring::layout::INLINE_WORDS;
@@ -28,6 +29,7 @@ use zcmi_ring::{Controller, LifeMark, Occupant, PublishRefused, ReaderIndex, Wak
 use zerocopy::IntoBytes;
 
 use crate::control::Command;
+use crate::ledger::EndpointCounts;
 use crate::name::ServiceName;
 use crate::process::{ExtentGuard, Process, lock};
 use crate::sys;
@@ -68,6 +70,8 @@ pub(crate) struct Reading {
     pub(crate) first: u64,
     wake: WakeWord,
     readers: Vec<SeatedReader>,
+    /// Where the publisher's thread counts the wakes that it sends.
+    counts: LedgerWriter,
 }
 
 impl Reading {
@@ -91,6 +95,7 @@ impl Reading {
             if let Some(waiter) = &self.readers[index].waiter {
                 // A full eventfd is readable, so its reader is awake; a closed one's reader is gone.
                 let _awake_or_gone = sys::wake(waiter.as_fd());
+                self.counts.add(Counter::WakesSent, 1);
             }
         }
     }
@@ -179,6 +184,8 @@ pub(crate) struct NewPublisher {
     pub(crate) reserve: u32,
     pub(crate) late_joiners: bool,
     pub(crate) max_publishers: u32,
+    /// Where the control thread counts what it does for the publisher.
+    pub(crate) control_counts: SharedCounts,
 }
 
 /// Publishes messages of one type on one service. `Send`, not `Sync`: one thread at a time.
@@ -192,6 +199,10 @@ pub struct Publisher<M: Message + ?Sized> {
     loans: u32,
     largest: usize,
     shared: Arc<PublisherShared>,
+    /// Kept while observers are told that the lane's words lie there.
+    _memory: Arc<LaneMemory>,
+    listed: Option<ListedLane>,
+    counts: EndpointCounts,
     endpoint: u32,
     service: ServiceName,
     process: Process,
@@ -252,6 +263,7 @@ impl<M: Message + ?Sized> Publisher<M> {
                 Some(pool),
                 &self.shared,
                 &self.process,
+                &self.counts,
                 self.endpoint,
                 self.when_full,
                 &mut deadline,
@@ -352,6 +364,7 @@ impl<M: Message + ?Sized> Publisher<M> {
                 pool,
                 &self.shared,
                 &self.process,
+                &self.counts,
                 self.endpoint,
                 self.when_full,
                 &mut deadline,
@@ -364,6 +377,14 @@ impl<M: Message + ?Sized> Publisher<M> {
                 Ok(sequence) => return Ok(sequence),
                 Err(refused) => refused,
             };
+        }
+    }
+
+    /// Counts what was copied into a slot. What travels in the entry is written there once, as the descriptor would be.
+    #[inline(always)]
+    fn count_copied(&self, lease: &LeaseMut<M>) {
+        if lease.as_slot().is_some() {
+            self.counts.add(Counter::CopiedUser, lease.byte_len() as u64);
         }
     }
 
@@ -457,6 +478,7 @@ impl<M: Message> Publisher<M> {
     pub fn publish_copy(&mut self, message: &M) -> Result<u64, SendError> {
         let mut lease = self.loan()?;
         lease.as_mut_message_bytes().copy_from_slice(message.message_bytes());
+        self.count_copied(&lease);
         self.publish(lease).map_err(|error| error.reason.into())
     }
 
@@ -580,8 +602,14 @@ impl<T: zcmi_mem::payload::Payload> Publisher<[T]> {
     pub fn publish_copy_of(&mut self, message: &[T]) -> Result<u64, SendError> {
         let mut lease = self.loan_slice(message.len())?;
         lease.as_mut_message_bytes().copy_from_slice(message.as_bytes());
+        self.count_copied(&lease);
         self.publish(lease).map_err(|error| error.reason.into())
     }
+}
+
+/// The size of a message where all have one; 0 where the lane counts bytes.
+pub(crate) fn message_bytes<M: Message + ?Sized>() -> u64 {
+    if M::SLICE { 0 } else { M::ELEMENT_BYTES as u64 }
 }
 
 /// Publishes as many words as the bytes need and no more, if there is room at once.
@@ -618,11 +646,32 @@ fn stage_words(writer: &mut Writer, ahead: u64, bytes: u32, words: &[u64; INLINE
 /// The publisher stores that it wants room, fences, and asks every reader once more before it sleeps; a reader that
 /// moves its cursor fences and looks at that word (see `Reader::look_for_want`). A reader that goes is taken from the
 /// list by the control thread, which wakes the publisher too. The seat is given up before the sleep.
+#[expect(clippy::too_many_arguments, reason = "the parts of a publisher that are not borrowed elsewhere")]
 fn wait_for_room(
+    seat: &mut Occupant<Reading>,
+    pool: Option<&mut Pool>,
+    shared: &PublisherShared,
+    process: &Process,
+    counts: &EndpointCounts,
+    endpoint: u32,
+    when_full: WhenFull,
+    deadline: &mut Option<Instant>,
+) -> Result<(), NoRoom> {
+    let begin = Instant::now();
+    let result = wait_for_room_uncounted(seat, pool, shared, process, counts, endpoint, when_full, deadline);
+    if when_full != WhenFull::RefuseNewest {
+        counts.waited_since(begin);
+    }
+    result
+}
+
+#[expect(clippy::too_many_arguments, reason = "as above")]
+fn wait_for_room_uncounted(
     seat: &mut Occupant<Reading>,
     mut pool: Option<&mut Pool>,
     shared: &PublisherShared,
     process: &Process,
+    counts: &EndpointCounts,
     endpoint: u32,
     when_full: WhenFull,
     deadline: &mut Option<Instant>,
@@ -664,6 +713,7 @@ fn wait_for_room(
     }
     let Some(eventfd) = room_waiter(shared, process, endpoint) else {
         // No descriptor to be had: look again in a while, as often as a wake would take.
+        counts.fallback(FallbackReason::NoEventfd);
         std::thread::sleep(SPIN);
         return Ok(());
     };
@@ -680,6 +730,7 @@ fn wait_for_room(
         }
         let mut polled = [PollFd::from_borrowed_fd(eventfd.as_fd(), PollFlags::IN)];
         // An error or an interruption is a reason to look again, which is what happens next.
+        counts.add(Counter::Parks, 1);
         let _look_again = sys::poll(&mut polled, left);
         let _taken = sys::take_wakes(eventfd.as_fd());
     }
@@ -703,7 +754,14 @@ impl<M: Message + ?Sized> Drop for Publisher<M> {
             // books.
             return;
         }
-        self.seat.sit().writer.end();
+        let written = {
+            let mut reading = self.seat.sit();
+            let messages = reading.writer.end();
+            LaneCounts::of_publisher(reading.writer.control(), messages, message_bytes::<M>())
+        };
+        if let Some(listed) = self.listed.take() {
+            self.counts.settle(listed, &written);
+        }
         let (done, answer) = channel();
         self.process.mailbox().send(Command::DropPublisher { endpoint: self.endpoint, done });
         // Waits until the end was said, so that a process which exits now is not taken for one that died.

@@ -24,13 +24,16 @@ use std::time::{Duration, Instant};
 use rustix::event::{PollFd, PollFlags};
 use zcmi_mem::fork::{CalmView, CalmWord, ForkGuardError};
 use zcmi_mem::lease::{Located, Sample, is_inline};
+use zcmi_mem::ledger::{Counter, LaneCounts, LaneSource, SharedCounts};
 use zcmi_mem::payload::{Message, MessageRecord};
 use zcmi_ring::LifeMark;
 use zcmi_ring::reader::SlotRead;
 
 use crate::control::Command;
+use crate::ledger::EndpointCounts;
 use crate::name::{Incarnation, ServiceName};
 use crate::process::{Process, lock};
+use crate::publisher::message_bytes;
 use crate::sys;
 use lane::{LaneState, Look, exactly, pool_fault, read_words};
 
@@ -73,11 +76,13 @@ pub(crate) struct SubscriberShared {
     /// Disturbed while there are notes.
     calm: CalmWord,
     waiter: Mutex<Option<Arc<OwnedFd>>>,
+    /// Where the control thread counts what it does for the subscriber.
+    control_counts: SharedCounts,
 }
 
 impl SubscriberShared {
-    fn new() -> Result<Self, ForkGuardError> {
-        Ok(Self { notes: Mutex::default(), calm: CalmWord::new()?, waiter: Mutex::default() })
+    fn new(control_counts: SharedCounts) -> Result<Self, ForkGuardError> {
+        Ok(Self { notes: Mutex::default(), calm: CalmWord::new()?, waiter: Mutex::default(), control_counts })
     }
 
     /// Leaves a note and wakes the subscriber if it sleeps.
@@ -87,6 +92,7 @@ impl SubscriberShared {
         if let Some(waiter) = &*lock(&self.waiter) {
             // Only a full eventfd is possible, and that one is readable.
             let _already_awake = sys::wake(waiter.as_fd());
+            self.control_counts.add(Counter::WakesSent, 1);
         }
     }
 
@@ -122,6 +128,7 @@ pub struct Subscriber<M: Message + ?Sized> {
     events_lost: u64,
     wait: Wait,
     waiter: Option<Arc<OwnedFd>>,
+    counts: EndpointCounts,
     endpoint: u32,
     service: ServiceName,
     process: Process,
@@ -289,6 +296,7 @@ impl<M: Message + ?Sized> Subscriber<M> {
                 }
                 Look::Faulty(fault) => {
                     let (publisher, pid) = (lane.peer, lane.pid);
+                    self.counts.add(Counter::PeersEnded, 1);
                     self.push_event(Event::Faulty { publisher, pid, fault });
                     self.close_lane(at);
                     return Ok(None);
@@ -338,15 +346,24 @@ impl<M: Message + ?Sized> Subscriber<M> {
     }
 
     fn close_lane(&mut self, at: usize) {
-        let lane = self.lanes.remove(at);
+        let mut lane = self.lanes.remove(at);
+        self.settle(&mut lane);
         self.stop_where_many();
         self.process.mailbox().send(Command::CloseLane { endpoint: self.endpoint, lane: Box::new(lane) });
+    }
+
+    /// Adds what was received from a lane to this subscriber's counts.
+    fn settle(&self, lane: &mut Lane) {
+        if let Some(listed) = lane.unlist() {
+            self.counts.settle(listed, &LaneCounts::of_reader(lane.words.at(0), message_bytes::<M>()));
+        }
     }
 
     fn push_event(&mut self, event: Event) {
         if self.events.len() >= MAX_EVENTS {
             self.events.pop_front();
             self.events_lost += 1;
+            self.counts.add(Counter::EventsLost, 1);
         }
         self.events.push_back(event);
     }
@@ -357,12 +374,17 @@ impl<M: Message + ?Sized> Subscriber<M> {
     fn attend(&mut self) {
         for note in self.shared.take_notes() {
             match note {
-                Note::Lane(lane) => {
+                Note::Lane(mut lane) => {
+                    let source = LaneSource::Subscriber { block: lane.place, message_bytes: message_bytes::<M>() };
+                    lane.list(self.counts.writer().clone(), self.counts.list(&source));
                     self.push_event(Event::Joined { publisher: lane.peer, pid: lane.pid, start: lane.start });
                     self.lanes.push(*lane);
                     self.stop_where_many();
                 }
-                Note::Refused(refusal) => self.push_event(Event::Refused(refusal)),
+                Note::Refused(refusal) => {
+                    self.counts.add(Counter::JoinsRefused, 1);
+                    self.push_event(Event::Refused(refusal));
+                }
                 Note::Died(peer) => {
                     for lane in self.lanes.iter_mut().filter(|lane| lane.peer == peer) {
                         lane.set_state(LaneState::Draining { died: true });
@@ -424,12 +446,21 @@ impl<M: Message + ?Sized> Subscriber<M> {
         if let Some(sample) = self.try_receive()? {
             return Ok(Some(sample));
         }
+        let begin = Instant::now();
+        let received = self.wait_until(begin, deadline);
+        // Of a forked child nothing is counted: the block is the parent's.
+        if self.life.is_present() {
+            self.counts.waited_since(begin);
+        }
+        received
+    }
+
+    fn wait_until(&mut self, begin: Instant, deadline: Option<Instant>) -> Result<Option<Sample<M>>, ReceiveError> {
         let spin = match self.wait {
             Wait::Spin => Duration::MAX,
             Wait::SpinThenPark(time) => time,
             Wait::Park => Duration::ZERO,
         };
-        let begin = Instant::now();
         let mut looks = 0_u32;
         loop {
             if !self.events.is_empty() {
@@ -484,6 +515,7 @@ impl<M: Message + ?Sized> Subscriber<M> {
             let sleep = if all_know { left } else { Some(left.unwrap_or(LOOK_AGAIN).min(LOOK_AGAIN)) };
             let mut polled = [PollFd::from_borrowed_fd(waiter.as_fd(), PollFlags::IN)];
             // An error or an interruption is a reason to look again, which is what happens next.
+            self.counts.add(Counter::Parks, 1);
             let _look_again = sys::poll(&mut polled, sleep);
         }
         for lane in &self.lanes {
@@ -601,7 +633,8 @@ impl<M: Message + ?Sized> Drop for Subscriber<M> {
             return;
         }
         let (done, answer) = channel();
-        let lanes = std::mem::take(&mut self.lanes);
+        let mut lanes = std::mem::take(&mut self.lanes);
+        lanes.iter_mut().for_each(|lane| self.settle(lane));
         self.process.mailbox().send(Command::DropSubscriber { endpoint: self.endpoint, lanes, done });
         // Waits until the publishers were told, so that none is held up by a reader that is gone.
         let _control_ended = answer.recv();

@@ -220,6 +220,10 @@ pub(crate) enum Message {
     },
     /// Please describe yourself.
     Observe,
+    /// Regions for an observer: the ledger's first, then those in which the words lie that it names.
+    Ledger {
+        regions: Vec<RegionName>,
+    },
     /// A part of the description: text, `last` on the final part.
     Report {
         last: bool,
@@ -425,6 +429,11 @@ impl Message {
                     to.u64(word);
                 }
             }
+            Self::Ledger { regions } => {
+                to.u16(24);
+                to.u8(regions.len() as u8);
+                regions.iter().for_each(|region| to.region(region));
+            }
             Self::Report { last, text } => {
                 to.u16(14);
                 to.bool(*last);
@@ -493,6 +502,11 @@ impl Message {
             13 => Self::Observe,
             15 => Self::OnlyHolds(from.lane()?),
             16 => Self::Unmapped(RegionId::from_words([from.u64()?, from.u64()?])),
+            24 => {
+                let count = from.u8()?;
+                let regions = (0..count).map(|_| from.region()).collect::<Result<_, _>>()?;
+                Self::Ledger { regions }
+            }
             14 => Self::Report { last: from.bool("last")?, text: from.bytes()?.to_vec() },
             kind => return Err(WireError::Kind(kind)),
         };
@@ -572,6 +586,7 @@ mod tests {
             Message::RoomWaiter { publisher: 9 },
             Message::Room { publisher: 9 },
             Message::Observe,
+            Message::Ledger { regions: vec![region(seed), region(!seed)] },
             Message::Report { last: true, text: b"text".to_vec() },
         ]
     }
@@ -595,7 +610,7 @@ mod tests {
         }
 
         #[test]
-        fn a_damaged_message_never_panics(seed: u64, kind in 0usize..15, at: prop::sample::Index, bit in 0u8..8) {
+        fn a_damaged_message_never_panics(seed: u64, kind in 0usize..17, at: prop::sample::Index, bit in 0u8..8) {
             let mut bytes = some_of_each(seed >> 1, "a/b")[kind].encode();
             let at = at.index(bytes.len());
             bytes[at] ^= 1 << bit;

@@ -5,6 +5,7 @@ use std::collections::{HashMap, HashSet, VecDeque};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::Arc;
 
+use zcmi_mem::ledger::FallbackReason;
 use zcmi_mem::region::received::{PeerTrust, PeerWakePage, RegionClaim};
 use zcmi_mem::region::{PeerRegion, Region, RegionId};
 
@@ -12,7 +13,9 @@ use super::publishers::PublisherEntry;
 use super::subscribers::SubscriberEntry;
 use super::{Control, duplicate};
 use crate::name::Incarnation;
-use crate::socket::{ConnectError, Connection, MAX_MESSAGE_BYTES, PeerCredentials, Received, SendError, SendOutcome};
+use crate::socket::{
+    ConnectError, Connection, MAX_MESSAGE_BYTES, PeerCredentials, PidfdSource, Received, SendError, SendOutcome,
+};
 use crate::wire::{Hello, Message, RegionName, VERSION, VERSION_MIN};
 
 /// Connections of one user that have not said who they are; past this the oldest is closed.
@@ -200,7 +203,10 @@ impl Control {
             }
             peer.links.push(id);
         } else {
-            let Ok((pidfd, _)) = link.connection.pidfd() else { return false };
+            let Ok((pidfd, source)) = link.connection.pidfd() else { return false };
+            if source == PidfdSource::PidfdOpen {
+                self.ledger.fallback(FallbackReason::NoPidfd);
+            }
             let pid = link.credentials.pid;
             let (regions, wake_pages) = (HashMap::new(), HashMap::new());
             self.peers.insert(
@@ -429,7 +435,7 @@ impl Control {
             Message::Room { publisher } => self.handle_room(publisher),
             Message::Observe => self.handle_observe(id),
             // An observer is no control thread; reports sent to one are nobody's.
-            Message::Report { .. } => {}
+            Message::Report { .. } | Message::Ledger { .. } => {}
         }
     }
 

@@ -6,6 +6,7 @@ use std::sync::Arc;
 use std::sync::mpsc::Sender;
 use std::time::{Duration, Instant};
 
+use zcmi_mem::ledger::{Counter, FallbackReason};
 use zcmi_mem::payload::MessageRecord;
 use zcmi_mem::region::PeerRegion;
 use zcmi_ring::{AddReaderError, Policy, ReaderBlock, ReaderIndex};
@@ -84,7 +85,8 @@ impl PublisherEntry {
             peers: self.reading(),
             messages: tail,
             bytes: if self.new.record.slice { bytes } else { tail * u64::from(self.new.record.element.bytes) },
-            lost: refused,
+            lost: 0,
+            refused,
             capacity: self.new.capacity,
             memory_bytes: self.new.memory.bytes(),
             ended: self.ended,
@@ -103,6 +105,7 @@ impl PublisherEntry {
     /// Forgets the readers that the lane has ended because of what they claimed: their places and slots are free again.
     fn drop_rogues(&mut self) {
         let rogues = self.new.seat.change(|reading| reading.writer.take_rogues());
+        self.new.control_counts.add(Counter::PeersEnded, rogues.len() as u64);
         for (index, _) in rogues {
             let of_index = self.readers.iter().find(|(_, record)| record.index == index);
             if let Some(key) = of_index.map(|(&key, _)| key) {
@@ -129,6 +132,7 @@ impl PublisherEntry {
         if let Some(eventfd) = self.new.shared.room.get() {
             // Only a full eventfd is possible, and that one is readable.
             let _already_awake = sys::wake(eventfd.as_fd());
+            self.new.control_counts.add(Counter::WakesSent, 1);
         }
     }
 }
@@ -274,6 +278,7 @@ impl Control {
                 }
             }
             Err((code, text)) => {
+                self.ledger.count(Counter::JoinsRefused, 1);
                 let refused = Refused { publisher: join.publisher, subscriber: join.subscriber, code, text };
                 self.send(link, &Message::Refused(refused), Attachments::default());
             }
@@ -428,7 +433,7 @@ impl Control {
 
     fn tell_room_waiter(&mut self, link: LinkId, publisher: u32, eventfd: &OwnedFd) {
         // Without the descriptor the readers ask over the connection, as before.
-        let Ok(copy) = duplicate(eventfd.as_fd()) else { return };
+        let Ok(copy) = duplicate(eventfd.as_fd()) else { return self.ledger.fallback(FallbackReason::NoEventfd) };
         let mut attachments = Attachments::default();
         attachments.push(copy);
         self.send(link, &Message::RoomWaiter { publisher }, attachments);

@@ -6,6 +6,7 @@ use std::sync::Arc;
 use std::sync::mpsc::Sender;
 use std::time::Instant;
 
+use zcmi_mem::ledger::{FallbackReason, Place};
 use zcmi_mem::region::PeerRegion;
 use zcmi_mem::region::received::PeerWakePage;
 use zcmi_ring::{Orphan, ReaderBlock, View};
@@ -349,6 +350,10 @@ impl Control {
                 least_bytes: if entry.new.record.slice { 0 } else { entry.new.record.element.bytes as usize },
                 drop_oldest: entry.new.drop_oldest,
                 parks: record.waiter_sent,
+                block: Place {
+                    region: record.block.extent().region().id(),
+                    offset: record.block.extent().offset() as u64,
+                },
             };
             let lane = Lane::new(offer, record.view.clone(), terms, life, mailbox)?;
             record.granted = true;
@@ -407,7 +412,10 @@ impl Control {
         let lanes: Vec<(u32, LinkId)> = lanes.map(|((_, publisher), lane)| (*publisher, lane.link)).collect();
         for (publisher, link) in lanes {
             // Without the descriptor the subscriber goes on looking every millisecond.
-            let Ok(copy) = duplicate(eventfd.as_fd()) else { continue };
+            let Ok(copy) = duplicate(eventfd.as_fd()) else {
+                self.ledger.fallback(FallbackReason::NoEventfd);
+                continue;
+            };
             let mut attachments = Attachments::default();
             attachments.push(copy);
             let lane = LaneName { publisher, subscriber: endpoint };

@@ -5,6 +5,7 @@ use std::sync::Arc;
 use std::sync::mpsc::channel;
 
 use zcmi_mem::lease::is_inline;
+use zcmi_mem::ledger::{FallbackReason, LaneSource, Place, Role};
 use zcmi_mem::payload::Message;
 use zcmi_mem::pool::{PoolPlan, slot_bytes_for};
 use zcmi_ring::layout::{HOLDS, READERS};
@@ -13,7 +14,7 @@ use zcmi_ring::{Entry, LaneControl, Ring, Seat, WakeWord, Writer, WriterOptions}
 
 use super::{
     DEFAULT_BUDGET_BYTES, LaneMemory, MAX_CAPACITY, MAX_MESSAGE_BYTES, NewPublisher, Publisher, PublisherError,
-    PublisherShared, Reading, SeatedReader, WhenFull, raw,
+    PublisherShared, Reading, SeatedReader, WhenFull, message_bytes, raw,
 };
 use crate::control::Command;
 use crate::name::ServiceName;
@@ -120,6 +121,13 @@ impl<M: Message + ?Sized> PublisherOptions<M> {
         process.guard().check()?;
         let plan = self.plan()?;
         let memory = self.allocate(&process, &plan)?;
+        let endpoint = process.next_endpoint();
+        let counts = process.ledger().open(endpoint, &self.service, Role::Publisher, process.life());
+        let pool = memory.pool.as_ref().map(|(pool, _)| pool.as_ref());
+        for _refused in [&memory.control, &memory.ring].into_iter().chain(pool).filter(|part| part.wanted_huge_pages())
+        {
+            counts.fallback(FallbackReason::NoHugePages);
+        }
         let (control, ring) = (memory.control.extent(), memory.ring.extent());
         let impossible = |_| PublisherError::Directory("an extent is smaller than what was asked for".into());
         let control = control.view::<LaneControl>(0, 1).map_err(impossible)?;
@@ -131,28 +139,39 @@ impl<M: Message + ?Sized> PublisherOptions<M> {
         let options = WriterOptions { history: self.history, slots: memory.pool.is_some(), ..WriterOptions::default() };
         let writer = Writer::new(ring, control, options);
         let readers = (0..READERS).map(|_| SeatedReader::default()).collect();
-        let reading = Reading { first: writer.tail(), writer, wake: WakeWord::new(wake), readers };
+        let (first, wake) = (writer.tail(), WakeWord::new(wake));
+        let reading = Reading { first, writer, wake, readers, counts: counts.writer().clone() };
         let (seat, controller) = Seat::new(reading, process.barrier());
         let memory = Arc::new(memory);
         let pool = memory.pool.as_ref().map(|(guard, plan)| raw::pool(guard, plan, process.life()));
         let shared = Arc::new(PublisherShared::default());
-        let endpoint = process.next_endpoint();
         let new = NewPublisher {
             endpoint,
             service: self.service.clone(),
             record: M::message_record(),
             seat: controller,
             shared: Arc::clone(&shared),
-            memory,
+            memory: Arc::clone(&memory),
             capacity: plan.capacity,
             holds: plan.holds,
             reserve: plan.reserve,
             late_joiners: self.late_joiners,
             max_publishers: self.max_publishers,
+            control_counts: process.ledger().get().control().clone(),
         };
         let (reply, answer) = channel();
         process.mailbox().send(Command::CreatePublisher(Box::new(new), reply));
         answer.recv().map_err(|_| PublisherError::NoControl)??;
+        let place = |part: &crate::process::ExtentGuard| Place {
+            region: part.extent().region().id(),
+            offset: part.extent().offset() as u64,
+        };
+        let listed = counts.list(&LaneSource::Publisher {
+            control: place(&memory.control),
+            ring: place(&memory.ring),
+            capacity: plan.capacity,
+            message_bytes: message_bytes::<M>(),
+        });
         Ok(Publisher {
             seat,
             pool,
@@ -161,6 +180,9 @@ impl<M: Message + ?Sized> PublisherOptions<M> {
             loans: self.loans,
             largest: plan.largest,
             shared,
+            _memory: memory,
+            listed: Some(listed),
+            counts,
             endpoint,
             service: self.service,
             process,

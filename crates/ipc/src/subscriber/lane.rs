@@ -4,6 +4,7 @@ use std::os::fd::{AsFd, OwnedFd};
 use std::sync::Arc;
 
 use zcmi_mem::lease::{PeerPool, PeerPoolError, Sample};
+use zcmi_mem::ledger::{Counter, FallbackReason, LedgerWriter, ListedLane, Place};
 use zcmi_mem::payload::Message;
 use zcmi_mem::pool::{PAGE_BYTES, PoolPlan};
 use zcmi_mem::region::PeerRegion;
@@ -43,6 +44,8 @@ pub(crate) struct LaneTerms {
     pub(crate) drop_oldest: bool,
     /// Whether the publisher knows already that this subscriber may park.
     pub(crate) parks: bool,
+    /// Where the subscriber's block lies.
+    pub(crate) block: Place,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -73,6 +76,12 @@ pub(crate) struct Lane {
     pub(super) start: u64,
     pub(super) room: Option<Arc<OwnedFd>>,
     pub(super) mailbox: Arc<Mailbox>,
+    /// Where the subscriber's block lies, for observers.
+    pub(super) place: Place,
+    /// The block, to be read.
+    pub(super) words: View<ReaderBlock>,
+    /// Once the subscriber has the lane: where its thread counts, and the lane's row in the ledger.
+    counts: Option<(LedgerWriter, ListedLane)>,
 }
 
 /// What a look at one lane came to.
@@ -94,7 +103,7 @@ impl Lane {
         mailbox: Arc<Mailbox>,
     ) -> Result<Self, String> {
         let LaneOffer { peer, accepted, lane, ring, wake, pool } = offer;
-        let LaneTerms { pid, least_bytes, drop_oldest, parks } = terms;
+        let LaneTerms { pid, least_bytes, drop_oldest, parks, block: place } = terms;
         let at = |what: &str, claim: u64| usize::try_from(claim).map_err(|_| format!("{what} is at {claim}"));
         let text = |error: zcmi_mem::region::OutOfRegion| error.to_string();
         let control = lane.view::<LaneControl>(at("the lane", accepted.control)?, 1).map_err(text)?;
@@ -127,6 +136,7 @@ impl Lane {
             }
         };
         let policy = if drop_oldest { Policy::DropOldest } else { Policy::Reliable };
+        let words = block.clone();
         let block = raw::own(block);
         let holds = HoldTable::new(block, control.clone(), life, None, keep).limited_to(accepted.holds.into());
         let reader = Reader::new(entries, control, holds, policy, accepted.start);
@@ -144,6 +154,9 @@ impl Lane {
             start: accepted.start,
             room: None,
             mailbox,
+            place,
+            words,
+            counts: None,
         })
     }
 
@@ -209,11 +222,28 @@ impl Lane {
     #[cold]
     fn wake_publisher(&mut self) {
         let _wanted = self.reader.take_wants_room();
+        let counts = self.counts.as_ref().map(|(writer, _)| writer);
         match &self.room {
             // A full eventfd is readable, so the publisher is awake; a closed one's publisher is gone.
-            Some(eventfd) => drop(sys::wake(eventfd.as_fd())),
-            None => self.mailbox.send(Command::Room { peer: self.peer, publisher: self.publisher }),
+            Some(eventfd) => {
+                let _awake_or_gone = sys::wake(eventfd.as_fd());
+                counts.inspect(|counts| counts.add(Counter::WakesSent, 1));
+            }
+            None => {
+                counts.inspect(|counts| counts.fallback(FallbackReason::NoEventfd));
+                self.mailbox.send(Command::Room { peer: self.peer, publisher: self.publisher });
+            }
         }
+    }
+
+    /// Notes where the subscriber's thread counts, and the lane's row in the ledger.
+    pub(super) fn list(&mut self, writer: LedgerWriter, listed: ListedLane) {
+        self.counts = Some((writer, listed));
+    }
+
+    /// The lane's row, to be settled; from here on the lane counts nothing.
+    pub(super) fn unlist(&mut self) -> Option<ListedLane> {
+        self.counts.take().map(|(_, listed)| listed)
     }
 
     /// Looks once more whether the publisher waits, before the reader sleeps or when it found nothing.

@@ -5,6 +5,7 @@ use std::collections::VecDeque;
 use std::sync::Arc;
 use std::sync::mpsc::channel;
 
+use zcmi_mem::ledger::Role;
 use zcmi_mem::payload::Message;
 use zcmi_ring::layout::HOLDS;
 
@@ -65,8 +66,9 @@ impl<M: Message + ?Sized> SubscriberOptions<M> {
     pub fn join(self) -> Result<Subscriber<M>, SubscriberError> {
         let process = self.process;
         process.guard().check()?;
-        let shared = Arc::new(SubscriberShared::new()?);
+        let shared = Arc::new(SubscriberShared::new(process.ledger().get().control().clone())?);
         let endpoint = process.next_endpoint();
+        let counts = process.ledger().open(endpoint, &self.service, Role::Subscriber, process.life());
         let new = NewSubscriber {
             endpoint,
             service: self.service.clone(),
@@ -89,6 +91,7 @@ impl<M: Message + ?Sized> SubscriberOptions<M> {
             events_lost: 0,
             wait: self.wait,
             waiter: None,
+            counts,
             endpoint,
             service: self.service,
             process,
