@@ -145,9 +145,14 @@ impl EndpointCounts {
         self.writer().fallback(reason);
     }
 
-    /// Counts a wait that began then and is over.
-    pub(crate) fn waited_since(&self, begin: Instant) {
+    /// Counts a wait that begins, so that observers see one that does not end.
+    pub(crate) fn begin_wait(&self) -> Instant {
         self.add(Counter::Waits, 1);
+        Instant::now()
+    }
+
+    /// Counts how long a wait took that is over.
+    pub(crate) fn end_wait(&self, begin: Instant) {
         self.add(Counter::WaitedNs, u64::try_from(begin.elapsed().as_nanos()).unwrap_or(u64::MAX));
     }
 

@@ -657,10 +657,10 @@ fn wait_for_room(
     when_full: WhenFull,
     deadline: &mut Option<Instant>,
 ) -> Result<(), NoRoom> {
-    let begin = Instant::now();
+    let begin = (when_full != WhenFull::RefuseNewest).then(|| counts.begin_wait());
     let result = wait_for_room_uncounted(seat, pool, shared, process, counts, endpoint, when_full, deadline);
-    if when_full != WhenFull::RefuseNewest {
-        counts.waited_since(begin);
+    if let Some(begin) = begin {
+        counts.end_wait(begin);
     }
     result
 }

@@ -446,11 +446,11 @@ impl<M: Message + ?Sized> Subscriber<M> {
         if let Some(sample) = self.try_receive()? {
             return Ok(Some(sample));
         }
-        let begin = Instant::now();
+        let begin = self.counts.begin_wait();
         let received = self.wait_until(begin, deadline);
         // Of a forked child nothing is counted: the block is the parent's.
         if self.life.is_present() {
-            self.counts.waited_since(begin);
+            self.counts.end_wait(begin);
         }
         received
     }
