@@ -1,8 +1,8 @@
 //! `zcmi list`: who publishes and subscribes in this runtime directory.
 //!
 //! The directory says who claims to take part; each process is then asked for its words and its ledger. The ledger of
-//! one that is silent for 100 ms is read through `/proc`, so that a stopped process is shown with its counts. One that is
-//! gone left residue, which whoever uses the service next removes, or `--sweep`.
+//! one that is silent for 100 ms is read through `/proc`, so that a stopped process is shown with its counts. One that
+//! is gone left residue, which whoever uses the service next removes, or `--sweep`.
 
 use std::collections::BTreeMap;
 use std::collections::btree_map::Entry;

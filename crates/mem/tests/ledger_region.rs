@@ -4,6 +4,7 @@ use std::collections::HashMap;
 use std::sync::Arc;
 
 use proptest::prelude::*;
+use proptest::sample::Index;
 use zcmi_mem::ledger::region::{BLOCKS, LANES};
 use zcmi_mem::ledger::{
     Counter, Identity, LaneCounts, LaneSource, LedgerClaimError, LedgerReader, LedgerRegion, NotKnown, Place, Role,
@@ -110,7 +111,7 @@ proptest! {
     #![proptest_config(ProptestConfig::with_cases(64))]
     #[test]
     fn arbitrary_words_in_a_ledger_are_read_as_some_numbers_and_never_a_panic(
-        words in prop::collection::vec((any::<prop::sample::Index>(), prop_oneof![any::<u64>(), 0_u64..70_000]), 0..400),
+        words in prop::collection::vec((any::<Index>(), prop_oneof![any::<u64>(), 0_u64..70_000]), 0..400),
         rows in prop::collection::vec((0..LANES, 0_u64..BLOCKS as u64 + 2, 0_u64..4, 0_u64..80_000, 0_u64..40), 0..40),
         header in prop::option::of((0_usize..7, any::<u64>())),
     ) {
@@ -133,7 +134,9 @@ proptest! {
             }
         }
         let noise = target.view::<AtomicU64>(target.data_offset(), (1 << 16) / 8).expect("words");
-        (0..noise.len()).for_each(|word| noise.at(word).store((word as u64).wrapping_mul(0x9e37_79b9), Ordering::Relaxed));
+        for word in 0..noise.len() {
+            noise.at(word).store((word as u64).wrapping_mul(0x9e37_79b9), Ordering::Relaxed);
+        }
         if let Some((word, value)) = header {
             all.at(word).store(value, Ordering::Relaxed);
         }

@@ -3,8 +3,8 @@
 //! ```text
 //! word   0      1..=2    3       4..=5   6       7         8              9      10..=15
 //!      +------+--------+-------+-------+-------+---------+--------------+------+---------+
-//!      |owner | region | offset| region| offset| entries | message bytes| kind | reserved|    128 bytes, one row a lane
-//!      +------+--------+-------+-------+-------+---------+--------------+------+---------+
+//!      |owner | region | offset| region| offset| entries | message bytes| kind | reserved|    128 bytes, one row a
+//!      lane +------+--------+-------+-------+-------+---------+--------------+------+---------+
 //!       block   of the counts   of the ring (a publisher's)
 //! ```
 //!
