@@ -195,7 +195,7 @@ fn a_stopped_process_is_read_through_proc_with_its_counts() {
         let seen = look(&scratch, worker, SHORT);
         assert!(began.elapsed() < Duration::from_secs(5), "{:?}", began.elapsed());
         assert_eq!((&seen.state, seen.pid, &seen.report), (&ProcessState::Stopped, worker.pid(), &None));
-        assert!(seen.open_regions.is_some_and(|(count, bytes)| count >= 2 && bytes > 100_000), "{seen:?}");
+        assert!(seen.open_regions.is_some_and(|(count, bytes)| count >= 1 && bytes > 100_000), "{seen:?}");
         let ledger = seen.ledger.unwrap_or_else(|| panic!("no ledger: {:?}", seen.no_ledger));
         let reading = ledger.read();
         assert_eq!(counts(&of_role(&reading, role)[0].snapshot), all_known([700, 28_000, 0, 0, 0]));

@@ -31,7 +31,7 @@ use std::time::{Duration, Instant};
 use rustix::event::{PollFd, PollFlags};
 
 use crate::directory::RuntimeDirectory;
-use crate::ledger::LedgerCell;
+use crate::ledger::ProcessLedger;
 use crate::name::Incarnation;
 use crate::process::{Mailbox, Memory};
 use crate::publisher::{NewPublisher, PublisherError};
@@ -92,7 +92,7 @@ pub(crate) struct Control {
     listener: Listener,
     mailbox: Arc<Mailbox>,
     memory: Memory,
-    ledger: Arc<LedgerCell>,
+    ledger: Arc<ProcessLedger>,
     guard: ForkGuard,
     links: HashMap<LinkId, Link>,
     next_link: u64,
@@ -135,7 +135,7 @@ impl Control {
         listener: Listener,
         mailbox: Arc<Mailbox>,
         memory: Memory,
-        ledger: Arc<LedgerCell>,
+        ledger: Arc<ProcessLedger>,
         guard: ForkGuard,
     ) -> Self {
         Self {

@@ -1,55 +1,50 @@
 //! This process's ledger: who counts what, in which block.
 //!
-//! It is made with the first endpoint. Each endpoint counts in a block of its own, on the thread that has the endpoint,
-//! and only where something was slow anyway; what every message would have to count follows from the lane's words, of
-//! which the ledger says where they lie. The control thread has a block for what it does for all.
-//!
-//! Where there is no memory for the region, the counts are kept all the same and nobody outside can read them: an
-//! observer is told that there is no ledger.
+//! It lies at the beginning of the process's first region. Each endpoint counts in a block of its own, on the thread
+//! that has the endpoint, and only where something was slow anyway; what every message would have to count follows from
+//! the lane's words, of which the ledger says where they lie. The control thread has a block for what it does for all.
 
-use std::sync::{Arc, OnceLock};
+use std::sync::Arc;
 use std::time::Instant;
 
 use zcmi_mem::ledger::{
-    Counter, FallbackReason, Identity, LaneCounts, LaneRow, LaneSource, Ledger, LedgerBlock, LedgerRegion,
-    LedgerWriter, ListedLane, Role, SharedCounts,
+    Counter, FallbackReason, Identity, LaneCounts, LaneSource, Ledger, LedgerRegion, LedgerWriter, ListedLane, Role,
+    SharedCounts,
 };
-use zcmi_mem::region::{Region, RegionId};
-use zcmi_ring::{LifeMark, View};
+use zcmi_mem::region::{OutOfRegion, Region, RegionId};
+use zcmi_ring::LifeMark;
 
 use crate::name::{Incarnation, ServiceName};
-
-/// Blocks of a ledger that found no region.
-const PRIVATE_BLOCKS: usize = 16;
+use crate::process::ExtentGuard;
 
 /// The ledger of a process.
 #[derive(Debug)]
 pub(crate) struct ProcessLedger {
-    region: Option<LedgerRegion>,
+    region: LedgerRegion,
     ledger: Arc<Ledger>,
     control: SharedCounts,
+    /// The place in the region, kept for the life of the process.
+    _place: ExtentGuard,
 }
 
 impl ProcessLedger {
-    fn create(incarnation: Incarnation) -> Self {
-        let (number, pid) = (incarnation.as_u128(), std::process::id());
-        match LedgerRegion::create([number as u64, (number >> 64) as u64], pid) {
-            Ok(region) => {
-                let ledger = Arc::clone(region.ledger());
-                Self { control: ledger.control(), ledger, region: Some(region) }
-            }
-            Err(_no_memory) => {
-                let blocks = View::heap(PRIVATE_BLOCKS, |_| LedgerBlock::default());
-                let lanes = View::heap(PRIVATE_BLOCKS, |_| LaneRow::default());
-                let ledger = Ledger::new(blocks, lanes, pid).expect("there are blocks for endpoints");
-                Self { control: ledger.control(), ledger, region: None }
-            }
+    /// Makes the ledger in the first extent of the process's first region.
+    pub(crate) fn create(place: ExtentGuard, incarnation: Incarnation) -> Result<Self, OutOfRegion> {
+        let extent = place.extent();
+        let begin = extent.region().data_offset();
+        if extent.offset() != begin {
+            return Err(OutOfRegion::InHeader { offset: extent.offset(), data_offset: begin });
         }
+        let number = incarnation.as_u128();
+        let halves = [number as u64, (number >> 64) as u64];
+        let region = LedgerRegion::create(Arc::clone(extent.region()), halves, std::process::id())?;
+        let ledger = Arc::clone(region.ledger());
+        Ok(Self { control: ledger.control(), ledger, region, _place: place })
     }
 
-    /// The region that observers map, if there was memory for one.
-    pub(crate) fn region(&self) -> Option<&Region> {
-        self.region.as_ref().map(LedgerRegion::region)
+    /// The region that observers map.
+    pub(crate) fn region(&self) -> &Region {
+        self.region.region()
     }
 
     /// The regions in which the words of listed lanes lie.
@@ -61,55 +56,20 @@ impl ProcessLedger {
     pub(crate) fn control(&self) -> &SharedCounts {
         &self.control
     }
-}
 
-/// The place of a process's ledger, which is made with the first endpoint.
-#[derive(Debug)]
-pub(crate) struct LedgerCell {
-    incarnation: Incarnation,
-    /// What is to be counted once there is a ledger.
-    at_the_start: Option<FallbackReason>,
-    made: OnceLock<ProcessLedger>,
-}
-
-impl LedgerCell {
-    pub(crate) fn new(incarnation: Incarnation, at_the_start: Option<FallbackReason>) -> Self {
-        Self { incarnation, at_the_start, made: OnceLock::new() }
-    }
-
-    /// The ledger, made now if there is none.
-    pub(crate) fn get(&self) -> &ProcessLedger {
-        self.made.get_or_init(|| {
-            let ledger = ProcessLedger::create(self.incarnation);
-            if let Some(reason) = self.at_the_start {
-                ledger.control.fallback(reason);
-            }
-            ledger
-        })
-    }
-
-    /// The ledger, if some endpoint had it made.
-    pub(crate) fn if_made(&self) -> Option<&ProcessLedger> {
-        self.made.get()
-    }
-
-    /// Counts something that the control thread did. Before the first endpoint it does nothing that is counted.
+    /// Counts something that the control thread did.
     pub(crate) fn count(&self, counter: Counter, more: u64) {
-        if let Some(ledger) = self.made.get() {
-            ledger.control.add(counter, more);
-        }
+        self.control.add(counter, more);
     }
 
     /// Counts a retreat of the control thread.
     pub(crate) fn fallback(&self, reason: FallbackReason) {
-        if let Some(ledger) = self.made.get() {
-            ledger.control.fallback(reason);
-        }
+        self.control.fallback(reason);
     }
 
     /// Opens an endpoint's block.
     pub(crate) fn open(&self, endpoint: u32, service: &ServiceName, role: Role, life: LifeMark) -> EndpointCounts {
-        let ledger = Arc::clone(&self.get().ledger);
+        let ledger = Arc::clone(&self.ledger);
         let hash = service.hash();
         let identity = Identity {
             endpoint: endpoint.into(),

@@ -14,6 +14,7 @@ use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError, Weak};
 use std::thread::JoinHandle;
 
 use zcmi_mem::ledger::FallbackReason;
+use zcmi_mem::ledger::region::LEDGER_BYTES;
 use zcmi_mem::region::arena::{Arena, Extent};
 use zcmi_mem::region::{HUGE_PAGES_FROM_BYTES, RegionError, RegionKind};
 use zcmi_ring::LifeMark;
@@ -22,7 +23,7 @@ use zcmi_ring::sync::{AtomicU32, Ordering};
 
 use crate::control::{Command, Control};
 use crate::directory::{RuntimeDirectory, RuntimeDirectoryError};
-use crate::ledger::LedgerCell;
+use crate::ledger::ProcessLedger;
 use crate::name::Incarnation;
 use crate::report::ProcessReport;
 use crate::socket::{Listener, SocketError};
@@ -159,7 +160,7 @@ struct Inner {
     mailbox: Arc<Mailbox>,
     lanes: Memory,
     wakes: Memory,
-    ledger: Arc<LedgerCell>,
+    ledger: Arc<ProcessLedger>,
     next_endpoint: AtomicU32,
     guard: ForkGuard,
     barrier: Barrier,
@@ -230,16 +231,22 @@ impl Process {
             }
             Err(_) => (Barrier::Symmetric, Some(FallbackReason::NoMembarrier)),
         };
-        let ledger = Arc::new(LedgerCell::new(incarnation, no_barrier));
-        let lanes = Memory::new(RegionKind::SealedMemfd, 64 << 10);
+        let lanes = Memory::new(RegionKind::SealedMemfd, LEDGER_BYTES + (64 << 10));
         let wakes = Memory::new(RegionKind::WakePage, 4 << 10);
+        let first = |error| system("allocating the first region")(std::io::Error::other(error));
+        let place = lanes.allocate(LEDGER_BYTES, 128).map_err(first)?;
+        let ledger = ProcessLedger::create(place, incarnation);
+        let ledger = Arc::new(ledger.map_err(|error| system("placing the ledger")(std::io::Error::other(error)))?);
+        if let Some(reason) = no_barrier {
+            ledger.fallback(reason);
+        }
         // The hot words of many processes would lie at the same offset of their pages, and so share one set of the
         // first-level cache; each process therefore begins at an offset of its own.
         let stagger = (incarnation.as_u128() as usize % 24) * 128;
         if stagger > 0 {
             let space = lock(&lanes.0).allocate(stagger, 128);
             // Kept for the life of the arena: it only moves what comes after it.
-            let _space = space.map_err(|error| system("allocating the first region")(std::io::Error::other(error)))?;
+            let _space = space.map_err(first)?;
         }
         let control =
             Control::new(directory.clone(), listener, Arc::clone(&mailbox), lanes.clone(), Arc::clone(&ledger), guard);
@@ -296,7 +303,7 @@ impl Process {
         &self.inner.wakes
     }
 
-    pub(crate) fn ledger(&self) -> &LedgerCell {
+    pub(crate) fn ledger(&self) -> &ProcessLedger {
         &self.inner.ledger
     }
 

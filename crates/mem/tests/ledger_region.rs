@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use proptest::prelude::*;
 use proptest::sample::Index;
-use zcmi_mem::ledger::region::{BLOCKS, LANES};
+use zcmi_mem::ledger::region::{BLOCKS, LANES, LEDGER_BYTES};
 use zcmi_mem::ledger::{
     Counter, Identity, LaneCounts, LaneSource, LedgerClaimError, LedgerReader, LedgerRegion, NotKnown, Place, Role,
 };
@@ -14,6 +14,11 @@ use zcmi_ring::sync::{AtomicU64, Ordering};
 use zcmi_ring::{Entry, LaneControl, ReaderBlock};
 
 const INCARNATION: [u64; 2] = [0x1234, 0x5678];
+
+fn ledger() -> LedgerRegion {
+    let region = Arc::new(Region::options(LEDGER_BYTES).create().expect("memory"));
+    LedgerRegion::create(region, INCARNATION, 4711).expect("it fits")
+}
 
 /// A region as an observer maps it.
 fn seen(region: &Region) -> Arc<PeerRegion> {
@@ -31,7 +36,7 @@ fn at(region: &Region, offset: usize) -> Place {
 
 #[test]
 fn an_observer_derives_what_lanes_say_and_keeps_it_when_they_are_settled() {
-    let ledger = LedgerRegion::create(INCARNATION, 4711).expect("memory");
+    let ledger = ledger();
     let memory = Region::options(1 << 16).create().expect("memory");
     let begin = memory.data_offset();
     let control = memory.view::<LaneControl>(begin, 1).expect("a control line");
@@ -84,7 +89,7 @@ fn an_observer_derives_what_lanes_say_and_keeps_it_when_they_are_settled() {
 
 #[test]
 fn a_process_that_stopped_while_it_closed_an_endpoint_has_unknown_sums_and_not_wrong_ones() {
-    let ledger = LedgerRegion::create(INCARNATION, 1).expect("memory");
+    let ledger = ledger();
     let writer = ledger.ledger().open(identity(Role::Publisher));
     writer.delivered(100);
     let reader = LedgerReader::new(&seen(ledger.region())).expect("a ledger");
@@ -115,7 +120,7 @@ proptest! {
         rows in prop::collection::vec((0..LANES, 0_u64..BLOCKS as u64 + 2, 0_u64..4, 0_u64..80_000, 0_u64..40), 0..40),
         header in prop::option::of((0_usize..7, any::<u64>())),
     ) {
-        let ledger = LedgerRegion::create(INCARNATION, 1).expect("memory");
+        let ledger = ledger();
         let region = ledger.region();
         let all = region.view::<AtomicU64>(region.data_offset(), (region.len() - region.data_offset()) / 8)
             .expect("words");

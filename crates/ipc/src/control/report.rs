@@ -43,11 +43,10 @@ impl Control {
 impl Control {
     /// Hands over the ledger's region, and those in which the words lie that it names.
     fn hand_over_ledger(&mut self, id: LinkId) {
-        let Some(ledger) = self.ledger.if_made() else { return };
-        let Some(region) = ledger.region() else { return };
-        let named = ledger.listed_regions();
+        let region = self.ledger.region();
+        let named = self.ledger.listed_regions();
         let others = self.memory.with(|arena| {
-            let listed = arena.regions().filter(|region| named.contains(&region.id()));
+            let listed = arena.regions().filter(|other| other.id() != region.id() && named.contains(&other.id()));
             listed.take(MAX_REGIONS - 1).cloned().collect::<Vec<_>>()
         });
         let name = |region: &Region| {

@@ -157,7 +157,7 @@ impl<M: Message + ?Sized> PublisherOptions<M> {
             reserve: plan.reserve,
             late_joiners: self.late_joiners,
             max_publishers: self.max_publishers,
-            control_counts: process.ledger().get().control().clone(),
+            control_counts: process.ledger().control().clone(),
         };
         let (reply, answer) = channel();
         process.mailbox().send(Command::CreatePublisher(Box::new(new), reply));

@@ -66,7 +66,7 @@ impl<M: Message + ?Sized> SubscriberOptions<M> {
     pub fn join(self) -> Result<Subscriber<M>, SubscriberError> {
         let process = self.process;
         process.guard().check()?;
-        let shared = Arc::new(SubscriberShared::new(process.ledger().get().control().clone())?);
+        let shared = Arc::new(SubscriberShared::new(process.ledger().control().clone())?);
         let endpoint = process.next_endpoint();
         let counts = process.ledger().open(endpoint, &self.service, Role::Subscriber, process.life());
         let new = NewSubscriber {

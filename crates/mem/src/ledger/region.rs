@@ -6,7 +6,8 @@
 //! ```
 //!
 //! # Invariants
-//! - The region is sealed like every other: its owner writes, everybody else maps it to read.
+//! - The region is sealed like every other: its owner writes, everybody else maps it to read. A ledger lies at the
+//!   beginning of its region's data; what lies behind it is its process's business, so that it needs no region of its own.
 //! - The numbers of blocks and rows are constants of the layout's version; what the header says of them must agree.
 //! - An observer takes nothing on trust: a word that leads nowhere makes a count unknown, with the reason.
 
@@ -18,7 +19,7 @@ use zcmi_ring::sync::{AtomicU64, Ordering, fence};
 
 use super::lanes::{self, LaneRow, LaneSource};
 use super::{CLOSED, CONTROL, Counter, FIRST, Ledger, LedgerBlock, LedgerSnapshot, NotKnown, OVERFLOW, SNAPSHOT_TRIES};
-use crate::region::{HEADER_BYTES, OutOfRegion, PeerRegion, Region, RegionError, RegionId};
+use crate::region::{HEADER_BYTES, OutOfRegion, PeerRegion, Region, RegionId};
 
 /// Blocks of a process's ledger, the three that belong to no endpoint among them.
 pub const BLOCKS: usize = 128;
@@ -31,7 +32,8 @@ const MAGIC: u64 = u64::from_ne_bytes(*b"zcmi-led");
 const HEADER_OFFSET: usize = HEADER_BYTES;
 const BLOCKS_OFFSET: usize = HEADER_OFFSET + size_of::<LedgerHeader>();
 const LANES_OFFSET: usize = BLOCKS_OFFSET + BLOCKS * size_of::<LedgerBlock>();
-const DATA_BYTES: usize = LANES_OFFSET + LANES * size_of::<LaneRow>() - HEADER_OFFSET;
+/// What a ledger takes at the beginning of a region's data.
+pub const LEDGER_BYTES: usize = LANES_OFFSET + LANES * size_of::<LaneRow>() - HEADER_OFFSET;
 
 /// What a ledger's region begins with, behind the header of every region.
 #[repr(C, align(128))]
@@ -54,24 +56,23 @@ const _: () = {
     assert!(BLOCKS_OFFSET == 4608 && LANES_OFFSET == 70_144);
 };
 
-/// A process's ledger in a region of its own.
+/// A process's ledger in the region at whose beginning it lies.
 #[derive(Debug)]
 pub struct LedgerRegion {
-    region: Region,
+    region: Arc<Region>,
     ledger: Arc<Ledger>,
 }
 
 impl LedgerRegion {
-    /// Makes the ledger of the process with this incarnation (its lower half first) and number.
+    /// Makes the ledger of the process with this incarnation (its lower half first) and number, in the first
+    /// [`LEDGER_BYTES`] of a region's data, which nothing else uses.
     ///
     /// # Errors
-    /// [`RegionError`].
-    pub fn create(incarnation: [u64; 2], pid: u32) -> Result<Self, RegionError> {
-        let region = Region::options(DATA_BYTES).create()?;
-        let lies_in = "the region was made for the ledger";
-        let header = region.view::<LedgerHeader>(HEADER_OFFSET, 1).expect(lies_in);
-        let blocks = region.view::<LedgerBlock>(BLOCKS_OFFSET, BLOCKS).expect(lies_in);
-        let lanes = region.view::<LaneRow>(LANES_OFFSET, LANES).expect(lies_in);
+    /// [`OutOfRegion`] if it does not fit.
+    pub fn create(region: Arc<Region>, incarnation: [u64; 2], pid: u32) -> Result<Self, OutOfRegion> {
+        let header = region.view::<LedgerHeader>(HEADER_OFFSET, 1)?;
+        let blocks = region.view::<LedgerBlock>(BLOCKS_OFFSET, BLOCKS)?;
+        let lanes = region.view::<LaneRow>(LANES_OFFSET, LANES)?;
         let ledger = Ledger::new(blocks, lanes, pid).expect("there are blocks for endpoints");
         let header = header.at(0);
         for (word, half) in header.incarnation.iter().zip(incarnation) {
@@ -88,7 +89,7 @@ impl LedgerRegion {
 
     /// The region, to be handed to observers.
     #[must_use]
-    pub fn region(&self) -> &Region {
+    pub fn region(&self) -> &Arc<Region> {
         &self.region
     }
 
