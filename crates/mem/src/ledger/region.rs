@@ -7,7 +7,8 @@
 //!
 //! # Invariants
 //! - The region is sealed like every other: its owner writes, everybody else maps it to read. A ledger lies at the
-//!   beginning of its region's data; what lies behind it is its process's business, so that it needs no region of its own.
+//!   beginning of its region's data; what lies behind it is its process's business, so that it needs no region of its
+//!   own.
 //! - The numbers of blocks and rows are constants of the layout's version; what the header says of them must agree.
 //! - An observer takes nothing on trust: a word that leads nowhere makes a count unknown, with the reason.
 
