@@ -2,7 +2,7 @@
 //!
 //! One thread per process owns all of this state, so that none of it needs a lock. It waits on its mailbox, its
 //! listener, its connections and its peers' pidfds; it answers joins, installs lanes, and notices deaths. Data and
-//! wakes between living peers of one user never pass through it.
+//! wakes between living peers of one user never pass through it; wakes of strangers do.
 //!
 //! ```text
 //!  Publisher ──commands──▶ ┌─────────┐ ◀──SOCK_SEQPACKET──▶ control threads of other processes (and our own)
@@ -20,6 +20,7 @@
 mod links;
 mod publishers;
 mod report;
+mod strangers;
 mod subscribers;
 
 pub use report::{Observed, observe};
@@ -34,16 +35,18 @@ use rustix::event::{PollFd, PollFlags};
 
 use crate::directory::RuntimeDirectory;
 use crate::name::Incarnation;
-use crate::process::{Mailbox, Memory};
+use crate::process::{Mailbox, Memories};
 use crate::publisher::{NewPublisher, PublisherError};
 use crate::socket::{ConnectError, Connection, Listener};
 use crate::subscriber::{Lane, NewSubscriber, SubscriberError};
 use crate::sys;
+use crate::wire::{LaneName, Message};
 use zcmi_mem::fork::ForkGuard;
 
 pub(crate) use links::LinkId;
-use links::{Link, Peer};
+use links::{Attachments, Link, Peer};
 use publishers::PublisherEntry;
+use strangers::Strangers;
 use subscribers::{Announced, Orphaned, SubscriberEntry};
 
 /// How long the creation of an endpoint waits for the peers that are there already to answer.
@@ -81,6 +84,18 @@ pub(crate) enum Command {
         peer: Incarnation,
         publisher: u32,
     },
+    /// A subscriber is about to sleep: the stranger's lane has nothing past this cursor for it.
+    Park {
+        endpoint: u32,
+        peer: Incarnation,
+        publisher: u32,
+        cursor: u64,
+    },
+    /// A stranger is to be woken whose socket was full.
+    Wake {
+        link: LinkId,
+        lane: LaneName,
+    },
     Describe(Sender<crate::report::ProcessReport>),
     /// Ends the thread; the answer is whether it stays on until samples that outlived their subscribers are dropped.
     Stop(Sender<bool>),
@@ -92,7 +107,7 @@ pub(crate) struct Control {
     directory: RuntimeDirectory,
     listener: Listener,
     mailbox: Arc<Mailbox>,
-    memory: Memory,
+    memory: Memories,
     guard: ForkGuard,
     links: HashMap<LinkId, Link>,
     next_link: u64,
@@ -103,6 +118,7 @@ pub(crate) struct Control {
     announced: Vec<Announced>,
     retry: Vec<Retry>,
     stopping: bool,
+    strangers: Strangers,
     /// No connection could be accepted for want of descriptors or memory: tried again in a while.
     accept_later: bool,
 }
@@ -134,7 +150,7 @@ impl Control {
         directory: RuntimeDirectory,
         listener: Listener,
         mailbox: Arc<Mailbox>,
-        memory: Memory,
+        memory: Memories,
         guard: ForkGuard,
     ) -> Self {
         Self {
@@ -153,6 +169,7 @@ impl Control {
             announced: Vec::new(),
             retry: Vec::new(),
             stopping: false,
+            strangers: Strangers::default(),
             accept_later: false,
         }
     }
@@ -189,6 +206,7 @@ impl Control {
             self.unmap_unused();
             self.try_again();
             self.end_introductions();
+            self.strangers.end_turns();
             self.forget_ended_publishers();
             self.forget_peers();
             if self.stopping && self.orphans.is_empty() {
@@ -207,6 +225,8 @@ impl Control {
             Command::CloseLane { endpoint, lane } => self.close_lane(endpoint, *lane),
             Command::Waiter { endpoint, eventfd } => self.set_waiter(endpoint, &eventfd),
             Command::Room { peer, publisher } => self.tell_room(peer, publisher),
+            Command::Park { endpoint, peer, publisher, cursor } => self.tell_park(endpoint, peer, publisher, cursor),
+            Command::Wake { link, lane } => self.send(link, &Message::Wake(lane), Attachments::default()),
             // Whoever asked may be gone by now.
             Command::Describe(reply) => drop(reply.send(self.describe())),
             Command::Stop(stays) => {
@@ -227,6 +247,9 @@ impl Control {
             polled.push(PollFd::from_borrowed_fd(self.listener.as_fd(), PollFlags::IN));
         }
         for (&id, link) in &self.links {
+            if self.strangers.is_to_wait(link.identity().uid) {
+                continue;
+            }
             what.push(Ready::Link(id));
             let flags = if link.is_congested() { PollFlags::IN | PollFlags::OUT } else { PollFlags::IN };
             polled.push(PollFd::from_borrowed_fd(link.as_fd(), flags));
@@ -257,7 +280,7 @@ impl Control {
         let now = Instant::now();
         let publishers = self.publishers.values().filter_map(PublisherEntry::introduction_ends);
         let subscribers = self.subscribers.values().filter_map(SubscriberEntry::introduction_ends);
-        for deadline in publishers.chain(subscribers) {
+        for deadline in publishers.chain(subscribers).chain(self.strangers.next_turn()) {
             at_most(deadline.saturating_duration_since(now));
         }
         timeout

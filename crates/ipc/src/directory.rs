@@ -292,6 +292,18 @@ impl RuntimeDirectory {
         &self.inner.path
     }
 
+    /// Whether other users can reach it, so that an endpoint may be shared with them.
+    #[must_use]
+    pub fn is_shared(&self) -> bool {
+        self.inner.sharing != Sharing::Owner
+    }
+
+    /// The owner of a process's socket, if it is there.
+    pub(crate) fn owner_of(&self, incarnation: crate::name::Incarnation) -> Option<u32> {
+        let name = incarnation.to_string();
+        rustix::fs::statat(self.processes(), &*name, AtFlags::SYMLINK_NOFOLLOW).ok().map(|stat| stat.st_uid)
+    }
+
     /// The directory of the processes' sockets.
     pub(crate) fn processes(&self) -> BorrowedFd<'_> {
         self.inner.processes.as_fd()

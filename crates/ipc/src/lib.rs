@@ -6,6 +6,7 @@
 //! whole way of a message.
 #![deny(unsafe_code)]
 
+mod audience;
 mod control;
 pub mod directory;
 pub mod name;
@@ -18,6 +19,7 @@ pub mod subscriber;
 mod sys;
 mod wire;
 
+pub use audience::Who;
 pub use control::{Observed, observe};
 pub use process::{Process, ProcessError};
 pub use publisher::{

@@ -19,6 +19,7 @@ use zcmi_ring::LifeMark;
 use zcmi_ring::seat::Barrier;
 use zcmi_ring::sync::{AtomicU32, Ordering};
 
+use crate::audience::Audience;
 use crate::control::{Command, Control};
 use crate::directory::{RuntimeDirectory, RuntimeDirectoryError};
 use crate::name::Incarnation;
@@ -101,9 +102,16 @@ pub(crate) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 pub(crate) struct ExtentGuard {
     extent: Option<Extent>,
     arena: Arc<Mutex<Arena>>,
+    audience: Arc<Audience>,
 }
 
 impl ExtentGuard {
+    /// Who may read the region it lies in.
+    pub(crate) fn audience(&self) -> &Audience {
+        &self.audience
+    }
+
+
     pub(crate) fn extent(&self) -> &Extent {
         self.extent.as_ref().expect("an extent is given back only on drop")
     }
@@ -117,22 +125,88 @@ impl Drop for ExtentGuard {
     }
 }
 
-/// Memory of one kind that this process hands out to its endpoints.
+/// The audiences for which a process keeps memory, besides its own user: each takes a region and a descriptor at least.
+const MAX_AUDIENCES: usize = 16;
+/// What the first region for other users holds: control lines and small rings, or the blocks of readers.
+const SHARED_FIRST_BYTES: usize = 12 << 10;
+
+/// Why there is no memory for an audience.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum MemoryForError {
+    #[error("this process shares memory with {MAX_AUDIENCES} sets of other users already, as many as it may")]
+    TooManyAudiences,
+    #[error(transparent)]
+    Region(#[from] RegionError),
+}
+
+/// The memory of a process, by audience: what lies in one region may be read by all who may read any of it.
 #[derive(Clone, Debug)]
-pub(crate) struct Memory(Arc<Mutex<Arena>>);
+pub(crate) struct Memories {
+    own: Memory,
+    shared: Arc<Mutex<Vec<(Audience, Memory)>>>,
+}
+
+impl Memories {
+    fn new(own: Memory) -> Self {
+        Self { own, shared: Arc::default() }
+    }
+
+    /// Allocates in memory that this audience alone may read.
+    pub(crate) fn allocate(
+        &self,
+        audience: &Audience,
+        bytes: usize,
+        align: usize,
+    ) -> Result<ExtentGuard, MemoryForError> {
+        if audience.is_own_user() {
+            return Ok(self.own.allocate(bytes, align)?);
+        }
+        let mut shared = lock(&self.shared);
+        if let Some((_, memory)) = shared.iter().find(|(of, _)| of == audience) {
+            return Ok(memory.allocate(bytes, align)?);
+        }
+        // What nobody uses any more makes room.
+        shared.retain(|(_, memory)| Arc::strong_count(&memory.arena) > 1);
+        if shared.len() >= MAX_AUDIENCES {
+            return Err(MemoryForError::TooManyAudiences);
+        }
+        // Strangers refuse huge pages, in which holes cannot be seen.
+        let arena = Arena::new(RegionKind::SealedMemfd, SHARED_FIRST_BYTES).huge_pages(false);
+        let memory = Memory { arena: Arc::new(Mutex::new(arena)), audience: Arc::new(audience.clone()) };
+        let extent = memory.allocate(bytes, align)?;
+        shared.push((audience.clone(), memory));
+        Ok(extent)
+    }
+
+    /// Looks at all of it, one arena after the other.
+    pub(crate) fn for_each(&self, mut look: impl FnMut(&Arena)) {
+        self.own.with(&mut look);
+        for (_, memory) in &*lock(&self.shared) {
+            memory.with(&mut look);
+        }
+    }
+}
+
+/// Memory of one kind and audience that this process hands out to its endpoints.
+#[derive(Clone, Debug)]
+pub(crate) struct Memory {
+    arena: Arc<Mutex<Arena>>,
+    audience: Arc<Audience>,
+}
 
 impl Memory {
     fn new(kind: RegionKind, first_bytes: usize) -> Self {
-        Self(Arc::new(Mutex::new(Arena::new(kind, first_bytes))))
+        Self { arena: Arc::new(Mutex::new(Arena::new(kind, first_bytes))), audience: Arc::default() }
     }
 
     pub(crate) fn allocate(&self, bytes: usize, align: usize) -> Result<ExtentGuard, RegionError> {
-        let extent = lock(&self.0).allocate(bytes, align)?;
-        Ok(ExtentGuard { extent: Some(extent), arena: Arc::clone(&self.0) })
+        let extent = lock(&self.arena).allocate(bytes, align)?;
+        let (arena, audience) = (Arc::clone(&self.arena), Arc::clone(&self.audience));
+        Ok(ExtentGuard { extent: Some(extent), arena, audience })
     }
 
     pub(crate) fn with<R>(&self, look: impl FnOnce(&Arena) -> R) -> R {
-        look(&lock(&self.0))
+        look(&lock(&self.arena))
     }
 }
 
@@ -141,7 +215,7 @@ struct Inner {
     incarnation: Incarnation,
     directory: RuntimeDirectory,
     mailbox: Arc<Mailbox>,
-    lanes: Memory,
+    lanes: Memories,
     wakes: Memory,
     next_endpoint: AtomicU32,
     guard: ForkGuard,
@@ -219,10 +293,11 @@ impl Process {
         // first-level cache; each process therefore begins at an offset of its own.
         let stagger = (incarnation.as_u128() as usize % 24) * 128;
         if stagger > 0 {
-            let space = lock(&lanes.0).allocate(stagger, 128);
+            let space = lock(&lanes.arena).allocate(stagger, 128);
             // Kept for the life of the arena: it only moves what comes after it.
             let _space = space.map_err(|error| system("allocating the first region")(std::io::Error::other(error)))?;
         }
+        let lanes = Memories::new(lanes);
         let control = Control::new(directory.clone(), listener, Arc::clone(&mailbox), lanes.clone(), guard);
         let thread = std::thread::Builder::new()
             .name("zcmi-control".into())
@@ -268,7 +343,7 @@ impl Process {
         &self.inner.mailbox
     }
 
-    pub(crate) fn lanes(&self) -> &Memory {
+    pub(crate) fn lanes(&self) -> &Memories {
         &self.inner.lanes
     }
 

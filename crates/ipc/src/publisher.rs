@@ -27,10 +27,13 @@ use zcmi_ring::sync::{AtomicUsize, Ordering};
 use zcmi_ring::{Controller, LifeMark, Occupant, PublishRefused, ReaderIndex, WakeWord, Writer};
 use zerocopy::IntoBytes;
 
-use crate::control::Command;
+use crate::audience::Audience;
+use crate::control::{Command, LinkId};
 use crate::name::ServiceName;
-use crate::process::{ExtentGuard, Process, lock};
+use crate::process::{ExtentGuard, Mailbox, Process, lock};
+use crate::socket::{Connection, SendError as ConnectionSendError, SendOutcome};
 use crate::sys;
+use crate::wire::{LaneName, Message as ControlMessage};
 
 /// How long a blocked publisher spins before it sleeps.
 const SPIN: Duration = Duration::from_micros(50);
@@ -58,7 +61,16 @@ pub enum WhenFull {
 #[derive(Debug, Default)]
 struct SeatedReader {
     pid: u32,
-    waiter: Option<Arc<OwnedFd>>,
+    waker: Option<Waker>,
+}
+
+/// How a reader that sleeps is woken.
+#[derive(Debug)]
+pub(crate) enum Waker {
+    /// By its eventfd: a process of our own user.
+    Eventfd(Arc<OwnedFd>),
+    /// By a message over its connection: a stranger, which gets no eventfd of ours and whose eventfd we do not take.
+    Stranger { connection: Arc<Connection>, link: LinkId, lane: LaneName, mailbox: Arc<Mailbox> },
 }
 
 /// What lies in the seat: the lane, and whom to wake.
@@ -67,6 +79,8 @@ pub(crate) struct Reading {
     pub(crate) writer: Writer,
     pub(crate) first: u64,
     wake: WakeWord,
+    /// The strangers that sleep, one bit each: the wake word is not for them.
+    parked: u64,
     readers: Vec<SeatedReader>,
 }
 
@@ -76,7 +90,7 @@ impl Reading {
     fn wake_sleepers(&mut self) {
         let parkers = self.writer.parkers();
         if parkers != 0 {
-            let sleeping = self.wake.take(parkers);
+            let sleeping = self.wake.take(parkers) | self.parked;
             if sleeping != 0 {
                 self.wake(sleeping);
             }
@@ -84,32 +98,60 @@ impl Reading {
     }
 
     #[cold]
-    fn wake(&self, mut sleeping: u64) {
+    fn wake(&mut self, mut sleeping: u64) {
         while sleeping != 0 {
             let index = sleeping.trailing_zeros() as usize;
             sleeping &= sleeping - 1;
-            if let Some(waiter) = &self.readers[index].waiter {
+            match &self.readers[index].waker {
                 // A full eventfd is readable, so its reader is awake; a closed one's reader is gone.
-                let _awake_or_gone = sys::wake(waiter.as_fd());
+                Some(Waker::Eventfd(eventfd)) => drop(sys::wake(eventfd.as_fd())),
+                Some(Waker::Stranger { connection, link, lane, mailbox }) => {
+                    match connection.send(&ControlMessage::Wake(*lane).encode(), &[]) {
+                        // Whoever hung up is dropped by the control thread.
+                        Ok(SendOutcome::Sent) | Err(ConnectionSendError::HungUp) => {}
+                        // Late, and not lost: the control thread waits until the socket takes it.
+                        Ok(SendOutcome::WouldBlock) | Err(_) => {
+                            mailbox.send(Command::Wake { link: *link, lane: *lane });
+                        }
+                    }
+                    self.parked &= !(1 << index);
+                    self.writer.clear_may_park(ReaderIndex(index as u8));
+                }
+                None => {}
             }
         }
     }
 
-    pub(crate) fn seat_reader(&mut self, index: ReaderIndex, pid: u32, waiter: Option<Arc<OwnedFd>>) {
-        let parks = waiter.is_some();
-        self.readers[usize::from(index.0)] = SeatedReader { pid, waiter };
+    /// Notes that a stranger sleeps with this cursor. Returns whether it does; if not, something is there for it.
+    ///
+    /// # Why no wake is lost
+    /// This happens in the seat, between two messages: one that was published before is seen here, and one that comes
+    /// later finds the bit.
+    pub(crate) fn park_stranger(&mut self, index: ReaderIndex, cursor: u64) -> bool {
+        if self.writer.tail() > cursor {
+            return false;
+        }
+        self.parked |= 1 << index.0;
+        self.writer.set_may_park(index)
+    }
+
+    pub(crate) fn seat_reader(&mut self, index: ReaderIndex, pid: u32, waker: Option<Waker>) {
+        // A stranger parks each time anew.
+        let parks = matches!(waker, Some(Waker::Eventfd(_)));
+        self.readers[usize::from(index.0)] = SeatedReader { pid, waker };
         if parks {
             self.writer.set_may_park(index);
         }
     }
 
     pub(crate) fn set_waiter(&mut self, index: ReaderIndex, waiter: Arc<OwnedFd>) {
-        self.readers[usize::from(index.0)].waiter = Some(waiter);
+        self.readers[usize::from(index.0)].waker = Some(Waker::Eventfd(waiter));
         self.writer.set_may_park(index);
     }
 
     pub(crate) fn remove(&mut self, index: ReaderIndex) {
         self.writer.remove_reader(index);
+        self.parked &= !(1 << index.0);
         self.readers[usize::from(index.0)] = SeatedReader::default();
     }
 
@@ -179,6 +221,10 @@ pub(crate) struct NewPublisher {
     pub(crate) reserve: u32,
     pub(crate) late_joiners: bool,
     pub(crate) max_publishers: u32,
+    /// Who may subscribe besides our own user.
+    pub(crate) allow: Audience,
+    /// Which of them may hold the publisher up.
+    pub(crate) may_block: Audience,
 }
 
 /// Publishes messages of one type on one service. `Send`, not `Sync`: one thread at a time.

@@ -28,6 +28,7 @@ use zcmi_mem::payload::{Message, MessageRecord};
 use zcmi_ring::LifeMark;
 use zcmi_ring::reader::SlotRead;
 
+use crate::audience::Audience;
 use crate::control::Command;
 use crate::name::{Incarnation, ServiceName};
 use crate::process::{Process, lock};
@@ -84,6 +85,11 @@ impl SubscriberShared {
     pub(crate) fn note(&self, note: Note) {
         lock(&self.notes).push_back(note);
         self.calm.disturb();
+        self.wake();
+    }
+
+    /// Wakes the subscriber if it sleeps.
+    pub(crate) fn wake(&self) {
         if let Some(waiter) = &*lock(&self.waiter) {
             // Only a full eventfd is possible, and that one is readable.
             let _already_awake = sys::wake(waiter.as_fd());
@@ -106,6 +112,8 @@ pub(crate) struct NewSubscriber {
     pub(crate) drop_oldest: bool,
     pub(crate) history: u64,
     pub(crate) holds: u8,
+    /// Whose publishers are read besides our own user's.
+    pub(crate) accept: Audience,
 }
 
 /// Receives the messages of one service, from each publisher in its order, from all in turn. `Send`, not `Sync`.
@@ -465,21 +473,20 @@ impl<M: Message + ?Sized> Subscriber<M> {
     ///
     /// # Why no wake is lost
     /// See `zcmi_ring::wake`: the bits are set, then every lane is looked at once more, then the sleep begins; what the
-    /// control thread has to say wakes the same descriptor. A lane whose publisher does not look at its wake word for
+    /// control thread has to say wakes the same descriptor. A stranger is told the cursor, and looks in the seat whether
+    /// something is there; its wake comes by way of our control thread, which writes the same descriptor. A lane whose publisher does not look at its wake word for
     /// us yet makes the sleep a short one.
     #[cold]
     #[inline(never)]
     fn park(&mut self, deadline: Option<Instant>) -> Result<Option<Sample<M>>, ReceiveError> {
         let waiter = self.waiter()?;
         for lane in &mut self.lanes {
-            if lane.parks {
-                lane.wake.announce(lane.bit);
-            }
+            lane.announce_sleep(self.endpoint);
             lane.look_for_want();
         }
         let found = self.try_receive();
         if matches!(found, Ok(None)) && self.events.is_empty() {
-            let all_know = self.lanes.iter().all(|lane| lane.parks || !lane.is_readable());
+            let all_know = self.lanes.iter().all(|lane| lane.parks || lane.copies || !lane.is_readable());
             let left = deadline.map(|end| end.saturating_duration_since(Instant::now()));
             let sleep = if all_know { left } else { Some(left.unwrap_or(LOOK_AGAIN).min(LOOK_AGAIN)) };
             let mut polled = [PollFd::from_borrowed_fd(waiter.as_fd(), PollFlags::IN)];
@@ -487,8 +494,8 @@ impl<M: Message + ?Sized> Subscriber<M> {
             let _look_again = sys::poll(&mut polled, sleep);
         }
         for lane in &self.lanes {
-            if lane.parks {
-                lane.wake.withdraw(lane.bit);
+            if let (true, Some(wake)) = (lane.parks, &lane.wake) {
+                wake.withdraw(lane.bit);
             }
         }
         let _taken = sys::take_wakes(waiter.as_fd());
@@ -551,7 +558,8 @@ impl<M: Message + ?Sized> Subscriber<M> {
     /// Reads up to `most` messages in place, without keeping any: the quickest way through many. Returns how many were
     /// read.
     ///
-    /// Only for subscribers that are not overtaken; one that may be gets its messages one by one here too, under holds.
+    /// Only for subscribers that are not overtaken; one that may be gets its messages one by one here too, under holds,
+    /// and so do messages of other users, copied.
     ///
     /// # Errors
     /// [`ReceiveError`].
@@ -572,7 +580,7 @@ impl<M: Message + ?Sized> Subscriber<M> {
             }
             let at = self.next;
             let lane = &mut self.lanes[at];
-            if lane.state != LaneState::Live || !raw::is_reliable(&lane.reader) {
+            if lane.state != LaneState::Live || lane.copies || !raw::is_reliable(&lane.reader) {
                 let Some(sample) = self.try_receive()? else { continue };
                 each(sample.sequence(), &sample);
                 return Ok(done + 1);

@@ -4,7 +4,7 @@
 pub use zcmi_ipc::{
     Event, Forked, LoanError, NoRoom, Observed, Process, ProcessError, PublishError, PublishRefusal, Publisher,
     PublisherError, PublisherOptions, ReceiveError, Refusal, SendError, Service, ServiceError, Subscriber,
-    SubscriberError, SubscriberOptions, Wait, WhenFull, observe,
+    SubscriberError, SubscriberOptions, Wait, WhenFull, Who, observe,
 };
 pub use zcmi_ipc::{directory, name, report};
 pub use zcmi_mem::lease::{Lease, LeaseMut, Sample};

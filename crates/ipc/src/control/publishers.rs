@@ -12,15 +12,20 @@ use zcmi_ring::{AddReaderError, Policy, ReaderBlock, ReaderIndex};
 
 use super::links::{Attachments, Descriptors, LinkId};
 use super::{Control, INTRODUCTION_MS, Retry, RetryWhat, duplicate};
+use crate::audience::{Audience, Identity};
 use crate::directory::{Facts, ParticipantFile, Role};
 use crate::name::{Incarnation, ServiceName};
-use crate::publisher::{NewPublisher, PublisherError};
-use crate::socket::ConnectError;
+use crate::publisher::{NewPublisher, PublisherError, Waker};
+use crate::socket::{ConnectError, is_same_user};
 use crate::sys;
 use crate::wire::{Accepted, Announce, Join, LaneName, Message, PoolName, RefusalCode, Refused, VERSION};
 
 /// How often a peer whose backlog is full is tried again.
 const MAX_TRIES: u32 = 100;
+/// Readers of one lane that one other user may have, of 64.
+const MAX_READERS_OF_STRANGER: usize = 16;
+/// Readers of one lane that all other users may have: as many places are left for our own.
+const MAX_STRANGERS: usize = 32;
 
 /// Somebody waits until every peer that was there first has answered.
 #[derive(Debug)]
@@ -41,6 +46,8 @@ impl<E> Introduction<E> {
 struct ReaderRecord {
     index: ReaderIndex,
     link: LinkId,
+    /// The user, if it is another one.
+    stranger: Option<u32>,
     /// Slots set aside for what it may hold.
     holds: u32,
     /// Whether it still reads, and does not only hold what it received.
@@ -62,6 +69,12 @@ pub(super) struct PublisherEntry {
 impl PublisherEntry {
     pub(super) fn service(&self) -> &ServiceName {
         &self.new.service
+    }
+
+    /// Who may subscribe besides our own user.
+    pub(super) fn audience(&self) -> &Audience {
+        static NOBODY: Audience = Audience::of_nobody();
+        if self.ended { &NOBODY } else { &self.new.allow }
     }
 
     pub(super) fn introduction_ends(&self) -> Option<Instant> {
@@ -111,6 +124,29 @@ impl PublisherEntry {
         }
     }
 
+    /// Whether this stranger may have what it asks for.
+    fn admit_stranger(&self, identity: &Identity, join: &Join) -> Result<(), (RefusalCode, String)> {
+        let uid = identity.uid;
+        if !self.new.allow.includes(identity) {
+            let text = format!("user {uid} may not subscribe to `{}`; its owner can allow it", join.service);
+            return Err((RefusalCode::Rights, text));
+        }
+        if !join.drop_oldest && !self.new.may_block.includes(identity) {
+            let text = format!(
+                "user {uid} may not hold this publisher up; subscribe with `drop_oldest`, or have its owner grant \
+                 `may_block`"
+            );
+            return Err((RefusalCode::Reliable, text));
+        }
+        let of_user = self.readers.values().filter(|record| record.stranger == Some(uid)).count();
+        let strangers = self.readers.values().filter(|record| record.stranger.is_some()).count();
+        if of_user >= MAX_READERS_OF_STRANGER || strangers >= MAX_STRANGERS {
+            let text = format!("{of_user} subscribers of user {uid} and {strangers} of other users read this already");
+            return Err((RefusalCode::TooManySubscribers, text));
+        }
+        Ok(())
+    }
+
     fn forget_reader(&mut self, key: (Incarnation, u32)) {
         let Some(record) = self.readers.remove(&key) else { return };
         self.new.seat.change(|reading| reading.remove(record.index));
@@ -135,7 +171,7 @@ impl PublisherEntry {
 
 impl Control {
     pub(super) fn create_publisher(&mut self, new: NewPublisher, reply: Sender<Result<(), PublisherError>>) {
-        match self.admit_publisher(&new) {
+        match self.share_publisher(&new).and_then(|()| self.admit_publisher(&new)) {
             Err(error) => {
                 // Whoever asked may be gone by now.
                 let _asked = reply.send(Err(error));
@@ -155,6 +191,11 @@ impl Control {
         }
     }
 
+    /// Opens this process's socket for those who may subscribe.
+    fn share_publisher(&mut self, new: &NewPublisher) -> Result<(), PublisherError> {
+        self.let_in(&new.allow).map_err(|error| PublisherError::Rights(error.to_string()))
+    }
+
     /// Checks a new publisher against those that are there, and writes it down.
     fn admit_publisher(
         &mut self,
@@ -172,6 +213,11 @@ impl Control {
         let (mut publishers, mut subscribers) = (0, HashSet::new());
         for other in all {
             if (other.incarnation, other.endpoint) == (self.incarnation, new.endpoint) {
+                continue;
+            }
+            // What strangers publish under this name is theirs: it neither counts nor has to agree with ours.
+            let own = is_same_user(other.uid, rustix::process::geteuid().as_raw());
+            if !own && (other.role == Role::Publisher || !new.allow.may_include(other.uid)) {
                 continue;
             }
             if matches!(self.link_to(other.incarnation), Err(ConnectError::Dead(_))) {
@@ -214,7 +260,11 @@ impl Control {
     pub(super) fn announce_to(&mut self, endpoint: u32, peer: Incarnation, tries: u32) {
         let Some(entry) = self.publishers.get(&endpoint) else { return };
         let announce = Announce { service: entry.new.service.clone(), endpoint };
+        let allow = entry.new.allow.clone();
         match self.link_to(peer) {
+            Ok(link) if self.stranger_at(link).is_some_and(|identity| !allow.includes(identity)) => {
+                self.introduced(endpoint, peer);
+            }
             Ok(link) => self.send(link, &Message::Announce(announce), Attachments::default()),
             Err(ConnectError::Busy(_)) if tries < MAX_TRIES => {
                 self.retry.push(Retry { peer, what: RetryWhat::Announce { endpoint }, tries });
@@ -269,7 +319,7 @@ impl Control {
                 self.send(link, &Message::Accepted(Box::new(accepted)), attachments);
                 // After the grant: a subscriber has no place for it before it knows the lane.
                 let room = self.publishers.get(&join.publisher).and_then(|entry| entry.new.shared.room.get().cloned());
-                if let Some(room) = room {
+                if let (Some(room), None) = (room, self.stranger_at(link)) {
                     self.tell_room_waiter(link, join.publisher, &room);
                 }
             }
@@ -300,10 +350,19 @@ impl Control {
         let block = region.view::<ReaderBlock>(offset, 1).map_err(|error| protocol(error.to_string()))?;
         let pid = self.pid_of(peer);
         let own = self.incarnation.as_u128();
+        let stranger = self.stranger_at(link).cloned();
+        if stranger.is_some() && waiter.is_some() {
+            return Err(protocol("a stranger is woken over its connection and not by an eventfd".into()));
+        }
+        let connection = self.links.get(&link).map(|link| Arc::clone(link.connection()));
+        let mailbox = Arc::clone(&self.mailbox);
         let gone = || (RefusalCode::Gone, "the publisher has ended".to_owned());
         let entry = self.publishers.get_mut(&join.publisher).filter(|entry| !entry.ended).ok_or_else(gone)?;
         if entry.new.service != join.service {
             return Err(protocol(format!("endpoint {} does not publish on `{}`", join.publisher, join.service)));
+        }
+        if let Some(identity) = &stranger {
+            entry.admit_stranger(identity, join)?;
         }
         if block.at(0).identity() != [own as u64, (own >> 64) as u64, join.publisher.into()] {
             return Err(protocol("the block speaks to another publisher".into()));
@@ -315,7 +374,14 @@ impl Control {
         if entry.readers.contains_key(&(peer, join.subscriber)) {
             return Err(protocol(format!("endpoint {} reads this lane already", join.subscriber)));
         }
-        let holds = if entry.new.memory.pool.is_some() { u32::from(join.holds).min(entry.new.holds) } else { 0 };
+        // A stranger copies, so nothing is set aside for it, and what it marks as held keeps nothing.
+        let holds = if stranger.is_some() {
+            0
+        } else if entry.new.memory.pool.is_some() { 
+            u32::from(join.holds).min(entry.new.holds)
+        } else {
+            0
+        };
         if holds > entry.new.reserve {
             let text = format!(
                 "the publisher's pool has {} slots left for readers, and this one needs {holds}; create the publisher \
@@ -331,33 +397,48 @@ impl Control {
             if !late && reading.writer.tail() > reading.first {
                 return Err((RefusalCode::Late, format!("{} messages have gone by", reading.writer.tail())));
             }
-            let added = reading.writer.add_reader(block, policy, join.history).map_err(|error| {
+            let added = reading.writer.add_reader(block, policy, join.history, holds as usize).map_err(|error| {
                 let code = match error {
                     AddReaderError::TooMany => RefusalCode::TooManySubscribers,
                     _ => RefusalCode::Gone,
                 };
                 (code, error.to_string())
             })?;
-            reading.seat_reader(added.0, pid, waiter);
+            let waker = match (waiter, connection) {
+                (Some(eventfd), _) => Some(Waker::Eventfd(eventfd)),
+                (None, Some(connection)) if stranger.is_some() => {
+                    let lane = LaneName { publisher: join.publisher, subscriber: join.subscriber };
+                    Some(Waker::Stranger { connection, link, lane, mailbox })
+                }
+                _ => None,
+            };
+            reading.seat_reader(added.0, pid, waker);
             Ok(added)
         });
         let (index, start) = added?;
         entry.new.reserve -= holds;
-        let record = ReaderRecord { index, link, holds, reads: true, _region: region };
+        let stranger = stranger.map(|identity| identity.uid);
+        let record = ReaderRecord { index, link, stranger, holds, reads: true, _region: region };
         entry.readers.insert((peer, join.subscriber), record);
         entry.new.shared.changed(entry.reading());
         entry.wake_room();
         let memory = Arc::clone(&entry.new.memory);
         let capacity = entry.new.capacity;
         let mut attachments = Attachments::default();
-        let lane = self.name_region(link, memory.control.extent().region(), &mut attachments);
-        let ring = self.name_region(link, memory.ring.extent().region(), &mut attachments);
-        let wake = self.name_region(link, memory.wake.extent().region(), &mut attachments);
-        let pool = memory.pool.as_ref().map(|(guard, plan)| {
-            let extent = guard.extent();
-            let region = self.name_region(link, extent.region(), &mut attachments);
-            PoolName { region, offset: extent.offset() as u64, classes: plan.classes().to_vec() }
-        });
+        let rights = || (RefusalCode::Rights, "the lane's memory is not for this user".to_owned());
+        let lane = self.name_region(link, &memory.control, &mut attachments).ok_or_else(rights)?;
+        let ring = self.name_region(link, &memory.ring, &mut attachments).ok_or_else(rights)?;
+        // Of our own user's audience alone, so that a stranger gets none.
+        let wake = self.name_region(link, &memory.wake, &mut attachments);
+        let wake = wake.map(|region| (region, memory.wake.extent().offset() as u64));
+        let pool = match &memory.pool {
+            Some((guard, plan)) => {
+                let region = self.name_region(link, guard, &mut attachments).ok_or_else(rights)?;
+                let offset = guard.extent().offset() as u64;
+                Some(PoolName { region, offset, classes: plan.classes().to_vec() })
+            }
+            None => None,
+        };
         let accepted = Accepted {
             publisher: join.publisher,
             subscriber: join.subscriber,
@@ -369,7 +450,6 @@ impl Control {
             ring_region: ring,
             ring: memory.ring.extent().offset() as u64,
             wake,
-            wake_word: memory.wake.extent().offset() as u64,
             holds: holds as u8,
             pool,
         };
@@ -384,12 +464,28 @@ impl Control {
         lane: LaneName,
         descriptors: &mut Descriptors,
     ) {
+        if self.stranger_at(link).is_some() {
+            return self.drop_link(link);
+        }
         let Some(eventfd) = descriptors.pop_front() else { return self.drop_link(link) };
         let Some(entry) = self.publishers.get_mut(&lane.publisher) else { return };
         let Some(record) = entry.readers.get(&(peer, lane.subscriber)) else { return };
         let index = record.index;
         entry.new.seat.change(|reading| reading.set_waiter(index, Arc::new(eventfd)));
         self.send(link, &Message::ParkNoted(lane), Attachments::default());
+    }
+
+    /// A stranger is about to sleep: it is woken by the next message, or at once if that is there.
+    pub(super) fn handle_park(&mut self, link: LinkId, peer: Incarnation, lane: LaneName, cursor: u64) {
+        if self.stranger_at(link).is_none() {
+            return self.drop_link(link);
+        }
+        let Some(entry) = self.publishers.get(&lane.publisher) else { return };
+        let Some(record) = entry.readers.get(&(peer, lane.subscriber)) else { return };
+        let index = record.index;
+        if !entry.new.seat.change(|reading| reading.park_stranger(index, cursor)) {
+            self.send(link, &Message::Wake(lane), Attachments::default());
+        }
     }
 
     /// A subscriber is done with the lane and all it held.
@@ -420,7 +516,9 @@ impl Control {
     /// The publisher may wait for room from now on: its readers get the descriptor to wake it by.
     pub(super) fn set_room_waiter(&mut self, endpoint: u32, eventfd: Arc<OwnedFd>) {
         let Some(entry) = self.publishers.get(&endpoint) else { return };
-        let links: HashSet<LinkId> = entry.readers.values().map(|record| record.link).collect();
+        // Strangers ask over their connection.
+        let own = entry.readers.values().filter(|record| record.stranger.is_none());
+        let links: HashSet<LinkId> = own.map(|record| record.link).collect();
         for link in links {
             self.tell_room_waiter(link, endpoint, &eventfd);
         }
@@ -445,6 +543,7 @@ impl Control {
             }
         }
         self.forget_ended_publishers();
+        self.let_in_no_more();
         // Whoever asked may be gone by now.
         let _asked = done.send(());
     }

@@ -8,7 +8,6 @@ use super::Control;
 use super::links::{Attachments, LinkId};
 use crate::directory::RuntimeDirectory;
 use crate::name::Incarnation;
-use crate::process::Memory;
 use crate::report::ProcessReport;
 use crate::socket::{ConnectError, Connection, MAX_MESSAGE_BYTES, Received, SendOutcome};
 use crate::sys;
@@ -20,7 +19,11 @@ const PART_BYTES: usize = 4096;
 
 impl Control {
     pub(super) fn describe(&self) -> ProcessReport {
-        let (regions, region_bytes) = self.memory.size();
+        let (mut regions, mut region_bytes) = (0, 0);
+        self.memory.for_each(|arena| {
+            regions += arena.regions().count();
+            region_bytes += arena.total_bytes() as u64;
+        });
         let publishers = self.publishers.values().map(super::publishers::PublisherEntry::report);
         let subscribers = self.subscribers.values().map(super::subscribers::SubscriberEntry::report);
         let mut endpoints: Vec<_> = publishers.chain(subscribers).collect();
@@ -36,18 +39,16 @@ impl Control {
     }
 
     pub(super) fn handle_observe(&mut self, id: LinkId) {
+        // Names and sizes of what others share are none of a stranger's business; root may look on.
+        if self.stranger_at(id).is_some_and(|identity| identity.uid != 0) {
+            return self.drop_link(id);
+        }
         let text = self.describe().encode().into_bytes();
         let mut parts = text.chunks(PART_BYTES).peekable();
         while let Some(part) = parts.next() {
             let last = parts.peek().is_none();
             self.send(id, &Message::Report { last, text: part.to_vec() }, Attachments::default());
         }
-    }
-}
-
-impl Memory {
-    fn size(&self) -> (usize, u64) {
-        self.with(|arena| (arena.regions().count(), arena.total_bytes() as u64))
     }
 }
 
@@ -109,7 +110,7 @@ fn try_observe(directory: &RuntimeDirectory, incarnation: Incarnation, patience:
                 Err(error) => return Err(error.to_string()),
             },
             Received::HungUp => return Ok(Observed::Dead),
-            Received::Rejected(rejection) => return Err(rejection.to_string()),
+            Received::Rejected(rejection, _) => return Err(rejection.to_string()),
             Received::Empty => {
                 let left = deadline.saturating_duration_since(Instant::now());
                 if left.is_zero() {

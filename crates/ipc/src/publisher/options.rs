@@ -15,6 +15,7 @@ use super::{
     DEFAULT_BUDGET_BYTES, LaneMemory, MAX_CAPACITY, MAX_MESSAGE_BYTES, NewPublisher, Publisher, PublisherError,
     PublisherShared, Reading, SeatedReader, WhenFull, raw,
 };
+use crate::audience::{Audience, Who};
 use crate::control::Command;
 use crate::name::ServiceName;
 use crate::process::Process;
@@ -34,6 +35,8 @@ pub struct PublisherOptions<M: Message + ?Sized> {
     when_full: WhenFull,
     late_joiners: bool,
     max_publishers: u32,
+    allow: Audience,
+    may_block: Audience,
     message: PhantomData<fn(&M)>,
 }
 
@@ -51,6 +54,8 @@ impl<M: Message + ?Sized> PublisherOptions<M> {
             when_full: WhenFull::Block,
             late_joiners: true,
             max_publishers: 64,
+            allow: Audience::default(),
+            may_block: Audience::default(),
             message: PhantomData,
         }
     }
@@ -110,6 +115,22 @@ impl<M: Message + ?Sized> PublisherOptions<M> {
         self
     }
 
+    /// Lets others subscribe besides this process's own user; may be called several times. Default: nobody else.
+    ///
+    /// They copy what they receive and are overtaken when they are slow. They can read all of this publisher's memory,
+    /// which is kept apart from that of publishers with another audience. Needs a runtime directory that is shared.
+    pub fn allow(mut self, who: Who) -> Self {
+        self.allow.add(who);
+        self
+    }
+
+    /// [Lets others subscribe](Self::allow), and lets them hold this publisher up: none of them loses a message, and one
+    /// that stops reading blocks it. Default: nobody but this process's own user.
+    pub fn may_block(mut self, who: Who) -> Self {
+        self.may_block.add(who);
+        self.allow(who)
+    }
+
     /// Makes the publisher, and waits until the subscribers that are there have joined (a second at most; one that is
     /// stopped joins when it goes on).
     ///
@@ -119,6 +140,10 @@ impl<M: Message + ?Sized> PublisherOptions<M> {
         let process = self.process.clone();
         process.guard().check()?;
         let plan = self.plan()?;
+        // Asked here too, before memory is taken for nothing.
+        if !self.allow.is_own_user() && !process.directory().is_shared() {
+            return Err(PublisherError::NotShared { directory: process.directory().path().to_owned() });
+        }
         let memory = self.allocate(&process, &plan)?;
         let (control, ring) = (memory.control.extent(), memory.ring.extent());
         let impossible = |_| PublisherError::Directory("an extent is smaller than what was asked for".into());
@@ -131,7 +156,7 @@ impl<M: Message + ?Sized> PublisherOptions<M> {
         let options = WriterOptions { history: self.history, slots: memory.pool.is_some(), ..WriterOptions::default() };
         let writer = Writer::new(ring, control, options);
         let readers = (0..READERS).map(|_| SeatedReader::default()).collect();
-        let reading = Reading { first: writer.tail(), writer, wake: WakeWord::new(wake), readers };
+        let reading = Reading { first: writer.tail(), writer, wake: WakeWord::new(wake), parked: 0, readers };
         let (seat, controller) = Seat::new(reading, process.barrier());
         let memory = Arc::new(memory);
         let pool = memory.pool.as_ref().map(|(guard, plan)| raw::pool(guard, plan, process.life()));
@@ -149,6 +174,8 @@ impl<M: Message + ?Sized> PublisherOptions<M> {
             reserve: plan.reserve,
             late_joiners: self.late_joiners,
             max_publishers: self.max_publishers,
+            allow: self.allow,
+            may_block: self.may_block,
         };
         let (reply, answer) = channel();
         process.mailbox().send(Command::CreatePublisher(Box::new(new), reply));
@@ -211,11 +238,11 @@ impl<M: Message + ?Sized> PublisherOptions<M> {
 
     fn allocate(&self, process: &Process, plan: &LanePlan) -> Result<LaneMemory, PublisherError> {
         let lanes = process.lanes();
-        let control = lanes.allocate(size_of::<LaneControl>(), align_of::<LaneControl>())?;
-        let ring = lanes.allocate(plan.capacity as usize * size_of::<Entry>(), 4096)?;
+        let control = lanes.allocate(&self.allow, size_of::<LaneControl>(), align_of::<LaneControl>())?;
+        let ring = lanes.allocate(&self.allow, plan.capacity as usize * size_of::<Entry>(), 4096)?;
         let wake = process.wakes().allocate(128, 128)?;
         let pool = match &plan.pool {
-            Some(plan) => Some((Arc::new(lanes.allocate(plan.bytes(), 4096)?), plan.clone())),
+            Some(plan) => Some((Arc::new(lanes.allocate(&self.allow, plan.bytes(), 4096)?), plan.clone())),
             None => None,
         };
         Ok(LaneMemory { control, ring, wake, pool })

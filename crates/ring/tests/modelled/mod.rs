@@ -8,6 +8,7 @@ pub(crate) use raw::Slots;
 
 use loom::sync::{Condvar, Mutex};
 use std::sync::Arc;
+use zcmi_ring::layout::HOLDS;
 use zcmi_ring::reader::descriptor_of;
 use zcmi_ring::{
     Entry, Hold, HoldTable, LaneControl, LifeMark, Notify, OwnedBlock, Policy, PublishRefused, RawDescriptor, Read,
@@ -66,7 +67,7 @@ impl Publisher {
     pub(crate) fn join(&mut self, policy: Policy, notify: Option<Notify>) -> (ReaderIndex, Subscriber) {
         let (block, view) = OwnedBlock::heap();
         view.at(0).reset([0; 3]);
-        let (index, start) = self.writer.add_reader(view, policy, 0).expect("there is a place");
+        let (index, start) = self.writer.add_reader(view, policy, 0, HOLDS).expect("there is a place");
         let holds = HoldTable::new(block, self.control.clone(), LifeMark::always(), notify, Vec::new());
         let reader = Reader::new(self.ring.clone(), self.control.clone(), holds, policy, start);
         (index, Subscriber { reader, slots: Arc::clone(&self.slots), start, delivered: 0, lost: 0 })
