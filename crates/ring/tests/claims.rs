@@ -307,3 +307,57 @@ fn a_reader_holds_as_much_as_its_table_has_and_finds_dropped_places_again() {
     drop((hold, kept));
     orphan.try_free().expect("nothing is held");
 }
+
+#[test]
+fn a_hold_that_was_not_granted_keeps_nothing_and_harms_nobody() {
+    let mut lane = Lane::new(START);
+    let (block, view) = OwnedBlock::heap();
+    view.at(0).reset([0; 3]);
+    let (index, start) = lane.writer.add_reader(view.clone(), Policy::DropOldest, 0, 1).expect("there is a place");
+    view.at(0).start.store(start, Relaxed);
+    view.at(0).cursor.store(start, Relaxed);
+    for slot in 0..4 {
+        lane.publish(slot);
+    }
+    // The first word was granted. The second holds lawfully and the third cannot be: neither is looked at.
+    view.at(0).held[0].store(START + 1, Relaxed);
+    view.at(0).held[1].store(START + 2 | HOLD_IN_KERNEL, Relaxed);
+    view.at(0).held[2].store(7, Relaxed);
+    view.at(0).cursor.store(START + 4, Relaxed);
+    for slot in 4..8 {
+        lane.publish(slot);
+    }
+    lane.reclaim();
+    assert!(lane.writer.take_rogues().is_empty());
+    assert!(!lane.freed.contains(&0) && lane.freed.contains(&1), "{:?}", lane.freed);
+    // Nor is a slot in quarantine for the second word's mark.
+    assert!(lane.writer.remove_reader(index));
+    drop(block);
+    lane.reclaim();
+    assert!(lane.freed.contains(&0));
+}
+
+#[test]
+fn a_copying_reader_calls_a_publisher_faulty_that_lies_and_keeps_its_place_otherwise() {
+    let mut lane = Lane::new(START);
+    let (_, _, mut reader) = lane.join(Policy::DropOldest);
+    lane.publish(3);
+    // What the caller finds wrong with the claim comes back, and the cursor stays.
+    let fault = LaneFault::Descriptor { sequence: START, word: 3 };
+    assert_eq!(reader.read_copying(|_, _| Err(fault)).expect_err("refused"), fault);
+    assert_eq!(reader.cursor(), START);
+    // Retired while it was copied: thrown away, and counted.
+    let control = lane.control.clone();
+    let read = reader.read_copying(|_, _| {
+        control.at(0).retired.store(START + 1, Relaxed);
+        Ok(())
+    });
+    assert!(matches!(read, Ok(Read::Overtaken { lost: 1 })), "{read:?}");
+    // An end of all sequences is no place to go to.
+    lane.publish(4);
+    let read = reader.read_copying(|_, _| {
+        control.at(0).retired.store(u64::MAX, Relaxed);
+        Ok(())
+    });
+    assert!(matches!(read, Err(LaneFault::Stamp { .. })), "{read:?}");
+}

@@ -78,6 +78,7 @@ pub(super) fn hammer(words: &Words) -> Outcome {
                 };
                 std::iter::once(hello(&own)).chain((0..1000).map(|number| park(number % 8))).collect()
             }
+            "name" => vec![hello(&own)],
             "descriptors" => vec![hello(&own), b"\x07\x00\x01\x00\x00\x00\x01\x00\x00\x00".to_vec()],
             other => return Err(format!("`{other}` is nothing to say")),
         };
@@ -89,6 +90,10 @@ pub(super) fn hammer(words: &Words) -> Outcome {
         if open.len() > 40 {
             open.clear();
         }
+    }
+    if words.is_set("keep") {
+        // For as long as this process lives.
+        open.into_iter().for_each(std::mem::forget);
     }
     Ok(format!("connected={connected} refused={refused} sent={sent}"))
 }
