@@ -92,8 +92,7 @@ fn a_slow_stranger_loses_messages_and_knows_exactly_how_many() {
 #[test]
 fn a_stranger_with_the_grant_loses_nothing_and_holds_the_publisher_up() {
     let Some(scratch) = shared() else { return };
-    let (mut owner, mut stranger) =
-        publisher_and_stranger(&scratch, "may_block=user:61001 capacity=16 when_full=200");
+    let (mut owner, mut stranger) = publisher_and_stranger(&scratch, "may_block=user:61001 capacity=16 when_full=200");
     stranger.ask("sub id=s service=s accept=user:61000 wait=park");
     owner.ask("wait-subscribers id=p n=1 ms=5000");
     let answer = owner.ask("send id=p n=100 sizes=fixed:1000");
@@ -272,7 +271,8 @@ fn nobody_takes_the_name_of_another_users_process() {
 #[test]
 fn a_stranger_whose_cursor_lies_ends_itself_alone() {
     let Some(scratch) = shared() else { return };
-    let (mut owner, mut stranger) = publisher_and_stranger(&scratch, "may_block=user:61001 capacity=64 when_full=refuse");
+    let (mut owner, mut stranger) =
+        publisher_and_stranger(&scratch, "may_block=user:61001 capacity=64 when_full=refuse");
     let mut friend = Worker::start_as(OWNER, scratch.path());
     friend.ask("sub id=f service=s");
     stranger.ask("sub id=s service=s accept=user:61000");

@@ -4,8 +4,8 @@
 //! every one. Who somebody is says the kernel (`SO_PEERCRED`, `SO_PEERGROUPS`), when the connection is made; neither a
 //! file nor a message decides it.
 //!
-//! Invariant: the overflow user and group (65534), which stand for everybody that a user namespace does not know, are in
-//! no audience, not even in everybody's.
+//! Invariant: the overflow user and group (65534), which stand for everybody that a user namespace does not know, are
+//! in no audience, not even in everybody's.
 
 use std::collections::BTreeSet;
 

@@ -111,7 +111,6 @@ impl ExtentGuard {
         &self.audience
     }
 
-
     pub(crate) fn extent(&self) -> &Extent {
         self.extent.as_ref().expect("an extent is given back only on drop")
     }

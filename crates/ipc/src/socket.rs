@@ -10,8 +10,8 @@
 //! ```
 //!
 //! Invariants: every descriptor is close-on-exec from its first moment; what a peer sends too long, or with more
-//! descriptors than fit, is thrown away, its descriptors handed out to be closed where that does no harm; an empty message is
-//! never sent, since the receiver could not tell it from the end.
+//! descriptors than fit, is thrown away, its descriptors handed out to be closed where that does no harm; an empty
+//! message is never sent, since the receiver could not tell it from the end.
 //!
 //! A name is reached through `/proc/self/fd/<directory>/<name>`, because a socket's address holds 107 bytes and a
 //! runtime directory may be deeper than that; nothing is looked up twice by a long path.
@@ -151,8 +151,8 @@ const ACCESS_LIST: &str = "system.posix_acl_access";
 /// An access list by which our own user and the audience may connect, which needs the right to write.
 ///
 /// # Sources
-/// acl(5), and the kernel's include/uapi/linux/posix_acl_xattr.h: version 2, then entries of tag, rights and number, all
-/// little-endian, in the order of their tags, each kind by number.
+/// acl(5), and the kernel's include/uapi/linux/posix_acl_xattr.h: version 2, then entries of tag, rights and number,
+/// all little-endian, in the order of their tags, each kind by number.
 fn access_list(audience: &Audience) -> Vec<u8> {
     const OWNER: u16 = 1;
     const USER: u16 = 2;

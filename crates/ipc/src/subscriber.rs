@@ -473,9 +473,9 @@ impl<M: Message + ?Sized> Subscriber<M> {
     ///
     /// # Why no wake is lost
     /// See `zcmi_ring::wake`: the bits are set, then every lane is looked at once more, then the sleep begins; what the
-    /// control thread has to say wakes the same descriptor. A stranger is told the cursor, and looks in the seat whether
-    /// something is there; its wake comes by way of our control thread, which writes the same descriptor. A lane whose publisher does not look at its wake word for
-    /// us yet makes the sleep a short one.
+    /// control thread has to say wakes the same descriptor. A stranger is told the cursor, and looks in the seat
+    /// whether something is there; its wake comes by way of our control thread, which writes the same descriptor. A
+    /// lane whose publisher does not look at its wake word for us yet makes the sleep a short one.
     #[cold]
     #[inline(never)]
     fn park(&mut self, deadline: Option<Instant>) -> Result<Option<Sample<M>>, ReceiveError> {

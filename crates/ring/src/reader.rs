@@ -237,8 +237,9 @@ impl Reader {
     /// # Why no torn message is given out
     /// The publisher stores `retired` above a sequence and fences (R1) before its slot is free, for whatever is written
     /// there next. So if a word that `copy` loaded was of a later use of the slot, then after the acquire fence (C2)
-    /// `retired` is seen above the sequence, and the copy is thrown away. A reliable reader's slot is not retired before
-    /// its cursor moved, which is after the copy. A publisher that keeps to none of this makes its own message wrong.
+    /// `retired` is seen above the sequence, and the copy is thrown away. A reliable reader's slot is not retired
+    /// before its cursor moved, which is after the copy. A publisher that keeps to none of this makes its own message
+    /// wrong.
     ///
     /// # Errors
     /// [`LaneFault`] if the publisher wrote what cannot be, or what `copy` says.

@@ -620,7 +620,8 @@ impl Writer {
         true
     }
 
-    /// Notes that the reader is awake and is not looked for until it [parks](Self::set_may_park) again. In the seat only.
+    /// Notes that the reader is awake and is not looked for until it [parks](Self::set_may_park) again. In the seat
+    /// only.
     pub fn clear_may_park(&mut self, index: ReaderIndex) {
         if let Some(reader) = self.readers.iter_mut().find(|reader| reader.index == index) {
             reader.may_park = false;

@@ -321,7 +321,7 @@ fn a_hold_that_was_not_granted_keeps_nothing_and_harms_nobody() {
     }
     // The first word was granted. The second holds lawfully and the third cannot be: neither is looked at.
     view.at(0).held[0].store(START + 1, Relaxed);
-    view.at(0).held[1].store(START + 2 | HOLD_IN_KERNEL, Relaxed);
+    view.at(0).held[1].store((START + 2) | HOLD_IN_KERNEL, Relaxed);
     view.at(0).held[2].store(7, Relaxed);
     view.at(0).cursor.store(START + 4, Relaxed);
     for slot in 4..8 {

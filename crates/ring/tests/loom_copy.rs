@@ -1,8 +1,8 @@
 //! Models of the reader that copies: it takes no hold, so that the publisher reuses the slot while it is read.
 //!
-//! Run as `loom_lane.rs`. The slot's words are atomics here, as the copying reader loads them; two words tell a torn copy.
-//! Each half of the second look is missed: without the acquire fence or the load of `retired` after the copy a model
-//! fails, and so it does when `retired` is stored without a fence behind it (R1 and R2).
+//! Run as `loom_lane.rs`. The slot's words are atomics here, as the copying reader loads them; two words tell a torn
+//! copy. Each half of the second look is missed: without the acquire fence or the load of `retired` after the copy a
+//! model fails, and so it does when `retired` is stored without a fence behind it (R1 and R2).
 #![cfg(zcmi_loom)]
 
 mod modelled;

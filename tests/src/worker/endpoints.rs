@@ -320,7 +320,16 @@ fn subscribe_kind<M: Kind + ?Sized>(words: &Words) -> Result<Box<dyn Subscribing
     }
     let subscriber = Some(options.join().map_err(|error| format!("join: {error}"))?);
     let (tracks, happened, held) = (BTreeMap::new(), Vec::new(), Vec::new());
-    Ok(Box::new(Subscription { subscriber, tracks, happened, endings: 0, joined: 0, lost: 0, held, bears_faults: words.is_set("bears_faults") }))
+    Ok(Box::new(Subscription {
+        subscriber,
+        tracks,
+        happened,
+        endings: 0,
+        joined: 0,
+        lost: 0,
+        held,
+        bears_faults: words.is_set("bears_faults"),
+    }))
 }
 
 impl<M: Kind + ?Sized> Subscription<M> {

@@ -1,5 +1,5 @@
-//! What a process does that means harm: it writes nonsense into its own shared memory, tries to write what it was given,
-//! and says anything over its connections.
+//! What a process does that means harm: it writes nonsense into its own shared memory, tries to write what it was
+//! given, and says anything over its connections.
 
 use std::fs::{File, OpenOptions};
 use std::os::fd::{AsRawFd, OwnedFd};
@@ -67,7 +67,9 @@ pub(super) fn hammer(words: &Words) -> Outcome {
         let messages: Vec<Vec<u8>> = match words.text("what")? {
             // Says nothing, and keeps the connection.
             "silence" => Vec::new(),
-            "garbage" => (0..8).map(|_| (0..random.below(200) + 1).map(|_| random.below(256) as u8).collect()).collect(),
+            "garbage" => {
+                (0..8).map(|_| (0..random.below(200) + 1).map(|_| random.below(256) as u8).collect()).collect()
+            }
             "parks" => {
                 let park = |publisher: u32| {
                     let mut park = 17_u16.to_le_bytes().to_vec();

@@ -377,7 +377,7 @@ impl Control {
         // A stranger copies, so nothing is set aside for it, and what it marks as held keeps nothing.
         let holds = if stranger.is_some() {
             0
-        } else if entry.new.memory.pool.is_some() { 
+        } else if entry.new.memory.pool.is_some() {
             u32::from(join.holds).min(entry.new.holds)
         } else {
             0

@@ -112,7 +112,11 @@ fn try_observe(directory: &RuntimeDirectory, incarnation: Incarnation, patience:
             Received::HungUp => {
                 let lives = connection.pidfd().is_ok_and(|(pidfd, _)| sys::is_dead(pidfd.as_fd()) == Ok(false));
                 // A forked child can keep a dead process's connection open, but not its pidfd from telling.
-                return if lives { Err("it describes itself to its own user alone".to_owned()) } else { Ok(Observed::Dead) };
+                return if lives {
+                    Err("it describes itself to its own user alone".to_owned())
+                } else {
+                    Ok(Observed::Dead)
+                };
             }
             Received::Rejected(rejection, _) => return Err(rejection.to_string()),
             Received::Empty => {

@@ -6,8 +6,8 @@
 //! - Connections: accepted ones and our own to it; few of them without a `Hello`.
 //! - Control messages: so many in a while; what comes faster stays in the socket, and is late, not lost.
 //! - Regions and mapped bytes.
-//! - Descriptors: those that we refuse are closed by a thread of their own, because closing one of a strange file system
-//!   may hang. When many hang there, no stranger is served any more.
+//! - Descriptors: those that we refuse are closed by a thread of their own, because closing one of a strange file
+//!   system may hang. When many hang there, no stranger is served any more.
 
 use std::collections::HashMap;
 use std::os::fd::OwnedFd;

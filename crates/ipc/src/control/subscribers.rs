@@ -232,7 +232,8 @@ impl Control {
         let _next_visitor = self.directory.sweep_unfinished(&new.service, |other| self.is_gone(other));
         let all = self.directory.participants(&new.service);
         let all = all.map_err(|error| SubscriberError::Directory(error.to_string()))?;
-        let publishers = all.into_iter().filter(|other| other.role == Role::Publisher && new.accept.may_include(other.uid));
+        let publishers =
+            all.into_iter().filter(|other| other.role == Role::Publisher && new.accept.may_include(other.uid));
         Ok((participant, publishers.map(|other| (other.incarnation, other.endpoint)).collect()))
     }
 

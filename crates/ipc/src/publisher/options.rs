@@ -124,8 +124,8 @@ impl<M: Message + ?Sized> PublisherOptions<M> {
         self
     }
 
-    /// [Lets others subscribe](Self::allow), and lets them hold this publisher up: none of them loses a message, and one
-    /// that stops reading blocks it. Default: nobody but this process's own user.
+    /// [Lets others subscribe](Self::allow), and lets them hold this publisher up: none of them loses a message, and
+    /// one that stops reading blocks it. Default: nobody but this process's own user.
     pub fn may_block(mut self, who: Who) -> Self {
         self.may_block.add(who);
         self.allow(who)
