@@ -4,12 +4,15 @@
 //! read the first word. `stream` is throughput: every word written, read and checked, with the API's forms for many
 //! messages. Small sizes are fixed-size types, as a program of that kind would use; larger ones are slices.
 
+use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 use zcmi::directory::RuntimeDirectory;
+use zcmi::ledger::{Counter, EndpointReading, Role};
 use zcmi::name::ServiceName;
+use zcmi::observe::observe;
 use zcmi::payload::{Message, Payload};
 use zcmi::{Process, Publisher, Service, Subscriber};
 
@@ -329,21 +332,56 @@ macro_rules! with_carrier {
     };
 }
 
+/// How long a process of a measurement may take to hand over its ledger.
+const LEDGER_PATIENCE: Duration = Duration::from_secs(5);
+
+/// Bytes that the processes of a measurement copied for each byte that arrived, as an observer reads them from the
+/// ledgers of all who take part.
+pub(crate) fn copied_user_per_byte(directory: &Path) -> Result<f64, LinkError> {
+    let directory = RuntimeDirectory::at(directory)?;
+    let services = directory.services()?;
+    let all = services.iter().flat_map(|service| &service.participants);
+    let processes: BTreeSet<_> = all.map(|participant| participant.incarnation).collect();
+    let (mut copied, mut delivered) = (0, 0);
+    for process in processes {
+        let observed = observe(&directory, process, None, LEDGER_PATIENCE);
+        let ledger = observed.ledger.ok_or_else(|| observed.no_ledger.unwrap_or_default())?.read();
+        copied += ledger.total().count(Counter::CopiedUser)?;
+        let subscribers = |of: &&EndpointReading| of.snapshot.identity().role == Role::Subscriber;
+        for subscriber in ledger.endpoints.iter().filter(subscribers) {
+            delivered += subscriber.snapshot.count(Counter::BytesDelivered)?;
+        }
+    }
+    if delivered == 0 { Err("nothing was delivered".into()) } else { Ok(copied as f64 / delivered as f64) }
+}
+
 /// What the two rows need of a near side, whatever its messages are.
 pub(crate) trait Measured {
     /// Measures round trips.
     fn latency(&mut self, samples: u64) -> Result<Latencies, LinkError>;
     /// Measures a stream.
     fn stream(&mut self, target: Duration) -> Result<Flow, LinkError>;
+    /// Bytes copied for each byte that was delivered until now, by the ledgers of both sides.
+    fn copied_user_per_byte(&self) -> Result<f64, LinkError>;
 }
 
-impl<L: Link> Measured for Near<L, Child> {
+/// A near side and the directory in which both sides are found.
+struct Found<L> {
+    near: Near<L, Child>,
+    directory: PathBuf,
+}
+
+impl<L: Link> Measured for Found<L> {
     fn latency(&mut self, samples: u64) -> Result<Latencies, LinkError> {
-        Near::latency(self, samples)
+        self.near.latency(samples)
     }
 
     fn stream(&mut self, target: Duration) -> Result<Flow, LinkError> {
-        Near::stream(self, target)
+        self.near.stream(target)
+    }
+
+    fn copied_user_per_byte(&self) -> Result<f64, LinkError> {
+        copied_user_per_byte(&self.directory)
     }
 }
 
@@ -356,8 +394,9 @@ pub(crate) fn near(payload_bytes: usize, stream: bool, pair: Pair) -> Result<Box
     with_carrier!(payload_bytes, Words => {
         let mut link = PubSub::<Words>::open(&scratch.0, payload_bytes / 8, stream, OUT, BACK)?;
         child.channel().receive::<()>(0)?;
+        let directory = scratch.0.clone();
         link.scratch = Some(scratch);
-        Ok(Box::new(Near::new(link, child, payload_bytes)))
+        Ok(Box::new(Found { near: Near::new(link, child, payload_bytes), directory }))
     })
 }
 

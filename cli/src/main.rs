@@ -4,6 +4,7 @@
 //! what is printed for it and the exit code are decided here.
 #![forbid(unsafe_code)]
 
+mod account;
 mod bench;
 mod demo;
 mod descriptor;

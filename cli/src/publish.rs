@@ -13,8 +13,9 @@ use clap::builder::RangedI64ValueParser;
 use indicatif::ProgressBar;
 use rustix::fs::FileType;
 use serde_json::{Value, json};
-use zcmi::{LeaseMut, LoanError, NoRoom, PublishRefusal, Publisher, PublisherError, Service, WhenFull};
+use zcmi::{LeaseMut, LoanError, NoRoom, PublishRefusal, Publisher, PublisherError, Service, WhenFull, Who};
 
+use crate::account;
 use crate::descriptor::{Inlet, LOOK, ReadError};
 use crate::failure::{Failure, chain};
 use crate::interrupt::Interrupt;
@@ -29,8 +30,11 @@ Examples:
   tar c photos | zcmi pub backup      in one terminal, and in another:  zcmi sub backup | tar x
   zcmi pub films a.mkv b.mkv          two files with their names; `zcmi sub films -o DIRECTORY` stores them
   zcmi pub backup --wait 2 < disk.img  begin when two subscribers are there
+  zcmi pub backup --allow-user anna   another user may subscribe: zcmi sub backup --from-user OWNER
 
 A stream has one publisher, and every subscriber gets all of it: `pub` waits for the slowest and never drops.
+Other users take part only in a directory that is shared: an operator makes one of mode 0711 (or 0750 and a group), and
+both sides set ZCMI_RUNTIME_DIR to it. Whoever is allowed can hold the stream up.
 Exit codes: 0 every subscriber received everything; 1 failed; 2 usage; 130 interrupted.";
 
 /// Publish stdin or files as a stream
@@ -44,6 +48,15 @@ pub(crate) struct Publish {
     /// Subscribers to wait for before the stream begins
     #[arg(long, value_name = "N", default_value_t = 1, value_parser = subscribers())]
     wait: u32,
+    /// Let this user subscribe too, by number or name; may be given several times
+    #[arg(long, value_name = "USER")]
+    allow_user: Vec<String>,
+    /// Let the members of this group subscribe too
+    #[arg(long, value_name = "GROUP")]
+    allow_group: Vec<String>,
+    /// Let every user subscribe
+    #[arg(long)]
+    allow_everybody: bool,
     /// Say nothing but failures
     #[arg(short, long)]
     quiet: bool,
@@ -103,7 +116,11 @@ impl Publish {
         })?;
         let options = service.publisher().max_len(MAX_MESSAGE_BYTES).max_publishers(1).late_joiners(false).loans(1);
         // Each subscriber may keep two messages.
-        let options = options.reader_slots(2 * self.wait.max(8)).when_full(WhenFull::BlockFor(LOOK));
+        let mut options = options.reader_slots(2 * self.wait.max(8)).when_full(WhenFull::BlockFor(LOOK));
+        // A stream never drops, so whoever may read it may also hold it up.
+        for who in self.allowed()? {
+            options = options.may_block(who);
+        }
         options.create().map_err(|error| match error {
             PublisherError::TooManyPublishers { pid, .. } => Failure::new(format!(
                 "process {pid} publishes `{name}` already, and a stream has one publisher; wait until it ends, or use \
@@ -114,6 +131,13 @@ impl Publish {
             }
             error => Failure::of(format_args!("`{name}` cannot be published"), &error),
         })
+    }
+
+    /// Who may subscribe besides our own user.
+    fn allowed(&self) -> Result<Vec<Who>, Failure> {
+        let users = self.allow_user.iter().map(|user| account::user(user).map(Who::User));
+        let groups = self.allow_group.iter().map(|group| account::group(group).map(Who::Group));
+        users.chain(groups).chain(self.allow_everybody.then_some(Ok(Who::Everybody))).collect()
     }
 
     fn wait_for_subscribers(&self, run: &mut Run, tell: Tell) -> Result<(), Failure> {

@@ -7,8 +7,9 @@ use std::time::{Duration, Instant};
 use clap::Args;
 use indicatif::ProgressBar;
 use serde_json::json;
-use zcmi::{Event, ReceiveError, Refusal, Service, ServiceError, Subscriber, SubscriberError};
+use zcmi::{Event, ReceiveError, Refusal, Service, ServiceError, Subscriber, SubscriberError, Who};
 
+use crate::account;
 use crate::descriptor::{LOOK, Outlet};
 use crate::failure::{Failure, chain};
 use crate::interrupt::Interrupt;
@@ -24,6 +25,7 @@ Examples:
   zcmi sub backup | tar x         the other side: tar c photos | zcmi pub backup
   zcmi sub backup -o disk.img     store a stream in a file, which appears when it is whole
   zcmi sub films -o DIRECTORY/    store several files under their names; with the slash it is made if it is missing
+  zcmi sub backup --from-user anna  another user's stream: she runs  zcmi pub backup --allow-user ME
 
 With a pipe behind it, run `set -o pipefail` first: only `sub` knows whether the stream was whole.
 Names in a stream are another process's word. Only plain file names are taken: no path, no `..`, no control letters.
@@ -46,6 +48,9 @@ pub(crate) struct Subscribe {
     /// Replace files that exist
     #[arg(long, requires = "output")]
     force: bool,
+    /// Receive from this user too, by number or name, where the runtime directory is shared; may be given several times
+    #[arg(long, value_name = "USER")]
+    from_user: Vec<String>,
     /// Say nothing but failures
     #[arg(short, long)]
     quiet: bool,
@@ -127,7 +132,11 @@ impl Subscribe {
             ServiceError::Name(_) => Failure::Usage(chain(&error)),
             _ => cannot(&error),
         })?;
-        service.subscriber().join().map_err(|error| match &error {
+        let mut options = service.subscriber();
+        for user in &self.from_user {
+            options = options.accept(Who::User(account::user(user)?));
+        }
+        options.join().map_err(|error| match &error {
             SubscriberError::Refused(refusal) => refused(name, refusal),
             _ => cannot(&error),
         })

@@ -34,6 +34,8 @@ fn the_quick_demo_shows_all_three_ways_and_leaves_nothing() {
         for road in roads {
             assert_eq!(road["xxh3_128"], roads[0]["xxh3_128"]);
             assert!(road["p50_ns"].as_u64() <= road["p99_ns"].as_u64());
+            let by_ledger = road["copied_user_per_byte"].as_f64();
+            assert_eq!(by_ledger, (road["road"] == "zcmi").then_some(0.0), "{road:#}");
             // Where the kernel does not count, there is no figure.
             if let Some(copied) = road["copied_per_byte"].as_f64() {
                 let expected = if road["road"] == "zcmi" { 0.0 } else { 2.0 };

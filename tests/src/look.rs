@@ -70,6 +70,29 @@ pub fn memfds(pids: &[u32]) -> usize {
     inodes.len()
 }
 
+/// The mappings of memfds that this process has.
+#[must_use]
+pub fn shared_mappings() -> Vec<Mapping> {
+    let maps = fs::read_to_string("/proc/self/maps").unwrap_or_default();
+    maps.lines().filter_map(parse).filter(|map| is_memfd(&map.name)).collect()
+}
+
+/// The memfds of others that a process has mapped: those that it may only read.
+#[must_use]
+pub fn foreign_memfds(pid: u32) -> BTreeSet<u64> {
+    let maps = fs::read_to_string(format!("/proc/{pid}/maps")).unwrap_or_default();
+    let foreign = maps.lines().filter_map(parse).filter(|map| is_memfd(&map.name) && !map.writable);
+    foreign.map(|map| map.inode).collect()
+}
+
+/// The memfds that a process made: those that it may write.
+#[must_use]
+pub fn own_memfds(pid: u32) -> BTreeSet<u64> {
+    let maps = fs::read_to_string(format!("/proc/{pid}/maps")).unwrap_or_default();
+    let own = maps.lines().filter_map(parse).filter(|map| is_memfd(&map.name) && map.writable);
+    own.map(|map| map.inode).collect()
+}
+
 fn is_memfd(name: &str) -> bool {
     name.starts_with("/memfd:")
 }

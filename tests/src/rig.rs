@@ -37,6 +37,22 @@ impl Scratch {
         Self(path)
     }
 
+    /// Makes one as an operator does for several users: mode 0711, and in it `p` and `s`, which are sticky.
+    ///
+    /// # Panics
+    /// If it cannot be made.
+    #[must_use]
+    pub fn shared() -> Self {
+        let scratch = Self::new();
+        for below in ["p", "s"] {
+            let path = scratch.0.join(below);
+            std::fs::create_dir(&path).expect("mkdir");
+            std::fs::set_permissions(&path, PermissionsExt::from_mode(0o1777)).expect("chmod");
+        }
+        scratch.set_mode(0o711);
+        scratch
+    }
+
     /// Where it is.
     #[must_use]
     pub fn path(&self) -> &Path {
@@ -199,8 +215,11 @@ impl Worker {
     #[must_use]
     pub fn start_as(user: u32, directory: &Path) -> Self {
         let copy = directory.join("program");
-        std::fs::copy(program(), &copy).expect("a copy of the program");
-        std::fs::set_permissions(&copy, PermissionsExt::from_mode(0o755)).expect("chmod");
+        // One that runs already cannot be written.
+        if !copy.exists() {
+            std::fs::copy(program(), &copy).expect("a copy of the program");
+            std::fs::set_permissions(&copy, PermissionsExt::from_mode(0o755)).expect("chmod");
+        }
         let mut command = Command::new(copy);
         command.uid(user).gid(user).current_dir("/");
         Self::spawn(command, directory)
@@ -219,7 +238,19 @@ impl Worker {
 
     fn spawn(mut command: Command, directory: &Path) -> Self {
         command.env("ZCMI_RUNTIME_DIR", directory).env("ZCMI_TESTS_PARENT", std::process::id().to_string());
-        let mut child = command.stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().expect("a worker");
+        command.stdin(Stdio::piped()).stdout(Stdio::piped());
+        let mut started = command.spawn();
+        // A child that another test is just starting still has the fresh copy of the program open for writing.
+        for _ in 0..1000 {
+            match &started {
+                Err(error) if error.kind() == std::io::ErrorKind::ExecutableFileBusy => {
+                    pause(Duration::from_millis(1));
+                    started = command.spawn();
+                }
+                _ => break,
+            }
+        }
+        let mut child = started.expect("a worker");
         let input = child.stdin.take();
         let output = child.stdout.take().expect("its output");
         let pid = Pid::from_child(&child);

@@ -100,3 +100,16 @@ pub fn cut_connections() -> io::Result<usize> {
     }
     Ok(cut)
 }
+
+/// Whether the kernel refuses to make a mapping of this process writable. If it does not, it is made read-only again.
+#[must_use]
+pub fn refuses_to_be_writable(address: usize, bytes: usize) -> bool {
+    let at = std::ptr::with_exposed_provenance_mut::<libc::c_void>(address);
+    // SAFETY: takes no memory of ours; more rights than before break no reference.
+    let changed = unsafe { libc::mprotect(at, bytes, libc::PROT_READ | libc::PROT_WRITE) };
+    if changed == 0 {
+        // SAFETY: gives back the rights that the mapping had.
+        let _as_before = unsafe { libc::mprotect(at, bytes, libc::PROT_READ) };
+    }
+    changed != 0
+}

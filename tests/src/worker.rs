@@ -5,6 +5,7 @@
 
 mod endpoints;
 mod forks;
+mod hostile;
 mod words;
 
 use std::collections::BTreeMap;
@@ -104,6 +105,9 @@ impl Worker {
             "publishers" => Ok(format!("n={}", self.subscriber(&words)?.publishers())),
             "echo" => self.echo(&words),
             "ping" => self.ping(&words),
+            "scribble" => hostile::scribble(&words),
+            "try-memory" => hostile::try_memory(),
+            "hammer" => hostile::hammer(&words),
             "fork" => self.fork(&words),
             "cut" => {
                 let cut = crate::sys::cut_connections().map_err(|error| error.to_string())?;

@@ -92,10 +92,21 @@ impl Pass {
         (self.sent.cpu_s + self.received.cpu_s - alone.cpu_s) / (self.received.bytes as f64 * 1e-9)
     }
 
-    /// Bytes copied by the kernel for each byte that arrived.
-    fn copied(&self) -> Option<f64> {
+    /// Bytes copied by the kernel for each byte that arrived, by its own count.
+    fn copied_kernel(&self) -> Option<f64> {
         let through = self.sent.through_kernel? + self.received.through_kernel?;
         Some(through as f64 / self.received.bytes as f64)
+    }
+
+    /// Bytes copied by zcmi for each byte that arrived, by the ledgers of both processes; nothing on other roads.
+    fn copied_user(&self) -> Option<f64> {
+        let copied = self.sent.copied_user? + self.received.copied_user?;
+        Some(copied as f64 / self.received.bytes as f64)
+    }
+
+    /// Bytes copied for each byte that arrived. On other roads than zcmi the programs themselves copy nothing.
+    fn copied(&self) -> Option<f64> {
+        Some(self.copied_kernel()? + self.copied_user().unwrap_or(0.0))
     }
 }
 

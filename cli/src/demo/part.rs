@@ -7,10 +7,15 @@ use rustix::process::{Pid, Signal, getppid, set_parent_process_death_signal};
 use rustix::time::{ClockId, clock_gettime};
 use serde::{Deserialize, Serialize};
 use xxhash_rust::xxh3::Xxh3;
+use zcmi::ledger::Counter;
+use zcmi::observe::observe;
 
 use super::content::{Content, Frames, Tree};
 use super::road::{Receiver, Road, Sender, now_ns};
 use crate::failure::Failure;
+
+/// How long a process of the demo may take to hand over its own ledger.
+const LEDGER_PATIENCE: Duration = Duration::from_secs(10);
 
 /// What is handed over.
 #[derive(Clone, Debug, Serialize, Deserialize)]
@@ -74,6 +79,8 @@ pub(super) struct Report {
     pub(super) hash_cpu_s: f64,
     /// Bytes that passed through `read` or `write` to or from the other process, as the kernel counts them.
     pub(super) through_kernel: Option<u64>,
+    /// Bytes that zcmi copied in this process, by its ledger; nothing where another road was taken.
+    pub(super) copied_user: Option<u64>,
     pub(super) in_place: u64,
     pub(super) hash: String,
     pub(super) p50_ns: u64,
@@ -107,6 +114,20 @@ fn cpu_s() -> f64 {
 fn counted(key: &str) -> Option<u64> {
     let text = std::fs::read_to_string("/proc/self/io").ok()?;
     text.lines().find_map(|line| line.strip_prefix(key)?.strip_prefix(": ")?.parse().ok())
+}
+
+/// Bytes that zcmi copied in this process, as any observer reads them from its ledger.
+fn copied_by_zcmi(road: Road) -> Result<Option<u64>, Failure> {
+    if road != Road::Zcmi {
+        return Ok(None);
+    }
+    let process = zcmi::Process::current().map_err(|error| Failure::of("the demo's process is gone", &error))?;
+    let observed = observe(process.directory(), process.incarnation(), None, LEDGER_PATIENCE);
+    let ledger = observed.ledger.ok_or_else(|| {
+        let reason = observed.no_ledger.unwrap_or_default();
+        Failure::new(format!("the demo's ledger cannot be read: {reason}"))
+    })?;
+    Ok(ledger.read().total().count(Counter::CopiedUser).ok())
 }
 
 fn writing(error: std::io::Error) -> Failure {
@@ -161,6 +182,7 @@ fn send(road: Road, load: &Load) -> Result<Report, Failure> {
     }
     report.cpu_s = cpu_s() - cpu;
     report.through_kernel = counted("wchar").zip(through).map(|(now, before)| now - before);
+    report.copied_user = copied_by_zcmi(road)?;
     sender.finish()?;
     Ok(report)
 }
@@ -186,6 +208,7 @@ fn receive(road: Road, load: &Load) -> Result<Report, Failure> {
     }
     report.cpu_s = cpu_s() - cpu;
     report.through_kernel = counted("rchar").zip(through).map(|(now, before)| now - before);
+    report.copied_user = copied_by_zcmi(road)?;
     report.hash = format!("{:032x}", hash.digest128());
     waits.sort_unstable();
     report.p50_ns = percentile(&waits, 50);

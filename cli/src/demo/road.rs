@@ -56,7 +56,7 @@ pub(super) enum Sender {
     /// Through a pipe or socket: from a buffer, by `write`.
     Descriptor { fd: OwnedFd, buffer: Vec<u8> },
     /// In the slot.
-    Zcmi { publisher: Publisher<[u8]>, lease: Option<LeaseMut<[u8]>>, most: usize },
+    Zcmi { publisher: Box<Publisher<[u8]>>, lease: Option<LeaseMut<[u8]>>, most: usize },
 }
 
 impl Sender {
@@ -74,7 +74,7 @@ impl Sender {
         let service = Service::<[u8]>::new(SERVICE).map_err(|error| cannot(&error))?;
         let options = service.publisher().max_len(most).max_publishers(1).late_joiners(false).loans(1);
         let options = if piece_bytes > 1 << 20 { options.capacity(2).reader_slots(2) } else { options };
-        let publisher = options.create().map_err(|error| cannot(&error))?;
+        let publisher = Box::new(options.create().map_err(|error| cannot(&error))?);
         if publisher.wait_for_subscribers(1, PATIENCE) == 0 {
             return Err(Failure::new("the demo's receiving process did not come"));
         }
@@ -153,7 +153,7 @@ pub(super) enum Receiver {
     /// From a pipe or socket: into a buffer, by `read`.
     Descriptor { fd: OwnedFd, buffer: Vec<u8> },
     /// In place.
-    Zcmi(Subscriber<[u8]>),
+    Zcmi(Box<Subscriber<[u8]>>),
 }
 
 impl Receiver {
@@ -166,7 +166,8 @@ impl Receiver {
         }
         let cannot = |error: &dyn std::error::Error| Failure::of("the demo cannot subscribe", error);
         let service = Service::<[u8]>::new(SERVICE).map_err(|error| cannot(&error))?;
-        Ok(Self::Zcmi(service.subscriber().join().map_err(|error| cannot(&error))?))
+        let subscriber = service.subscriber().join().map_err(|error| cannot(&error))?;
+        Ok(Self::Zcmi(Box::new(subscriber)))
     }
 
     /// Receives the next piece and gives it to `each`; `false` when there is no more.

@@ -51,8 +51,8 @@ pub(super) fn render(outcome: &Outcome) -> String {
         "CPU: subtracted is what was measured alone, per GB: {:.3} s for producing and {:.3} s for hashing the\n     \
          frames, {:.3} s for reading and {:.3} s for hashing the tree.\n\
          Copies: bytes through read(2) and write(2) between the two processes, which copy each byte once, by\n        \
-         the kernel's count in /proc/PID/io. Over zcmi {in_place} of {messages} messages were read at their\n        \
-         place in the sender's memory.\n\
+         the kernel's count in /proc/PID/io, and bytes that zcmi copied, by the ledgers of both processes.\n        \
+         Over zcmi {in_place} of {messages} messages were read at their place in the sender's memory.\n\
          Hashes: made by the receiver from the bytes where they lay.\n\
          This took {:.1} s, and nothing is left of it.\n\n\
          Next: tar c DIR | zcmi pub backup      and in another terminal      zcmi sub backup | tar x\n",
@@ -118,6 +118,8 @@ pub(super) fn document(outcome: &Outcome) -> Value {
                     "bytes_per_s": pass.received.bytes as f64 / pass.seconds(),
                     "cpu_s_per_gb": alone.map(|alone| pass.cpu_s_per_gb(alone)),
                     "copied_per_byte": pass.copied(),
+                    "copied_kernel_per_byte": pass.copied_kernel(),
+                    "copied_user_per_byte": pass.copied_user(),
                     "p50_ns": pass.received.p50_ns,
                     "p99_ns": pass.received.p99_ns,
                     "in_place": pass.received.in_place,
@@ -133,7 +135,7 @@ pub(super) fn document(outcome: &Outcome) -> Value {
         })
     };
     json!({
-        "schema": "zcmi-demo/1",
+        "schema": "zcmi-demo/2",
         "dir": outcome.dir.display().to_string(),
         "seconds": outcome.seconds,
         "hashes_agree": outcome.hashes_agree(),

@@ -53,7 +53,12 @@ impl Scratch {
 
     /// The command with these arguments, in this place.
     pub(crate) fn command(&self, arguments: &[&str]) -> Command {
-        let mut command = Command::new(ZCMI);
+        self.command_of(Path::new(ZCMI), arguments)
+    }
+
+    /// As [`command`](Self::command), of another copy of the program.
+    pub(crate) fn command_of(&self, program: &Path, arguments: &[&str]) -> Command {
+        let mut command = Command::new(program);
         command.args(arguments).current_dir(&self.0);
         command.env("ZCMI_RUNTIME_DIR", self.path("runtime")).env("TMPDIR", &self.0);
         command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());

@@ -2,7 +2,7 @@
 //!
 //! One thread per process owns all of this state, so that none of it needs a lock. It waits on its mailbox, its
 //! listener, its connections and its peers' pidfds; it answers joins, installs lanes, and notices deaths. Data and
-//! wakes between living peers of one user never pass through it.
+//! wakes between living peers of one user never pass through it; wakes of strangers do.
 //!
 //! ```text
 //!  Publisher ──commands──▶ ┌─────────┐ ◀──SOCK_SEQPACKET──▶ control threads of other processes (and our own)
@@ -23,11 +23,10 @@ mod orphans;
 mod publishers;
 mod report;
 mod retry;
+mod strangers;
 mod subscribers;
 #[cfg(test)]
 mod tests;
-
-pub use report::{Observed, observe};
 
 use std::collections::HashMap;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
@@ -38,20 +37,23 @@ use std::time::{Duration, Instant};
 use rustix::event::{PollFd, PollFlags};
 
 use crate::directory::RuntimeDirectory;
+use crate::ledger::ProcessLedger;
 use crate::name::Incarnation;
-use crate::process::{Mailbox, Memory};
+use crate::process::{Mailbox, Memories};
 use crate::publisher::{NewPublisher, PublisherError};
 use crate::socket::{ConnectError, Connection, Listener};
 use crate::subscriber::{Lane, NewSubscriber, SubscriberError};
 use crate::sys;
+use crate::wire::{LaneName, Message};
 use zcmi_mem::fork::ForkGuard;
 
 use admission::Candidate;
 pub(crate) use links::LinkId;
-use links::{Link, Peer};
+use links::{Attachments, Link, Peer};
 use orphans::Orphans;
 use publishers::PublisherEntry;
 use retry::Retry;
+use strangers::Strangers;
 use subscribers::{Announced, SubscriberEntry};
 
 /// How long the creation of an endpoint waits for the peers that are there already to answer.
@@ -95,6 +97,18 @@ pub(crate) enum Command {
     },
     /// A sample that outlived its subscriber was dropped.
     Released,
+    /// A subscriber is about to sleep: the stranger's lane has nothing past this cursor for it.
+    Park {
+        endpoint: u32,
+        peer: Incarnation,
+        publisher: u32,
+        cursor: u64,
+    },
+    /// A stranger is to be woken whose socket was full.
+    Wake {
+        link: LinkId,
+        lane: LaneName,
+    },
     Describe(Sender<crate::report::ProcessReport>),
     /// Ends the thread; the answer is whether it stays on until samples that outlived their subscribers are dropped.
     Stop(Sender<bool>),
@@ -106,7 +120,8 @@ pub(crate) struct Control {
     directory: RuntimeDirectory,
     listener: Listener,
     mailbox: Arc<Mailbox>,
-    memory: Memory,
+    memory: Memories,
+    ledger: Arc<ProcessLedger>,
     guard: ForkGuard,
     links: HashMap<LinkId, Link>,
     next_link: u64,
@@ -120,6 +135,7 @@ pub(crate) struct Control {
     /// When eventfds that could not be duplicated are tried again.
     waiters_owed: Option<Instant>,
     stopping: bool,
+    strangers: Strangers,
     /// No connection could be accepted for want of descriptors or memory: tried again in a while.
     accept_later: bool,
 }
@@ -137,7 +153,8 @@ impl Control {
         directory: RuntimeDirectory,
         listener: Listener,
         mailbox: Arc<Mailbox>,
-        memory: Memory,
+        memory: Memories,
+        ledger: Arc<ProcessLedger>,
         guard: ForkGuard,
     ) -> Self {
         Self {
@@ -146,6 +163,7 @@ impl Control {
             listener,
             mailbox,
             memory,
+            ledger,
             guard,
             links: HashMap::new(),
             next_link: 0,
@@ -158,6 +176,7 @@ impl Control {
             candidates: Vec::new(),
             waiters_owed: None,
             stopping: false,
+            strangers: Strangers::default(),
             accept_later: false,
         }
     }
@@ -199,6 +218,7 @@ impl Control {
             self.consider_again();
             self.fill_places();
             self.end_introductions();
+            self.strangers.end_turns();
             self.forget_ended_publishers();
             self.forget_peers();
             if self.stopping && self.orphans.is_empty() {
@@ -220,6 +240,8 @@ impl Control {
             Command::Room { peer, publisher } => self.tell_room(peer, publisher),
             // Each turn looks at what such samples kept.
             Command::Released => {}
+            Command::Park { endpoint, peer, publisher, cursor } => self.tell_park(endpoint, peer, publisher, cursor),
+            Command::Wake { link, lane } => self.send(link, &Message::Wake(lane), Attachments::default()),
             // Whoever asked may be gone by now.
             Command::Describe(reply) => drop(reply.send(self.describe())),
             Command::Stop(stays) => {
@@ -240,6 +262,9 @@ impl Control {
             polled.push(PollFd::from_borrowed_fd(self.listener.as_fd(), PollFlags::IN));
         }
         for (&id, link) in &self.links {
+            if self.strangers.is_to_wait(link.identity().uid) {
+                continue;
+            }
             what.push(Ready::Link(id));
             let flags = if link.is_congested() { PollFlags::IN | PollFlags::OUT } else { PollFlags::IN };
             polled.push(PollFd::from_borrowed_fd(link.as_fd(), flags));
@@ -285,7 +310,7 @@ impl Control {
         }
         let publishers = self.publishers.values().filter_map(PublisherEntry::introduction_ends);
         let subscribers = self.subscribers.values().filter_map(SubscriberEntry::introduction_ends);
-        for deadline in publishers.chain(subscribers) {
+        for deadline in publishers.chain(subscribers).chain(self.strangers.next_turn()) {
             at_most(deadline.saturating_duration_since(now));
         }
         timeout

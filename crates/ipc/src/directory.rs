@@ -252,6 +252,27 @@ impl RuntimeDirectory {
         }
     }
 
+    /// As [`open`](Self::open), and makes nothing: `None` where nobody has made it yet, so that nothing runs there.
+    ///
+    /// # Errors
+    /// As [`open`](Self::open).
+    pub fn open_existing() -> Result<Option<Self>, RuntimeDirectoryError> {
+        let (path, _) = chosen(env::var_os("ZCMI_RUNTIME_DIR"), env::var_os("XDG_RUNTIME_DIR"), effective_user())?;
+        let is_missing = |path: &Path| matches!(rustix::fs::lstat(path), Err(Errno::NOENT));
+        if [path.clone(), path.join("p"), path.join("s")].iter().any(|part| is_missing(part)) {
+            return Ok(None);
+        }
+        Self::open().map(Some)
+    }
+
+    /// Which directory [`open`](Self::open) means.
+    ///
+    /// # Errors
+    /// [`RuntimeDirectoryError::Relative`].
+    pub fn default_path() -> Result<PathBuf, RuntimeDirectoryError> {
+        chosen(env::var_os("ZCMI_RUNTIME_DIR"), env::var_os("XDG_RUNTIME_DIR"), effective_user()).map(|(path, _)| path)
+    }
+
     /// Opens the directory at `path`, as if `$ZCMI_RUNTIME_DIR` named it.
     ///
     /// # Errors
@@ -290,6 +311,18 @@ impl RuntimeDirectory {
     #[must_use]
     pub fn path(&self) -> &Path {
         &self.inner.path
+    }
+
+    /// Whether other users can reach it, so that an endpoint may be shared with them.
+    #[must_use]
+    pub fn is_shared(&self) -> bool {
+        self.inner.sharing != Sharing::Owner
+    }
+
+    /// The owner of a process's socket, if it is there.
+    pub(crate) fn owner_of(&self, incarnation: crate::name::Incarnation) -> Option<u32> {
+        let name = incarnation.to_string();
+        rustix::fs::statat(self.processes(), &*name, AtFlags::SYMLINK_NOFOLLOW).ok().map(|stat| stat.st_uid)
     }
 
     /// The directory of the processes' sockets.

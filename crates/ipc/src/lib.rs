@@ -6,9 +6,12 @@
 //! whole way of a message.
 #![deny(unsafe_code)]
 
+mod audience;
 mod control;
 pub mod directory;
+mod ledger;
 pub mod name;
+pub mod observe;
 mod process;
 pub mod publisher;
 pub mod report;
@@ -21,7 +24,7 @@ pub mod subscriber;
 mod sys;
 mod wire;
 
-pub use control::{Observed, observe};
+pub use audience::Who;
 pub use process::{Process, ProcessError};
 pub use publisher::{
     LoanError, NoRoom, PublishError, PublishRefusal, Publisher, PublisherError, PublisherOptions, SendError, WhenFull,

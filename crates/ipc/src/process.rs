@@ -13,14 +13,18 @@ use std::sync::mpsc::channel;
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError, Weak};
 use std::thread::JoinHandle;
 
+use zcmi_mem::ledger::FallbackReason;
+use zcmi_mem::ledger::region::LEDGER_BYTES;
 use zcmi_mem::region::arena::{Arena, Extent};
-use zcmi_mem::region::{RegionError, RegionKind};
+use zcmi_mem::region::{HUGE_PAGES_FROM_BYTES, RegionError, RegionKind};
 use zcmi_ring::LifeMark;
 use zcmi_ring::seat::Barrier;
 use zcmi_ring::sync::{AtomicBool, AtomicU32, Ordering};
 
+use crate::audience::Audience;
 use crate::control::{Command, Control};
 use crate::directory::{RuntimeDirectory, RuntimeDirectoryError};
+use crate::ledger::ProcessLedger;
 use crate::name::Incarnation;
 use crate::report::ProcessReport;
 use crate::socket::{Listener, SocketError};
@@ -111,11 +115,24 @@ pub(crate) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 pub(crate) struct ExtentGuard {
     extent: Option<Extent>,
     arena: Arc<Mutex<Arena>>,
+    /// A region was made for it, with small pages because there were no huge ones.
+    wanted_huge_pages: bool,
+    audience: Arc<Audience>,
 }
 
 impl ExtentGuard {
+    /// Who may read the region it lies in.
+    pub(crate) fn audience(&self) -> &Audience {
+        &self.audience
+    }
+
     pub(crate) fn extent(&self) -> &Extent {
         self.extent.as_ref().expect("an extent is given back only on drop")
+    }
+
+    /// Whether a region had to be made of small pages for it where huge ones were tried.
+    pub(crate) fn wanted_huge_pages(&self) -> bool {
+        self.wanted_huge_pages
     }
 }
 
@@ -127,22 +144,95 @@ impl Drop for ExtentGuard {
     }
 }
 
-/// Memory of one kind that this process hands out to its endpoints.
+/// The audiences for which a process keeps memory, besides its own user: each takes a region and a descriptor at least.
+const MAX_AUDIENCES: usize = 16;
+/// What the first region for other users holds: control lines and small rings, or the blocks of readers.
+const SHARED_FIRST_BYTES: usize = 12 << 10;
+
+/// Why there is no memory for an audience.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum MemoryForError {
+    #[error("this process shares memory with {MAX_AUDIENCES} sets of other users already, as many as it may")]
+    TooManyAudiences,
+    #[error(transparent)]
+    Region(#[from] RegionError),
+}
+
+/// The memory of a process, by audience: what lies in one region may be read by all who may read any of it.
 #[derive(Clone, Debug)]
-pub(crate) struct Memory(Arc<Mutex<Arena>>);
+pub(crate) struct Memories {
+    own: Memory,
+    shared: Arc<Mutex<Vec<(Audience, Memory)>>>,
+}
+
+impl Memories {
+    fn new(own: Memory) -> Self {
+        Self { own, shared: Arc::default() }
+    }
+
+    /// Allocates in memory that this audience alone may read.
+    pub(crate) fn allocate(
+        &self,
+        audience: &Audience,
+        bytes: usize,
+        align: usize,
+    ) -> Result<ExtentGuard, MemoryForError> {
+        if audience.is_own_user() {
+            return Ok(self.own.allocate(bytes, align)?);
+        }
+        let mut shared = lock(&self.shared);
+        if let Some((_, memory)) = shared.iter().find(|(of, _)| of == audience) {
+            return Ok(memory.allocate(bytes, align)?);
+        }
+        // What nobody uses any more makes room.
+        shared.retain(|(_, memory)| Arc::strong_count(&memory.arena) > 1);
+        if shared.len() >= MAX_AUDIENCES {
+            return Err(MemoryForError::TooManyAudiences);
+        }
+        // Strangers refuse huge pages, in which holes cannot be seen.
+        let arena = Arena::new(RegionKind::SealedMemfd, SHARED_FIRST_BYTES).huge_pages(false);
+        let memory = Memory { arena: Arc::new(Mutex::new(arena)), audience: Arc::new(audience.clone()) };
+        let extent = memory.allocate(bytes, align)?;
+        shared.push((audience.clone(), memory));
+        Ok(extent)
+    }
+
+    /// Looks at all of it, one arena after the other.
+    pub(crate) fn for_each(&self, mut look: impl FnMut(&Arena)) {
+        self.own.with(&mut look);
+        for (_, memory) in &*lock(&self.shared) {
+            memory.with(&mut look);
+        }
+    }
+}
+
+/// Memory of one kind and audience that this process hands out to its endpoints.
+#[derive(Clone, Debug)]
+pub(crate) struct Memory {
+    arena: Arc<Mutex<Arena>>,
+    audience: Arc<Audience>,
+}
 
 impl Memory {
     fn new(kind: RegionKind, first_bytes: usize) -> Self {
-        Self(Arc::new(Mutex::new(Arena::new(kind, first_bytes))))
+        Self { arena: Arc::new(Mutex::new(Arena::new(kind, first_bytes))), audience: Arc::default() }
     }
 
     pub(crate) fn allocate(&self, bytes: usize, align: usize) -> Result<ExtentGuard, RegionError> {
-        let extent = lock(&self.0).allocate(bytes, align)?;
-        Ok(ExtentGuard { extent: Some(extent), arena: Arc::clone(&self.0) })
+        let mut arena = lock(&self.arena);
+        let before = arena.regions().count();
+        let extent = arena.allocate(bytes, align)?;
+        let is_new = arena.regions().count() > before;
+        drop(arena);
+        let region = extent.region();
+        let is_large = region.len() - region.data_offset() > HUGE_PAGES_FROM_BYTES;
+        let wanted_huge_pages = is_new && is_large && !region.facts().huge_pages.is_yes();
+        let (arena, audience) = (Arc::clone(&self.arena), Arc::clone(&self.audience));
+        Ok(ExtentGuard { extent: Some(extent), arena, audience, wanted_huge_pages })
     }
 
     pub(crate) fn with<R>(&self, look: impl FnOnce(&Arena) -> R) -> R {
-        look(&lock(&self.0))
+        look(&lock(&self.arena))
     }
 }
 
@@ -151,8 +241,9 @@ struct Inner {
     incarnation: Incarnation,
     directory: RuntimeDirectory,
     mailbox: Arc<Mailbox>,
-    lanes: Memory,
+    lanes: Memories,
     wakes: Memory,
+    ledger: Arc<ProcessLedger>,
     next_endpoint: AtomicU32,
     guard: ForkGuard,
     barrier: Barrier,
@@ -217,24 +308,33 @@ impl Process {
         let wake = sys::eventfd().map_err(|errno| system("eventfd")(errno.into()))?;
         let mailbox = Mailbox { commands: Mutex::new(Some(VecDeque::new())), wake, closed: AtomicBool::new(false) };
         let mailbox = Arc::new(mailbox);
-        let barrier = match ProcessBarrier::register() {
+        let (barrier, no_barrier) = match ProcessBarrier::register() {
             Ok(registered) => {
                 let _same_for_all = BARRIER.set(registered);
-                Barrier::Asymmetric(fence_every_thread)
+                (Barrier::Asymmetric(fence_every_thread), None)
             }
-            Err(_) => Barrier::Symmetric,
+            Err(_) => (Barrier::Symmetric, Some(FallbackReason::NoMembarrier)),
         };
-        let lanes = Memory::new(RegionKind::SealedMemfd, 64 << 10);
+        let lanes = Memory::new(RegionKind::SealedMemfd, LEDGER_BYTES + (64 << 10));
         let wakes = Memory::new(RegionKind::WakePage, 4 << 10);
+        let first = |error| system("allocating the first region")(std::io::Error::other(error));
+        let place = lanes.allocate(LEDGER_BYTES, 128).map_err(first)?;
+        let ledger = ProcessLedger::create(place, incarnation);
+        let ledger = Arc::new(ledger.map_err(|error| system("placing the ledger")(std::io::Error::other(error)))?);
+        if let Some(reason) = no_barrier {
+            ledger.fallback(reason);
+        }
         // The hot words of many processes would lie at the same offset of their pages, and so share one set of the
         // first-level cache; each process therefore begins at an offset of its own.
         let stagger = (incarnation.as_u128() as usize % 24) * 128;
         if stagger > 0 {
-            let space = lock(&lanes.0).allocate(stagger, 128);
+            let space = lock(&lanes.arena).allocate(stagger, 128);
             // Kept for the life of the arena: it only moves what comes after it.
-            let _space = space.map_err(|error| system("allocating the first region")(std::io::Error::other(error)))?;
+            let _space = space.map_err(first)?;
         }
-        let control = Control::new(directory.clone(), listener, Arc::clone(&mailbox), lanes.clone(), guard);
+        let lanes = Memories::new(lanes);
+        let control =
+            Control::new(directory.clone(), listener, Arc::clone(&mailbox), lanes.clone(), Arc::clone(&ledger), guard);
         let thread = std::thread::Builder::new()
             .name("zcmi-control".into())
             .spawn(move || control.run())
@@ -245,6 +345,7 @@ impl Process {
             mailbox,
             lanes,
             wakes,
+            ledger,
             next_endpoint: AtomicU32::new(1),
             guard,
             barrier,
@@ -279,12 +380,16 @@ impl Process {
         &self.inner.mailbox
     }
 
-    pub(crate) fn lanes(&self) -> &Memory {
+    pub(crate) fn lanes(&self) -> &Memories {
         &self.inner.lanes
     }
 
     pub(crate) fn wakes(&self) -> &Memory {
         &self.inner.wakes
+    }
+
+    pub(crate) fn ledger(&self) -> &ProcessLedger {
+        &self.inner.ledger
     }
 
     pub(crate) fn barrier(&self) -> Barrier {

@@ -23,6 +23,7 @@ use std::time::{Duration, Instant};
 
 use rustix::event::{PollFd, PollFlags};
 use zcmi_mem::lease::{LeaseMut, Loaned, is_inline};
+use zcmi_mem::ledger::{Counter, FallbackReason, LaneCounts, LedgerWriter, ListedLane, SharedCounts};
 use zcmi_mem::payload::{Message, MessageRecord};
 use zcmi_mem::pool::{Ahead, Pool, PoolError, PoolPlan};
 use zcmi_ring::layout::INLINE_WORDS;
@@ -30,10 +31,14 @@ use zcmi_ring::sync::{AtomicUsize, Ordering};
 use zcmi_ring::{Controller, LifeMark, Occupant, PublishRefused, ReaderIndex, WakeWord, Writer};
 use zerocopy::IntoBytes;
 
-use crate::control::Command;
+use crate::audience::Audience;
+use crate::control::{Command, LinkId};
+use crate::ledger::EndpointCounts;
 use crate::name::ServiceName;
-use crate::process::{ExtentGuard, Process, lock};
+use crate::process::{ExtentGuard, Mailbox, Process, lock};
+use crate::socket::{Connection, SendError as ConnectionSendError, SendOutcome};
 use crate::sys;
+use crate::wire::{LaneName, Message as ControlMessage};
 
 /// How long a blocked publisher spins before it sleeps.
 const SPIN: Duration = Duration::from_micros(50);
@@ -61,7 +66,16 @@ pub enum WhenFull {
 #[derive(Debug, Default)]
 struct SeatedReader {
     pid: u32,
-    waiter: Option<Arc<OwnedFd>>,
+    waker: Option<Waker>,
+}
+
+/// How a reader that sleeps is woken.
+#[derive(Debug)]
+pub(crate) enum Waker {
+    /// By its eventfd: a process of our own user.
+    Eventfd(Arc<OwnedFd>),
+    /// By a message over its connection: a stranger, which gets no eventfd of ours and whose eventfd we do not take.
+    Stranger { connection: Arc<Connection>, link: LinkId, lane: LaneName, mailbox: Arc<Mailbox> },
 }
 
 /// What lies in the seat: the lane, and whom to wake.
@@ -71,7 +85,11 @@ pub(crate) struct Reading {
     pub(crate) first: u64,
     wake: WakeWord,
     wakes: Arc<Wakes>,
+    /// The strangers that sleep, one bit each: the wake word is not for them.
+    parked: u64,
     readers: Vec<SeatedReader>,
+    /// Where the publisher's thread counts the wakes that it sends.
+    counts: LedgerWriter,
 }
 
 impl Reading {
@@ -80,7 +98,7 @@ impl Reading {
     fn wake_sleepers(&mut self) {
         let parkers = self.writer.parkers();
         if parkers != 0 {
-            let sleeping = self.wake.take(parkers);
+            let sleeping = self.wake.take(parkers) | self.parked;
             if sleeping != 0 {
                 self.wake(sleeping);
             }
@@ -90,7 +108,12 @@ impl Reading {
     /// Why no wake is lost: the bits were taken from the wake word, and each is either sent here or handed over (see
     /// `zcmi_ring::owed`), whatever the budget.
     #[cold]
-    fn wake(&self, sleeping: u64) {
+    fn wake(&mut self, sleeping: u64) {
+        let strangers = sleeping & self.parked;
+        for index in each(strangers) {
+            self.wake_stranger(index);
+        }
+        let sleeping = sleeping & !strangers;
         let mut owed = sleeping;
         if sleeping.count_ones() <= wakes::DIRECT {
             let now = self.wakes.now_ns();
@@ -105,31 +128,61 @@ impl Reading {
         }
     }
 
+    /// Wakes a stranger over its connection; it parks anew when it sleeps again.
+    fn wake_stranger(&mut self, index: usize) {
+        self.parked &= !(1 << index);
+        self.writer.clear_may_park(ReaderIndex(index as u8));
+        let Some(Waker::Stranger { connection, link, lane, mailbox }) = &self.readers[index].waker else { return };
+        self.counts.add(Counter::WakesSent, 1);
+        match connection.send(&ControlMessage::Wake(*lane).encode(), &[]) {
+            // Whoever hung up is dropped by the control thread.
+            Ok(SendOutcome::Sent) | Err(ConnectionSendError::HungUp) => {}
+            // Late, and not lost: the control thread waits until the socket takes it.
+            Ok(SendOutcome::WouldBlock) | Err(_) => mailbox.send(Command::Wake { link: *link, lane: *lane }),
+        }
+    }
+
     fn wake_directly(&self, readers: u64) {
         for index in each(readers) {
-            if let Some(waiter) = &self.readers[index].waiter {
+            if let Some(Waker::Eventfd(eventfd)) = &self.readers[index].waker {
                 // A full eventfd is readable, so its reader is awake; a closed one's reader is gone.
-                let _awake_or_gone = sys::wake(waiter.as_fd());
+                let _awake_or_gone = sys::wake(eventfd.as_fd());
+                self.counts.add(Counter::WakesSent, 1);
             }
         }
     }
 
-    pub(crate) fn seat_reader(&mut self, index: ReaderIndex, pid: u32, waiter: Option<Arc<OwnedFd>>) {
-        let parks = waiter.is_some();
+    /// Notes that a stranger sleeps with this cursor. Returns whether it does; if not, something is there for it.
+    ///
+    /// # Why no wake is lost
+    /// This happens in the seat, between two messages: one that was published before is seen here, and one that comes
+    /// later finds the bit.
+    pub(crate) fn park_stranger(&mut self, index: ReaderIndex, cursor: u64) -> bool {
+        if self.writer.tail() > cursor {
+            return false;
+        }
+        self.parked |= 1 << index.0;
+        self.writer.set_may_park(index)
+    }
+
+    pub(crate) fn seat_reader(&mut self, index: ReaderIndex, pid: u32, waker: Option<Waker>) {
+        // A stranger parks each time anew.
+        let parks = matches!(waker, Some(Waker::Eventfd(_)));
         self.wakes.begin(index.0.into());
-        self.readers[usize::from(index.0)] = SeatedReader { pid, waiter };
+        self.readers[usize::from(index.0)] = SeatedReader { pid, waker };
         if parks {
             self.writer.set_may_park(index);
         }
     }
 
     pub(crate) fn set_waiter(&mut self, index: ReaderIndex, waiter: Arc<OwnedFd>) {
-        self.readers[usize::from(index.0)].waiter = Some(waiter);
+        self.readers[usize::from(index.0)].waker = Some(Waker::Eventfd(waiter));
         self.writer.set_may_park(index);
     }
 
     pub(crate) fn remove(&mut self, index: ReaderIndex) {
         self.writer.remove_reader(index);
+        self.parked &= !(1 << index.0);
         self.readers[usize::from(index.0)] = SeatedReader::default();
     }
 
@@ -200,6 +253,12 @@ pub(crate) struct NewPublisher {
     pub(crate) reserve: u32,
     pub(crate) late_joiners: bool,
     pub(crate) max_publishers: u32,
+    /// Where the control thread counts what it does for the publisher.
+    pub(crate) control_counts: SharedCounts,
+    /// Who may subscribe besides our own user.
+    pub(crate) allow: Audience,
+    /// Which of them may hold the publisher up.
+    pub(crate) may_block: Audience,
 }
 
 /// Publishes messages of one type on one service. `Send`, not `Sync`: one thread at a time.
@@ -213,6 +272,10 @@ pub struct Publisher<M: Message + ?Sized> {
     loans: u32,
     largest: usize,
     shared: Arc<PublisherShared>,
+    /// Kept while observers are told that the lane's words lie there.
+    _memory: Arc<LaneMemory>,
+    listed: Option<ListedLane>,
+    counts: EndpointCounts,
     endpoint: u32,
     service: ServiceName,
     process: Process,
@@ -273,6 +336,7 @@ impl<M: Message + ?Sized> Publisher<M> {
                 Some(pool),
                 &self.shared,
                 &self.process,
+                &self.counts,
                 self.endpoint,
                 self.when_full,
                 &mut deadline,
@@ -373,6 +437,7 @@ impl<M: Message + ?Sized> Publisher<M> {
                 pool,
                 &self.shared,
                 &self.process,
+                &self.counts,
                 self.endpoint,
                 self.when_full,
                 &mut deadline,
@@ -385,6 +450,14 @@ impl<M: Message + ?Sized> Publisher<M> {
                 Ok(sequence) => return Ok(sequence),
                 Err(refused) => refused,
             };
+        }
+    }
+
+    /// Counts what was copied into a slot. What travels in the entry is written there once, as the descriptor would be.
+    #[inline(always)]
+    fn count_copied(&self, lease: &LeaseMut<M>) {
+        if lease.as_slot().is_some() {
+            self.counts.add(Counter::CopiedUser, lease.byte_len() as u64);
         }
     }
 
@@ -478,6 +551,7 @@ impl<M: Message> Publisher<M> {
     pub fn publish_copy(&mut self, message: &M) -> Result<u64, SendError> {
         let mut lease = self.loan()?;
         lease.as_mut_message_bytes().copy_from_slice(message.message_bytes());
+        self.count_copied(&lease);
         self.publish(lease).map_err(|error| error.reason.into())
     }
 
@@ -607,8 +681,14 @@ impl<T: zcmi_mem::payload::Payload> Publisher<[T]> {
     pub fn publish_copy_of(&mut self, message: &[T]) -> Result<u64, SendError> {
         let mut lease = self.loan_slice(message.len())?;
         lease.as_mut_message_bytes().copy_from_slice(message.as_bytes());
+        self.count_copied(&lease);
         self.publish(lease).map_err(|error| error.reason.into())
     }
+}
+
+/// The size of a message where all have one; 0 where the lane counts bytes.
+pub(crate) fn message_bytes<M: Message + ?Sized>() -> u64 {
+    if M::SLICE { 0 } else { M::ELEMENT_BYTES as u64 }
 }
 
 /// Publishes as many words as the bytes need and no more, if there is room at once.
@@ -645,11 +725,32 @@ fn stage_words(writer: &mut Writer, ahead: u64, bytes: u32, words: &[u64; INLINE
 /// The publisher stores that it wants room, fences, and asks every reader once more before it sleeps; a reader that
 /// moves its cursor fences and looks at that word (see `Reader::look_for_want`). A reader that goes is taken from the
 /// list by the control thread, which wakes the publisher too. The seat is given up before the sleep.
+#[expect(clippy::too_many_arguments, reason = "the parts of a publisher that are not borrowed elsewhere")]
 fn wait_for_room(
+    seat: &mut Occupant<Reading>,
+    pool: Option<&mut Pool>,
+    shared: &PublisherShared,
+    process: &Process,
+    counts: &EndpointCounts,
+    endpoint: u32,
+    when_full: WhenFull,
+    deadline: &mut Option<Instant>,
+) -> Result<(), NoRoom> {
+    let begin = (when_full != WhenFull::RefuseNewest).then(|| counts.begin_wait());
+    let result = wait_for_room_uncounted(seat, pool, shared, process, counts, endpoint, when_full, deadline);
+    if let Some(begin) = begin {
+        counts.end_wait(begin);
+    }
+    result
+}
+
+#[expect(clippy::too_many_arguments, reason = "as above")]
+fn wait_for_room_uncounted(
     seat: &mut Occupant<Reading>,
     mut pool: Option<&mut Pool>,
     shared: &PublisherShared,
     process: &Process,
+    counts: &EndpointCounts,
     endpoint: u32,
     when_full: WhenFull,
     deadline: &mut Option<Instant>,
@@ -691,6 +792,7 @@ fn wait_for_room(
     }
     let Some(eventfd) = room_waiter(shared, process, endpoint) else {
         // No descriptor to be had: look again in a while, as often as a wake would take.
+        counts.fallback(FallbackReason::NoEventfd);
         std::thread::sleep(SPIN);
         return Ok(());
     };
@@ -707,6 +809,7 @@ fn wait_for_room(
         }
         let mut polled = [PollFd::from_borrowed_fd(eventfd.as_fd(), PollFlags::IN)];
         // An error or an interruption is a reason to look again, which is what happens next.
+        counts.add(Counter::Parks, 1);
         let _look_again = sys::poll(&mut polled, left);
         let _taken = sys::take_wakes(eventfd.as_fd());
     }
@@ -730,7 +833,14 @@ impl<M: Message + ?Sized> Drop for Publisher<M> {
             // books.
             return;
         }
-        self.seat.sit().writer.end();
+        let written = {
+            let mut reading = self.seat.sit();
+            let messages = reading.writer.end();
+            LaneCounts::of_publisher(reading.writer.control(), messages, message_bytes::<M>())
+        };
+        if let Some(listed) = self.listed.take() {
+            self.counts.settle(listed, &written);
+        }
         let (done, answer) = channel();
         self.process.mailbox().send(Command::DropPublisher { endpoint: self.endpoint, done });
         // Waits until the end was said, so that a process which exits now is not taken for one that died.

@@ -17,8 +17,10 @@ pub struct EndpointReport {
     pub messages: u64,
     /// Bytes of payload published or received.
     pub bytes: u64,
-    /// Messages refused for want of room, or overtaken and lost.
+    /// Messages overtaken and lost.
     pub lost: u64,
+    /// Messages refused for want of room.
+    pub refused: u64,
     /// Messages that may be under way; 0 for a subscriber.
     pub capacity: u64,
     /// Memory it takes in regions.
@@ -50,13 +52,13 @@ impl ProcessReport {
         let Self { incarnation, pid, uid, regions, region_bytes, endpoints } = self;
         let mut text = format!("process\t{incarnation}\t{pid}\t{uid}\t{regions}\t{region_bytes}\n");
         for endpoint in endpoints {
-            let EndpointReport { memory_bytes, ended, .. } = endpoint;
+            let EndpointReport { memory_bytes, ended, refused, .. } = endpoint;
             let EndpointReport { service, role, endpoint, peers, messages, bytes, lost, capacity, .. } = endpoint;
             // Writing to a string does not fail.
             let _infallible = writeln!(
                 text,
                 "endpoint\t{service}\t{role}\t{endpoint}\t{peers}\t{messages}\t{bytes}\t{lost}\t{capacity}\t\
-                 {memory_bytes}\t{ended}"
+                 {memory_bytes}\t{ended}\t{refused}"
             );
         }
         text
@@ -99,6 +101,7 @@ impl EndpointReport {
             capacity: fields.next()?.parse().ok()?,
             memory_bytes: fields.next()?.parse().ok()?,
             ended: fields.next()?.parse().ok()?,
+            refused: fields.next()?.parse().ok()?,
         })
     }
 }

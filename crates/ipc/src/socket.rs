@@ -10,8 +10,8 @@
 //! ```
 //!
 //! Invariants: every descriptor is close-on-exec from its first moment; what a peer sends too long, or with more
-//! descriptors than fit, is thrown away and its descriptors closed before anybody looks at them; an empty message is
-//! never sent, since the receiver could not tell it from the end.
+//! descriptors than fit, is thrown away, its descriptors handed out to be closed where that does no harm; an empty
+//! message is never sent, since the receiver could not tell it from the end.
 //!
 //! A name is reached through `/proc/self/fd/<directory>/<name>`, because a socket's address holds 107 bytes and a
 //! runtime directory may be deeper than that; nothing is looked up twice by a long path.
@@ -30,6 +30,7 @@ use rustix::net::{
     SendAncillaryMessage, SendFlags, SocketAddrUnix, SocketFlags, SocketType,
 };
 
+use crate::audience::{Audience, Identity, Who};
 use crate::directory::RuntimeDirectory;
 use crate::name::Incarnation;
 use crate::sys;
@@ -79,8 +80,8 @@ pub(crate) enum Received {
     Empty,
     /// Nothing ever again. This says nothing about the peer's life; its pidfd does.
     HungUp,
-    /// A message that does not fit, which was thrown away with its descriptors; it ends its sender.
-    Rejected(Rejection),
+    /// A message that does not fit and was thrown away; it ends its sender. Its descriptors are to be closed.
+    Rejected(Rejection, Vec<OwnedFd>),
 }
 
 /// Why a message was thrown away.
@@ -110,16 +111,8 @@ pub(crate) struct PeerCredentials {
     pub(crate) gid: u32,
 }
 
-impl PeerCredentials {
-    /// Whether the peer is of the user that this process acts as.
-    ///
-    /// The overflow user is never the same: it stands for every user that this namespace does not know.
-    pub(crate) fn is_same_user(self) -> bool {
-        is_same_user(self.uid, rustix::process::geteuid().as_raw())
-    }
-}
-
-/// Whether two user numbers mean one user.
+/// Whether two user numbers mean one user. The overflow user is never the same: it stands for every user that this
+/// namespace does not know.
 pub(crate) fn is_same_user(uid: u32, ours: u32) -> bool {
     uid == ours && uid != OVERFLOW_UID
 }
@@ -146,6 +139,35 @@ fn has_proc() -> bool {
 fn new_socket() -> Result<OwnedFd, SocketError> {
     let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
     rustix::net::socket_with(AddressFamily::UNIX, SocketType::SEQPACKET, flags, None).map_err(SocketError::of("socket"))
+}
+
+/// The extended attribute that holds a file's access list.
+const ACCESS_LIST: &str = "system.posix_acl_access";
+
+/// An access list by which our own user and the audience may connect, which needs the right to write.
+///
+/// # Sources
+/// acl(5), and the kernel's include/uapi/linux/posix_acl_xattr.h: version 2, then entries of tag, rights and number,
+/// all little-endian, in the order of their tags, each kind by number.
+fn access_list(audience: &Audience) -> Vec<u8> {
+    const OWNER: u16 = 1;
+    const USER: u16 = 2;
+    const GROUP_OWNER: u16 = 4;
+    const GROUP: u16 = 8;
+    const MASK: u16 = 16;
+    const OTHER: u16 = 32;
+    const NOBODY: u32 = u32::MAX;
+    let users = audience.iter().filter_map(|who| if let Who::User(uid) = who { Some((USER, 6, uid)) } else { None });
+    let groups = audience.iter().filter_map(|who| if let Who::Group(gid) = who { Some((GROUP, 6, gid)) } else { None });
+    let entries = [(OWNER, 6, NOBODY)].into_iter().chain(users).chain([(GROUP_OWNER, 0, NOBODY)]).chain(groups);
+    let entries = entries.chain([(MASK, 6, NOBODY), (OTHER, 0_u16, NOBODY)]);
+    let mut list = 2_u32.to_le_bytes().to_vec();
+    for (tag, rights, number) in entries {
+        list.extend(tag.to_le_bytes());
+        list.extend(rights.to_le_bytes());
+        list.extend(number.to_le_bytes());
+    }
+    list
 }
 
 /// The socket by which other processes reach this one; its name goes when it is dropped.
@@ -215,6 +237,42 @@ impl Listener {
             Err(Errno::AGAIN | Errno::CONNABORTED | Errno::INTR) => Ok(None),
             Err(errno) => Err(SocketError::of("accept4")(errno)),
         }
+    }
+
+    /// Lets in whom the audience names, besides our own user, and nobody else.
+    ///
+    /// # Errors
+    /// [`SocketError`], [`AccessList`](SocketError::AccessList) where the file system has no access lists; then nobody
+    /// but our own user is let in.
+    pub(crate) fn let_in(&self, audience: &Audience) -> Result<(), SocketError> {
+        let name = self.incarnation.to_string();
+        let processes = self.directory.processes();
+        // In a directory of ours or the operator's, sticky where it is shared: the name is this socket's.
+        let path = format!("/proc/self/fd/{}/{name}", processes.as_raw_fd());
+        let set_mode = |mode: u32| {
+            rustix::fs::chmodat(processes, &*name, Mode::from_raw_mode(mode), AtFlags::empty())
+                .map_err(SocketError::of("chmod"))
+        };
+        let close = || {
+            match rustix::fs::removexattr(&*path, ACCESS_LIST) {
+                // There was none, or the file system knows none.
+                Ok(()) | Err(Errno::NODATA | Errno::OPNOTSUPP) => {}
+                Err(errno) => return Err(SocketError::of("removexattr")(errno)),
+            }
+            set_mode(0o600)
+        };
+        if audience.is_own_user() {
+            return close();
+        }
+        if audience.is_everybody() {
+            close()?;
+            return set_mode(0o666);
+        }
+        let list = access_list(audience);
+        rustix::fs::setxattr(&*path, ACCESS_LIST, &list, rustix::fs::XattrFlags::empty()).map_err(|source| {
+            let _as_closed_as_can_be = close();
+            SocketError::AccessList { source }
+        })
     }
 
     /// The process this is the socket of.
@@ -341,12 +399,11 @@ impl Connection {
                 descriptors.extend(rights);
             }
         }
-        // From here on dropping `descriptors` closes them, whatever is answered.
         if received.flags.contains(ReturnFlags::TRUNC) {
-            return Ok(Received::Rejected(Rejection::LongMessage { buffer_bytes }));
+            return Ok(Received::Rejected(Rejection::LongMessage { buffer_bytes }, descriptors));
         }
         if received.flags.contains(ReturnFlags::CTRUNC) {
-            return Ok(Received::Rejected(Rejection::ManyDescriptors));
+            return Ok(Received::Rejected(Rejection::ManyDescriptors, descriptors));
         }
         if received.bytes == 0 {
             return Ok(Received::HungUp);
@@ -362,6 +419,20 @@ impl Connection {
         sys::peer_credentials(self.as_fd())
             .map(|(pid, uid, gid)| PeerCredentials { pid, uid, gid })
             .map_err(SocketError::of("getsockopt(SO_PEERCRED)"))
+    }
+
+    /// As [`credentials`](Self::credentials), with all groups of a stranger.
+    ///
+    /// # Errors
+    /// [`SocketError`].
+    pub(crate) fn identity(&self) -> Result<Identity, SocketError> {
+        let PeerCredentials { uid, gid, .. } = self.credentials()?;
+        let identity = Identity { uid, gid, groups: Vec::new() };
+        if identity.is_own_user() {
+            return Ok(identity);
+        }
+        let groups = sys::peer_groups(self.as_fd()).map_err(SocketError::of("getsockopt(SO_PEERGROUPS)"))?;
+        Ok(Identity { groups, ..identity })
     }
 
     /// A descriptor of the peer's process, and how it was come by.
@@ -454,7 +525,7 @@ mod tests {
             assert_eq!(peer.pid, std::process::id());
             assert_eq!(peer.uid, rustix::process::geteuid().as_raw());
             assert_eq!(peer.gid, rustix::process::getegid().as_raw());
-            assert_eq!(peer.is_same_user(), peer.uid != OVERFLOW_UID);
+            assert_eq!(end.identity().expect("an identity").is_own_user(), peer.uid != OVERFLOW_UID);
             let (pidfd, source) = end.pidfd().expect("a pidfd");
             assert_eq!(sys::is_dead(pidfd.as_fd()), Ok(false));
             println!("pidfd by {source:?}");
@@ -646,7 +717,8 @@ mod tests {
         rustix::net::sendmsg(&one, &[IoSlice::new(b"many")], &mut control, SendFlags::empty()).expect("sendmsg");
         drop(writing);
         let received = other.receive(&mut [0; 8]).expect("recvmsg");
-        assert!(matches!(received, Received::Rejected(Rejection::ManyDescriptors)), "{received:?}");
+        assert!(matches!(received, Received::Rejected(Rejection::ManyDescriptors, _)), "{received:?}");
+        drop(received);
         // The pipe ends only when nobody has a descriptor of its other end.
         wait_for(reading.as_fd(), PollFlags::IN);
         assert_eq!(rustix::io::read(&reading, &mut [0; 8]), Ok(0));
@@ -671,7 +743,8 @@ mod tests {
         let mut buffer = [0; MAX_MESSAGE_BYTES];
         let received = other.receive(&mut buffer).expect("recvmsg");
         let expected = Rejection::LongMessage { buffer_bytes: MAX_MESSAGE_BYTES };
-        assert!(matches!(received, Received::Rejected(reason) if reason == expected), "{received:?}");
+        assert!(matches!(received, Received::Rejected(reason, _) if reason == expected), "{received:?}");
+        drop(received);
         wait_for(reading.as_fd(), PollFlags::IN);
         assert_eq!(rustix::io::read(&reading, &mut [0; 8]), Ok(0));
         assert_eq!(message(&other).0, &long[1..]);

@@ -28,13 +28,17 @@ use std::time::{Duration, Instant};
 use rustix::event::{PollFd, PollFlags};
 use zcmi_mem::fork::CalmView;
 use zcmi_mem::lease::{Located, Sample, is_inline};
+use zcmi_mem::ledger::{Counter, LaneCounts, LaneSource};
 use zcmi_mem::payload::{Message, MessageRecord};
 use zcmi_ring::LifeMark;
 use zcmi_ring::reader::SlotRead;
 
+use crate::audience::Audience;
 use crate::control::Command;
+use crate::ledger::EndpointCounts;
 use crate::name::{Incarnation, ServiceName};
 use crate::process::Process;
+use crate::publisher::message_bytes;
 use crate::sys;
 use lane::{LaneState, Look, exactly, pool_fault, read_words};
 
@@ -68,6 +72,8 @@ pub(crate) struct NewSubscriber {
     pub(crate) drop_oldest: bool,
     pub(crate) history: u64,
     pub(crate) holds: u8,
+    /// Whose publishers are read besides our own user's.
+    pub(crate) accept: Audience,
 }
 
 /// Receives the messages of one service, from each publisher in its order, from all in turn. `Send`, not `Sync`.
@@ -84,6 +90,7 @@ pub struct Subscriber<M: Message + ?Sized> {
     events_lost: u64,
     wait: Wait,
     waiter: Option<Arc<OwnedFd>>,
+    counts: EndpointCounts,
     endpoint: u32,
     service: ServiceName,
     process: Process,
@@ -251,6 +258,7 @@ impl<M: Message + ?Sized> Subscriber<M> {
                 }
                 Look::Faulty(fault) => {
                     let (publisher, pid) = (lane.peer, lane.pid);
+                    self.counts.add(Counter::PeersEnded, 1);
                     self.push_event(Event::Faulty { publisher, pid, fault });
                     self.close_lane(at);
                     return Ok(None);
@@ -300,9 +308,17 @@ impl<M: Message + ?Sized> Subscriber<M> {
     }
 
     fn close_lane(&mut self, at: usize) {
-        let lane = self.lanes.remove(at);
+        let mut lane = self.lanes.remove(at);
+        self.settle(&mut lane);
         self.stop_where_many();
         self.process.mailbox().send(Command::CloseLane { endpoint: self.endpoint, lane: Box::new(lane) });
+    }
+
+    /// Adds what was received from a lane to this subscriber's counts.
+    fn settle(&self, lane: &mut Lane) {
+        if let Some(listed) = lane.unlist() {
+            self.counts.settle(listed, &LaneCounts::of_reader(lane.words.at(0), message_bytes::<M>()));
+        }
     }
 
     fn push_event(&mut self, event: Event) {
@@ -312,6 +328,7 @@ impl<M: Message + ?Sized> Subscriber<M> {
             let oldest = self.events.iter().position(|event| !is_end(event)).unwrap_or(0);
             self.events.remove(oldest);
             self.events_lost += 1;
+            self.counts.add(Counter::EventsLost, 1);
         }
         self.events.push_back(event);
     }
@@ -324,12 +341,17 @@ impl<M: Message + ?Sized> Subscriber<M> {
         self.events_lost += lost;
         for note in notes {
             match note {
-                Note::Lane(lane) => {
+                Note::Lane(mut lane) => {
+                    let source = LaneSource::Subscriber { block: lane.place, message_bytes: message_bytes::<M>() };
+                    lane.list(self.counts.writer().clone(), self.counts.list(&source));
                     self.push_event(Event::Joined { publisher: lane.peer, pid: lane.pid, start: lane.start });
                     self.lanes.push(*lane);
                     self.stop_where_many();
                 }
-                Note::Refused(refusal) => self.push_event(Event::Refused(refusal)),
+                Note::Refused(refusal) => {
+                    self.counts.add(Counter::JoinsRefused, 1);
+                    self.push_event(Event::Refused(refusal));
+                }
                 Note::Died(peer) => {
                     for lane in self.lanes.iter_mut().filter(|lane| lane.peer == peer) {
                         lane.set_state(LaneState::Draining { died: true });
@@ -402,12 +424,21 @@ impl<M: Message + ?Sized> Subscriber<M> {
         if let Some(sample) = self.try_receive()? {
             return Ok(Some(sample));
         }
+        let begin = self.counts.begin_wait();
+        let received = self.wait_until(begin, deadline);
+        // Of a forked child nothing is counted: the block is the parent's.
+        if self.life.is_present() {
+            self.counts.end_wait(begin);
+        }
+        received
+    }
+
+    fn wait_until(&mut self, begin: Instant, deadline: Option<Instant>) -> Result<Option<Sample<M>>, ReceiveError> {
         let spin = match self.wait {
             Wait::Spin => Duration::MAX,
             Wait::SpinThenPark(time) => time,
             Wait::Park => Duration::ZERO,
         };
-        let begin = Instant::now();
         let mut looks = 0_u32;
         loop {
             if !self.events.is_empty() {
@@ -443,8 +474,9 @@ impl<M: Message + ?Sized> Subscriber<M> {
     ///
     /// # Why no wake is lost
     /// See `zcmi_ring::wake`: the bits are set, then every lane is looked at once more, then the sleep begins; what the
-    /// control thread has to say wakes the same descriptor. A lane whose publisher does not look at its wake word for
-    /// us yet makes the sleep a short one.
+    /// control thread has to say wakes the same descriptor. A stranger is told the cursor, and looks in the seat
+    /// whether something is there; its wake comes by way of our control thread, which writes the same descriptor. A
+    /// lane whose publisher does not look at its wake word for us yet makes the sleep a short one.
     #[cold]
     #[inline(never)]
     fn park(&mut self, deadline: Option<Instant>) -> Result<Option<Sample<M>>, ReceiveError> {
@@ -456,11 +488,12 @@ impl<M: Message + ?Sized> Subscriber<M> {
             let sleep = if self.all_know_of_sleep() { left } else { Some(left.unwrap_or(LOOK_AGAIN).min(LOOK_AGAIN)) };
             let mut polled = [PollFd::from_borrowed_fd(waiter.as_fd(), PollFlags::IN)];
             // An error or an interruption is a reason to look again, which is what happens next.
+            self.counts.add(Counter::Parks, 1);
             let _look_again = sys::poll(&mut polled, sleep);
         }
         for lane in &self.lanes {
-            if lane.parks {
-                lane.wake.withdraw(lane.bit);
+            if let (true, Some(wake)) = (lane.parks, &lane.wake) {
+                wake.withdraw(lane.bit);
             }
         }
         let _taken = sys::take_wakes(waiter.as_fd());
@@ -473,16 +506,14 @@ impl<M: Message + ?Sized> Subscriber<M> {
     /// Sets the bits by which publishers know a sleeper. Every lane is to be looked at once more after this.
     fn announce_sleep(&mut self) {
         for lane in &mut self.lanes {
-            if lane.parks {
-                lane.wake.announce(lane.bit);
-            }
+            lane.announce_sleep(self.endpoint);
             lane.look_for_want();
         }
     }
 
     /// Whether every publisher that can still publish looks at its wake word for us.
     fn all_know_of_sleep(&self) -> bool {
-        self.lanes.iter().all(|lane| lane.parks || !lane.is_readable())
+        self.lanes.iter().all(|lane| lane.parks || lane.copies || !lane.is_readable())
     }
 
     /// The subscriber's eventfd, made and handed to its publishers when it first sleeps.
@@ -538,7 +569,8 @@ impl<M: Message + ?Sized> Subscriber<M> {
     /// Reads up to `most` messages in place, without keeping any: the quickest way through many. Returns how many were
     /// read.
     ///
-    /// Only for subscribers that are not overtaken; one that may be gets its messages one by one here too, under holds.
+    /// Only for subscribers that are not overtaken; one that may be gets its messages one by one here too, under holds,
+    /// and so do messages of other users, copied.
     ///
     /// # Errors
     /// [`ReceiveError`].
@@ -559,7 +591,7 @@ impl<M: Message + ?Sized> Subscriber<M> {
             }
             let at = self.next;
             let lane = &mut self.lanes[at];
-            if lane.state != LaneState::Live || !raw::is_reliable(&lane.reader) {
+            if lane.state != LaneState::Live || lane.copies || !raw::is_reliable(&lane.reader) {
                 let Some(sample) = self.try_receive()? else { continue };
                 each(sample.sequence(), &sample);
                 return Ok(done + 1);
@@ -588,7 +620,8 @@ impl<M: Message + ?Sized> Drop for Subscriber<M> {
             return;
         }
         let (done, answer) = channel();
-        let lanes = std::mem::take(&mut self.lanes);
+        let mut lanes = std::mem::take(&mut self.lanes);
+        lanes.iter_mut().for_each(|lane| self.settle(lane));
         self.process.mailbox().send(Command::DropSubscriber { endpoint: self.endpoint, lanes, done });
         // Waits until the publishers were told, so that none is held up by a reader that is gone.
         let _control_ended = answer.recv();

@@ -1,6 +1,6 @@
 //! The kernel calls of this crate.
 //!
-//! Most are made through rustix and are safe. The unsafe blocks are the ones rustix has no safe form for: the two
+//! Most are made through rustix and are safe. The unsafe blocks are the ones rustix has no safe form for: the three
 //! socket options that say who a peer is. They rely on these facts: a socket option is read into a buffer of the size
 //! that is passed along, and the kernel writes no more than that; a descriptor the kernel returned belongs to nobody
 //! else.
@@ -57,6 +57,43 @@ pub(crate) fn peer_pidfd(socket: BorrowedFd<'_>) -> Result<OwnedFd, Errno> {
     // SAFETY: the kernel has just installed this descriptor for us (the call succeeded), close-on-exec, and nobody else
     // knows its number.
     Ok(unsafe { OwnedFd::from_raw_fd(number) })
+}
+
+/// `SO_PEERGROUPS` as in asm-generic/socket.h (Linux 4.13); the libc crate has no name for it.
+const SO_PEERGROUPS: libc::c_int = 59;
+
+/// The peer's supplementary groups, as the kernel noted them at `connect` or `listen`.
+///
+/// # Kernel
+/// Since 4.13. `ERANGE` tells how many bytes are needed; a process has at most 65,536 groups.
+pub(crate) fn peer_groups(socket: BorrowedFd<'_>) -> Result<Vec<u32>, Errno> {
+    let mut groups = vec![0_u32; 64];
+    for _ in 0..2 {
+        let mut length = (groups.len() * size_of::<u32>()) as libc::socklen_t;
+        // SAFETY: the buffer is ours, and the kernel writes at most `length` bytes to it: numbers of 32 bits, of which
+        // every pattern is one.
+        let answer = unsafe {
+            libc::getsockopt(
+                socket.as_raw_fd(),
+                libc::SOL_SOCKET,
+                SO_PEERGROUPS,
+                groups.as_mut_ptr().cast(),
+                &raw mut length,
+            )
+        };
+        let count = length as usize / size_of::<u32>();
+        match answer {
+            0 => {
+                groups.truncate(count);
+                return Ok(groups);
+            }
+            _ => match Errno::from_io_error(&io::Error::last_os_error()) {
+                Some(Errno::RANGE) => groups.resize(count.min(1 << 16), 0),
+                errno => return Err(errno.unwrap_or(Errno::IO)),
+            },
+        }
+    }
+    Err(Errno::RANGE)
 }
 
 /// Reads a socket option of exactly `bytes` bytes into `value`, which the caller holds exclusively.

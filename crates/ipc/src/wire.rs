@@ -108,9 +108,8 @@ pub(crate) struct Accepted {
     pub(crate) ring_region: RegionName,
     /// Where the ring begins in its region, bytes.
     pub(crate) ring: u64,
-    pub(crate) wake: RegionName,
-    /// Where the wake word begins in the wake page, bytes.
-    pub(crate) wake_word: u64,
+    /// The wake page, and where the wake word begins in it, bytes; none for a stranger.
+    pub(crate) wake: Option<(RegionName, u64)>,
     /// How many slots the subscriber may hold.
     pub(crate) holds: u8,
     /// Present when the lane has slots; in the lane's region or another.
@@ -136,6 +135,8 @@ pub(crate) enum RefusalCode {
     History,
     Rights,
     Protocol,
+    /// A stranger asked to hold the publisher up, which it may not.
+    Reliable,
     Other(u16),
 }
 
@@ -149,6 +150,7 @@ impl RefusalCode {
             Self::History => 5,
             Self::Rights => 6,
             Self::Protocol => 7,
+            Self::Reliable => 8,
             Self::Other(number) => number,
         }
     }
@@ -162,6 +164,7 @@ impl RefusalCode {
             5 => Self::History,
             6 => Self::Rights,
             7 => Self::Protocol,
+            8 => Self::Reliable,
             other => Self::Other(other),
         }
     }
@@ -218,8 +221,19 @@ pub(crate) enum Message {
     Room {
         publisher: u32,
     },
+    /// A stranger is about to sleep with this cursor; it is woken once by `Wake`.
+    Park {
+        lane: LaneName,
+        cursor: u64,
+    },
+    /// Something is there for a stranger that sleeps.
+    Wake(LaneName),
     /// Please describe yourself.
     Observe,
+    /// Regions for an observer: the ledger's first, then those in which the words lie that it names.
+    Ledger {
+        regions: Vec<RegionName>,
+    },
     /// A part of the description: text, `last` on the final part.
     Report {
         last: bool,
@@ -368,8 +382,11 @@ impl Message {
                 to.u64(accepted.control);
                 to.region(&accepted.ring_region);
                 to.u64(accepted.ring);
-                to.region(&accepted.wake);
-                to.u64(accepted.wake_word);
+                to.bool(accepted.wake.is_some());
+                if let Some((region, offset)) = &accepted.wake {
+                    to.region(region);
+                    to.u64(*offset);
+                }
                 to.u8(accepted.holds);
                 to.bool(accepted.pool.is_some());
                 if let Some(pool) = &accepted.pool {
@@ -415,6 +432,15 @@ impl Message {
                 to.u32(*publisher);
             }
             Self::Observe => to.u16(13),
+            Self::Park { lane, cursor } => {
+                to.u16(17);
+                to.lane(*lane);
+                to.u64(*cursor);
+            }
+            Self::Wake(lane) => {
+                to.u16(18);
+                to.lane(*lane);
+            }
             Self::OnlyHolds(lane) => {
                 to.u16(15);
                 to.lane(*lane);
@@ -424,6 +450,11 @@ impl Message {
                 for word in id.words() {
                     to.u64(word);
                 }
+            }
+            Self::Ledger { regions } => {
+                to.u16(24);
+                to.u8(regions.len() as u8);
+                regions.iter().for_each(|region| to.region(region));
             }
             Self::Report { last, text } => {
                 to.u16(14);
@@ -473,8 +504,7 @@ impl Message {
                 control: from.u64()?,
                 ring_region: from.region()?,
                 ring: from.u64()?,
-                wake: from.region()?,
-                wake_word: from.u64()?,
+                wake: if from.bool("wake")? { Some((from.region()?, from.u64()?)) } else { None },
                 holds: from.u8()?,
                 pool: if from.bool("pool")? { Some(from.pool()?) } else { None },
             })),
@@ -493,7 +523,14 @@ impl Message {
             13 => Self::Observe,
             15 => Self::OnlyHolds(from.lane()?),
             16 => Self::Unmapped(RegionId::from_words([from.u64()?, from.u64()?])),
+            24 => {
+                let count = from.u8()?;
+                let regions = (0..count).map(|_| from.region()).collect::<Result<_, _>>()?;
+                Self::Ledger { regions }
+            }
             14 => Self::Report { last: from.bool("last")?, text: from.bytes()?.to_vec() },
+            17 => Self::Park { lane: from.lane()?, cursor: from.u64()? },
+            18 => Self::Wake(from.lane()?),
             kind => return Err(WireError::Kind(kind)),
         };
         from.end()?;
@@ -557,8 +594,7 @@ mod tests {
                 control: 1,
                 ring_region: region(seed),
                 ring: 2,
-                wake: region(seed + 1),
-                wake_word: 8,
+                wake: (!seed.is_multiple_of(3)).then_some((region(seed + 1), 8)),
                 holds: 7,
                 pool: seed.is_multiple_of(2).then_some(pool),
             })),
@@ -572,6 +608,9 @@ mod tests {
             Message::RoomWaiter { publisher: 9 },
             Message::Room { publisher: 9 },
             Message::Observe,
+            Message::Ledger { regions: vec![region(seed), region(!seed)] },
+            Message::Park { lane, cursor: seed },
+            Message::Wake(lane),
             Message::Report { last: true, text: b"text".to_vec() },
         ]
     }
@@ -595,7 +634,7 @@ mod tests {
         }
 
         #[test]
-        fn a_damaged_message_never_panics(seed: u64, kind in 0usize..15, at: prop::sample::Index, bit in 0u8..8) {
+        fn a_damaged_message_never_panics(seed: u64, kind in 0usize..19, at: prop::sample::Index, bit in 0u8..8) {
             let mut bytes = some_of_each(seed >> 1, "a/b")[kind].encode();
             let at = at.index(bytes.len());
             bytes[at] ^= 1 << bit;

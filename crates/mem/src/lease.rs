@@ -12,8 +12,10 @@
 //! A message of at most 40 bytes travels inside the lane's entry; then a lease or sample carries the bytes itself, and
 //! no slot is involved. A forgotten lease or sample leaks its slot and never frees it.
 
+mod copied;
 mod raw;
 
+pub use copied::{Buffers, Copied, Line};
 pub use raw::{Located, PeerPool, PeerPoolError};
 
 use crate::payload::Message;
@@ -172,7 +174,7 @@ enum Received {
     /// In the publisher's slot, under a hold.
     Held(HeldBytes),
     /// In memory of our own: copied, because whoever wrote them is not of our user.
-    Copied(Box<[u64]>),
+    Copied(Copied),
 }
 
 /// A message as a subscriber received it, read in place. Dropping it lets the publisher reuse the slot.
@@ -208,9 +210,10 @@ impl<M: Message + ?Sized> Sample<M> {
 
     /// A message copied out of a stranger's memory, or nothing if its length is none of this type's.
     #[must_use]
-    pub fn copied(sequence: u64, words: Box<[u64]>, bytes: u32) -> Option<Self> {
-        let fits = bytes as usize <= words.len() * 8 && M::ELEMENT_ALIGN <= 8 && fits::<M>(bytes);
-        fits.then_some(Self { received: Received::Copied(words), bytes, sequence, message: PhantomData })
+    pub fn copied(sequence: u64, copied: Copied, bytes: u32) -> Option<Self> {
+        let holds = bytes as usize <= copied.bytes().len() && M::ELEMENT_ALIGN <= align_of::<Line>();
+        let received = Received::Copied(copied);
+        (holds && fits::<M>(bytes)).then_some(Self { received, bytes, sequence, message: PhantomData })
     }
 
     /// The message's place in its publisher's order: 0 for the first.
@@ -244,7 +247,7 @@ impl<M: Message + ?Sized> Sample<M> {
         match &self.received {
             Received::Inline(words) => &words.as_bytes()[..self.bytes as usize],
             Received::Held(held) => self.held_bytes(held),
-            Received::Copied(words) => &words.as_bytes()[..self.bytes as usize],
+            Received::Copied(copied) => &copied.bytes()[..self.bytes as usize],
         }
     }
 }

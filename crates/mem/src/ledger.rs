@@ -1,7 +1,7 @@
 //! The ledger: what every endpoint moved, copied, dropped and waited for, readable from outside the process.
 //!
 //! ```text
-//! word   0        1..=8                          16 ..= 31              32 ..= 47            48 ..= 63
+//! word   0        1..=8                          16 ..= 31              32 ..= 55            56 ..= 63
 //!      +--------+------------------------------+----------------------+--------------------+----------+
 //!      |sequence| endpoint service role pid .. | counts, by `Counter` | by `FallbackReason`| reserved |
 //!      +--------+------------------------------+----------------------+--------------------+----------+
@@ -9,8 +9,12 @@
 //! ```
 //!
 //! # Invariants
-//! - A block has one writer, the [`LedgerWriter`] of one endpoint, which is neither `Sync` nor `Clone`. So a count is a
-//!   relaxed load, an addition and a relaxed store; there is no locked instruction.
+//! - An endpoint's block has one writer, the thread that has the endpoint; its [`LedgerWriter`] is not `Sync`. So a
+//!   count is a relaxed load, an addition and a relaxed store; there is no locked instruction.
+//! - Two blocks are shared by the threads of the process, by atomic additions: that of the control thread, and that of
+//!   the endpoints that found no block of their own.
+//! - What follows from the words of a lane is not counted again: a row of the ledger says where they lie ([`lanes`]).
+//!   When the lane goes, its counts are added to the block and the row is taken away under one odd sequence.
 //! - Counts never go back while the block has the same identity. Closing an endpoint adds its counts to block 0, whose
 //!   role is [`Role::Closed`], so that the sums over a process never go back either.
 //! - What cannot be known is not zero: a count is a number or the reason why there is none ([`NotKnown`]).
@@ -28,14 +32,17 @@
 //! Messages, bytes and events, all `u64`, from the opening of the endpoint on; they wrap after centuries.
 //!
 //! # What this does not do
-//! It does not create the memory (a region is given as a view), and it derives nothing: what follows from cursors is
-//! read from the lane, so that a kill between two stores cannot unbalance it.
+//! It does not say when something is counted: that is for those who count. It takes no part in publishing or receiving.
 
 mod counter;
+pub mod lanes;
 mod raw;
+pub mod region;
 mod snapshot;
 
 pub use counter::{COUNTERS, Counter, FallbackReason, NotKnown, REASONS, Role};
+pub use lanes::{LaneCounts, LaneRow, LaneSource, Place};
+pub use region::{EndpointReading, LedgerClaimError, LedgerReader, LedgerReading, LedgerRegion};
 pub use snapshot::{CopiedPerByte, LedgerSnapshot};
 
 use core::cell::Cell;
@@ -43,11 +50,35 @@ use core::marker::PhantomData;
 use core::mem::offset_of;
 use std::sync::{Arc, Mutex, PoisonError};
 
+use crate::region::RegionId;
 use zcmi_ring::View;
 use zcmi_ring::sync::{AtomicU64, Ordering, fence};
 
 /// How often a reader looks again at a block whose identity is being rewritten, before it says so.
 const SNAPSHOT_TRIES: usize = 16;
+
+/// The block with the sums of the endpoints that were closed.
+const CLOSED: usize = 0;
+/// The block of the control thread.
+const CONTROL: usize = 1;
+/// The block of the endpoints that found none.
+const OVERFLOW: usize = 2;
+/// The first block that an endpoint may have.
+const FIRST: usize = 3;
+
+/// The counts that follow from the words of lanes.
+const DERIVED: [Counter; 4] = [Counter::Messages, Counter::BytesDelivered, Counter::Drops, Counter::Refusals];
+
+impl LaneCounts {
+    fn each(&self) -> [(Counter, u64); 4] {
+        [
+            (Counter::Messages, self.messages),
+            (Counter::BytesDelivered, self.bytes),
+            (Counter::Drops, self.drops),
+            (Counter::Refusals, self.refusals),
+        ]
+    }
+}
 
 /// Whose counts a block holds.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -77,7 +108,7 @@ pub struct LedgerBlock {
     reserved_identity: [AtomicU64; 9],
     counts: [AtomicU64; 16],
     fallbacks: [AtomicU64; REASONS],
-    reserved: [AtomicU64; 16],
+    reserved: [AtomicU64; 8],
 }
 
 const _: () = {
@@ -92,16 +123,15 @@ const _: () = {
     assert!(offset_of!(LedgerBlock, reserved_identity) == 56);
     assert!(offset_of!(LedgerBlock, counts) == 128);
     assert!(offset_of!(LedgerBlock, fallbacks) == 256);
-    assert!(offset_of!(LedgerBlock, reserved) == 384);
+    assert!(offset_of!(LedgerBlock, reserved) == 448);
     // 7 single words, and the arrays: with 512 bytes in all there is no padding.
-    assert!(8 * (1 + 1 + 2 + 1 + 1 + 1 + 9 + 16 + REASONS + 16) == 512);
+    assert!(8 * (1 + 1 + 2 + 1 + 1 + 1 + 9 + 16 + REASONS + 8) == 512);
     assert!(COUNTERS <= 16, "a counter has a word");
     assert!(COUNTERS * 4 <= 64, "a counter has four bits of `not_known`");
 };
 
 impl Default for LedgerBlock {
     fn default() -> Self {
-        let zeros = || [const { AtomicU64::new(0) }; 16];
         Self {
             sequence: AtomicU64::new(0),
             endpoint: AtomicU64::new(0),
@@ -110,9 +140,9 @@ impl Default for LedgerBlock {
             pid: AtomicU64::new(0),
             not_known: AtomicU64::new(0),
             reserved_identity: [const { AtomicU64::new(0) }; 9],
-            counts: zeros(),
-            fallbacks: zeros(),
-            reserved: zeros(),
+            counts: [const { AtomicU64::new(0) }; 16],
+            fallbacks: [const { AtomicU64::new(0) }; REASONS],
+            reserved: [const { AtomicU64::new(0) }; 8],
         }
     }
 }
@@ -125,21 +155,43 @@ impl LedgerBlock {
     #[must_use]
     pub fn snapshot(&self) -> Option<LedgerSnapshot> {
         for _ in 0..SNAPSHOT_TRIES {
-            let before = self.sequence.load(Ordering::Relaxed);
-            if before % 2 == 1 {
+            let Some(before) = self.begin_look() else {
                 zcmi_ring::sync::spin_loop();
                 continue;
-            }
-            // L1 (Acquire): the words read below are at least as new as this sequence. Pairs with L1 in `rewrite`.
-            fence(Ordering::Acquire);
+            };
             let snapshot = self.read();
-            // L1 (Acquire): if any word read above came from a later rewriting, the sequence read below has moved too.
-            fence(Ordering::Acquire);
-            if self.sequence.load(Ordering::Relaxed) == before {
+            if self.is_same_look(before) {
                 return Some(snapshot);
             }
         }
         None
+    }
+
+    /// The sequence, unless the block is being rewritten.
+    fn begin_look(&self) -> Option<u64> {
+        let before = self.sequence.load(Ordering::Relaxed);
+        // L1 (Acquire): the words read after this are at least as new as this sequence. Pairs with L1 in `rewriting`.
+        fence(Ordering::Acquire);
+        before.is_multiple_of(2).then_some(before)
+    }
+
+    /// Whether nothing was rewritten since.
+    fn is_same_look(&self, before: u64) -> bool {
+        // L1 (Acquire): if any word read before this came from a later rewriting, the sequence has moved too.
+        fence(Ordering::Acquire);
+        self.sequence.load(Ordering::Relaxed) == before
+    }
+
+    /// Rewrites words so that an observer sees all of it or nothing.
+    fn rewriting(&self, rewrite: impl FnOnce()) {
+        // A process that died in here left an odd sequence; going on from it keeps the parity right.
+        let odd = self.sequence.load(Ordering::Relaxed) | 1;
+        self.sequence.store(odd, Ordering::Relaxed);
+        // L1 (Release): whoever sees a word stored below sees the odd sequence. Pairs with L1 in `begin_look`.
+        fence(Ordering::Release);
+        rewrite();
+        // L1 (Release): whoever sees the even sequence sees all words stored above.
+        self.sequence.store(odd.wrapping_add(1), Ordering::Release);
     }
 
     fn read(&self) -> LedgerSnapshot {
@@ -168,24 +220,26 @@ impl LedgerBlock {
 
     /// Gives the block another identity, all counts starting from zero.
     fn rewrite(&self, identity: Option<Identity>) {
-        // A process that died in here left an odd sequence; going on from it keeps the parity right.
-        let odd = self.sequence.load(Ordering::Relaxed) | 1;
-        self.sequence.store(odd, Ordering::Relaxed);
-        // L1 (Release): whoever sees a word stored below sees the odd sequence. Pairs with L1 in `snapshot`.
-        fence(Ordering::Release);
         let identity = identity.unwrap_or(Identity { endpoint: 0, service: [0; 2], role: Role::Unused, pid: 0 });
-        self.endpoint.store(identity.endpoint, Ordering::Relaxed);
-        for (word, half) in self.service.iter().zip(identity.service) {
-            word.store(half, Ordering::Relaxed);
-        }
-        self.role.store(identity.role.number(), Ordering::Relaxed);
-        self.pid.store(identity.pid.into(), Ordering::Relaxed);
-        self.not_known.store(0, Ordering::Relaxed);
-        for word in self.counts.iter().chain(&self.fallbacks) {
-            word.store(0, Ordering::Relaxed);
-        }
-        // L1 (Release): whoever sees the even sequence sees all words stored above.
-        self.sequence.store(odd.wrapping_add(1), Ordering::Release);
+        self.rewriting(|| {
+            self.endpoint.store(identity.endpoint, Ordering::Relaxed);
+            for (word, half) in self.service.iter().zip(identity.service) {
+                word.store(half, Ordering::Relaxed);
+            }
+            self.role.store(identity.role.number(), Ordering::Relaxed);
+            self.pid.store(identity.pid.into(), Ordering::Relaxed);
+            self.not_known.store(0, Ordering::Relaxed);
+            for word in self.counts.iter().chain(&self.fallbacks) {
+                word.store(0, Ordering::Relaxed);
+            }
+        });
+    }
+
+    /// Says that a count cannot be known, and why; none says that it can.
+    fn set_not_known(&self, counter: Counter, reason: Option<NotKnown>) {
+        let shift = 4 * counter as usize;
+        let others = self.not_known.load(Ordering::Relaxed) & !(0xf << shift);
+        self.not_known.store(others | (reason.map_or(0, NotKnown::number) << shift), Ordering::Relaxed);
     }
 }
 
@@ -207,12 +261,15 @@ fn add(word: &AtomicU64, more: u64) {
 /// send::<zcmi_mem::ledger::LedgerWriter>();
 /// ```
 ///
-/// Dropping it stores nothing, since after a fork the memory is not there any more; the counts simply stay. Give the
-/// block back with [`Ledger::close`].
-#[derive(Debug)]
+/// A clone counts in the same block and stays with the same endpoint: its owner keeps all of them on one thread, else
+/// counts are wrong, and nothing else. Dropping one stores nothing, since after a fork the memory is not there any
+/// more; the counts simply stay. Give the block back with [`Ledger::close`].
+#[derive(Clone, Debug)]
 pub struct LedgerWriter {
     view: View<LedgerBlock>,
     index: usize,
+    /// Whether other endpoints count in this block too.
+    shared: bool,
     /// Keeps the writer `Send` and not `Sync`: the additions are not atomic.
     single: PhantomData<Cell<()>>,
 }
@@ -228,7 +285,7 @@ impl LedgerWriter {
     #[must_use]
     pub fn new(view: View<LedgerBlock>, index: usize, identity: Identity) -> Self {
         view.at(index).rewrite(Some(identity));
-        Self { view, index, single: PhantomData }
+        Self { view, index, shared: false, single: PhantomData }
     }
 
     /// The block written to.
@@ -244,10 +301,25 @@ impl LedgerWriter {
         self.index
     }
 
+    /// Whether the block is that of all endpoints that found none of their own.
+    #[must_use]
+    pub fn is_shared(&self) -> bool {
+        self.shared
+    }
+
+    #[inline]
+    fn add_to(&self, word: &AtomicU64, more: u64) {
+        if self.shared {
+            word.fetch_add(more, Ordering::Relaxed);
+        } else {
+            add(word, more);
+        }
+    }
+
     /// Counts `more` of something.
     #[inline]
     pub fn add(&self, counter: Counter, more: u64) {
-        add(&self.block().counts[counter as usize], more);
+        self.add_to(&self.block().counts[counter as usize], more);
     }
 
     /// Counts one message that was delivered without a copy.
@@ -259,48 +331,68 @@ impl LedgerWriter {
     /// Counts messages that were delivered, and the bytes of all of them.
     #[inline]
     pub fn delivered_batch(&self, messages: u64, bytes: u64) {
-        let block = self.block();
-        add(&block.counts[Counter::Messages as usize], messages);
-        add(&block.counts[Counter::BytesDelivered as usize], bytes);
+        self.add(Counter::Messages, messages);
+        self.add(Counter::BytesDelivered, bytes);
     }
 
     /// Counts one retreat from the best path.
     #[inline]
     pub fn fallback(&self, reason: FallbackReason) {
-        add(&self.block().fallbacks[reason as usize], 1);
+        self.add_to(&self.block().fallbacks[reason as usize], 1);
     }
 
     /// Says that a count cannot be known, and why; none says that it can.
     pub fn set_not_known(&self, counter: Counter, reason: Option<NotKnown>) {
-        let word = &self.block().not_known;
-        let shift = 4 * counter as usize;
-        let others = word.load(Ordering::Relaxed) & !(0xf << shift);
-        word.store(others | (reason.map_or(0, NotKnown::number) << shift), Ordering::Relaxed);
+        self.block().set_not_known(counter, reason);
     }
 }
 
-/// Why an endpoint got no block.
+/// The right of every thread of the process to count in a block that they share, by atomic additions.
+#[derive(Clone, Debug)]
+pub struct SharedCounts {
+    view: View<LedgerBlock>,
+    index: usize,
+}
+
+impl SharedCounts {
+    /// Counts `more` of something.
+    pub fn add(&self, counter: Counter, more: u64) {
+        self.view.at(self.index).counts[counter as usize].fetch_add(more, Ordering::Relaxed);
+    }
+
+    /// Counts one retreat from the best path.
+    pub fn fallback(&self, reason: FallbackReason) {
+        self.view.at(self.index).fallbacks[reason as usize].fetch_add(1, Ordering::Relaxed);
+    }
+}
+
+/// Why there is no ledger.
 #[derive(Debug, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
 pub enum LedgerError {
-    /// Every block is in use.
-    #[error("all {blocks} blocks of the ledger are in use; create it with more or close an endpoint")]
-    Full {
-        /// The number of blocks that endpoints may have.
-        blocks: usize,
-    },
     /// The memory has no room for any endpoint.
-    #[error("a ledger of {blocks} blocks has no room for an endpoint; it takes 2 or more")]
+    #[error("a ledger of {blocks} blocks has no room for an endpoint; it takes {least} or more")]
     TooSmall {
         /// The number of blocks in the view.
         blocks: usize,
+        /// The smallest number.
+        least: usize,
     },
 }
 
-/// A process's table of blocks: block 0 holds the sums of the endpoints that were closed, the others one endpoint each.
+/// A lane that an endpoint counts: listed for observers, or not if there was no row left.
+#[derive(Debug)]
+#[must_use = "a lane that goes unsettled leaves its row behind"]
+pub struct ListedLane {
+    row: Option<usize>,
+}
+
+/// A process's table of blocks: block 0 holds the sums of the endpoints that were closed, block 1 is the control
+/// thread's, block 2 that of the endpoints that found none, and the others are one endpoint's each.
 #[derive(Debug)]
 pub struct Ledger {
     view: View<LedgerBlock>,
+    lanes: View<LaneRow>,
     table: Mutex<Table>,
 }
 
@@ -308,60 +400,126 @@ pub struct Ledger {
 #[derive(Debug)]
 struct Table {
     free: Vec<usize>,
-    closed: LedgerWriter,
+    free_rows: Vec<usize>,
+    /// By block: lanes that found no row, so that what follows from them is not known.
+    unlisted: Vec<usize>,
 }
 
 impl Ledger {
     /// Makes the ledger of process `pid` in memory that only this process writes; every block starts unused.
     ///
     /// # Errors
-    /// [`LedgerError::TooSmall`] if the view has fewer than two blocks.
-    pub fn new(view: View<LedgerBlock>, pid: u32) -> Result<Arc<Self>, LedgerError> {
-        if view.len() < 2 {
-            return Err(LedgerError::TooSmall { blocks: view.len() });
+    /// [`LedgerError::TooSmall`] if the view has no block for an endpoint.
+    pub fn new(view: View<LedgerBlock>, lanes: View<LaneRow>, pid: u32) -> Result<Arc<Self>, LedgerError> {
+        if view.len() <= FIRST {
+            return Err(LedgerError::TooSmall { blocks: view.len(), least: FIRST + 1 });
         }
-        for index in 1..view.len() {
+        for index in FIRST..view.len() {
             view.at(index).rewrite(None);
         }
-        let sums = Identity { endpoint: 0, service: [0; 2], role: Role::Closed, pid };
-        let closed = LedgerWriter::new(view.clone(), 0, sums);
-        let free = (1..view.len()).rev().collect();
-        Ok(Arc::new(Self { view, table: Mutex::new(Table { free, closed }) }))
+        for (index, role) in [(CLOSED, Role::Closed), (CONTROL, Role::Control), (OVERFLOW, Role::Overflow)] {
+            view.at(index).rewrite(Some(Identity { endpoint: 0, service: [0; 2], role, pid }));
+        }
+        (0..lanes.len()).for_each(|row| lanes.at(row).clear());
+        let table = Table {
+            free: (FIRST..view.len()).rev().collect(),
+            free_rows: (0..lanes.len()).rev().collect(),
+            unlisted: vec![0; view.len()],
+        };
+        Ok(Arc::new(Self { view, lanes, table: Mutex::new(table) }))
     }
 
-    /// Gives an endpoint a block of its own.
-    ///
-    /// # Errors
-    /// [`LedgerError::Full`] if there is none left.
-    pub fn open(&self, identity: Identity) -> Result<LedgerWriter, LedgerError> {
+    /// Gives an endpoint a block of its own, or a part in the one of those that found none.
+    #[must_use]
+    pub fn open(&self, identity: Identity) -> LedgerWriter {
         let mut table = self.table.lock().unwrap_or_else(PoisonError::into_inner);
-        let index = table.free.pop().ok_or(LedgerError::Full { blocks: self.view.len() - 1 })?;
-        Ok(LedgerWriter::new(self.view.clone(), index, identity))
+        match table.free.pop() {
+            Some(index) => LedgerWriter::new(self.view.clone(), index, identity),
+            None => LedgerWriter { view: self.view.clone(), index: OVERFLOW, shared: true, single: PhantomData },
+        }
     }
 
-    /// Takes an endpoint's block back and keeps its counts in the sums of the closed ones.
-    ///
-    /// An observer that looks between the two stores of a count sees it twice for a moment, never less than before.
+    /// The control thread's block.
+    #[must_use]
+    pub fn control(&self) -> SharedCounts {
+        SharedCounts { view: self.view.clone(), index: CONTROL }
+    }
+
+    /// Lists a lane of an endpoint, so that observers find the words that its counts follow from. Without a row for it
+    /// the endpoint's derived counts are not known until the lane is settled.
+    pub fn list(&self, writer: &LedgerWriter, source: &LaneSource) -> ListedLane {
+        let mut table = self.table.lock().unwrap_or_else(PoisonError::into_inner);
+        let row = table.free_rows.pop();
+        match row {
+            Some(row) => self.lanes.at(row).fill(writer.index, source),
+            None => {
+                table.unlisted[writer.index] += 1;
+                for counter in DERIVED {
+                    writer.set_not_known(counter, Some(NotKnown::NotCounted));
+                }
+            }
+        }
+        ListedLane { row }
+    }
+
+    /// Takes a lane off the list and adds what it came to; observers see both or neither.
+    pub fn settle(&self, writer: &LedgerWriter, lane: ListedLane, counts: &LaneCounts) {
+        let mut table = self.table.lock().unwrap_or_else(PoisonError::into_inner);
+        let block = writer.block();
+        block.rewriting(|| {
+            for (counter, more) in counts.each() {
+                writer.add(counter, more);
+            }
+            match lane.row {
+                Some(row) => {
+                    self.lanes.at(row).clear();
+                    table.free_rows.push(row);
+                }
+                None => {
+                    table.unlisted[writer.index] -= 1;
+                    if table.unlisted[writer.index] == 0 {
+                        DERIVED.into_iter().for_each(|counter| block.set_not_known(counter, None));
+                    }
+                }
+            }
+        });
+    }
+
+    /// Takes an endpoint's block back and keeps its counts in the sums of the closed ones. Its lanes were settled.
     ///
     /// # Panics
     /// If `writer` is not of this ledger.
     pub fn close(&self, writer: LedgerWriter) {
+        if writer.shared {
+            // What it counted is among the counts of all that found no block, and stays there.
+            return;
+        }
         assert!(
-            writer.index > 0 && core::ptr::eq(writer.block(), self.view.at(writer.index)),
+            writer.index >= FIRST && core::ptr::eq(writer.block(), self.view.at(writer.index)),
             "the writer of block {} belongs to another ledger",
             writer.index
         );
         let mut table = self.table.lock().unwrap_or_else(PoisonError::into_inner);
-        let (from, to) = (writer.block(), table.closed.block());
-        let words = from.counts.iter().chain(&from.fallbacks);
-        for (word, sum) in words.zip(to.counts.iter().chain(&to.fallbacks)) {
-            add(sum, word.load(Ordering::Relaxed));
-        }
-        // A sum with an unknown part is unknown.
-        let not_known = merge_reasons(to.not_known.load(Ordering::Relaxed), from.not_known.load(Ordering::Relaxed));
-        to.not_known.store(not_known, Ordering::Relaxed);
-        from.rewrite(None);
+        let (from, to) = (writer.block(), self.view.at(CLOSED));
+        // Under the sums' sequence, so that a process which dies in here has no sums and never wrong ones.
+        to.rewriting(|| {
+            let words = from.counts.iter().chain(&from.fallbacks);
+            for (word, sum) in words.zip(to.counts.iter().chain(&to.fallbacks)) {
+                add(sum, word.load(Ordering::Relaxed));
+            }
+            // A sum with an unknown part is unknown.
+            let not_known = merge_reasons(to.not_known.load(Ordering::Relaxed), from.not_known.load(Ordering::Relaxed));
+            to.not_known.store(not_known, Ordering::Relaxed);
+            from.rewrite(None);
+        });
+        table.unlisted[writer.index] = 0;
         table.free.push(writer.index);
+    }
+
+    /// The regions in which the words of listed lanes lie, each once.
+    #[must_use]
+    pub fn listed_regions(&self) -> Vec<RegionId> {
+        lanes::regions_of(&self.lanes)
     }
 
     /// The blocks, for handing to an observer or reading here.
@@ -370,12 +528,12 @@ impl Ledger {
         &self.view
     }
 
-    /// What all endpoints counted together, those closed included.
+    /// What was counted together, by the endpoints that were closed too; without what follows from lanes that live.
     #[must_use]
     pub fn total(&self) -> LedgerSnapshot {
         // Under the lock no block changes hands, so that nothing is counted twice or missed.
-        let table = self.table.lock().unwrap_or_else(PoisonError::into_inner);
-        let mut total = table.closed.block().read();
+        let _table = self.table.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut total = self.view.at(CLOSED).read();
         for index in 1..self.view.len() {
             total.add(&self.view.at(index).read());
         }

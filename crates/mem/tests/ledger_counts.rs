@@ -3,12 +3,18 @@
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use zcmi_mem::ledger::{
-    Counter, FallbackReason, Identity, Ledger, LedgerBlock, LedgerError, LedgerWriter, NotKnown, Role,
+    Counter, FallbackReason, Identity, LaneRow, Ledger, LedgerBlock, LedgerError, LedgerWriter, NotKnown, Role,
 };
 use zcmi_ring::View;
 
 fn blocks(count: usize) -> View<LedgerBlock> {
     View::heap(count, |_| LedgerBlock::default())
+}
+
+/// A ledger with this many blocks for endpoints and as many rows for lanes.
+fn ledger(endpoints: usize) -> std::sync::Arc<Ledger> {
+    let lanes = View::heap(endpoints, |_| LaneRow::default());
+    Ledger::new(blocks(endpoints + 3), lanes, 4711).expect("blocks for endpoints")
 }
 
 fn publisher(endpoint: u64) -> Identity {
@@ -102,11 +108,10 @@ fn a_snapshot_prints_every_count_and_only_the_fallbacks_there_were() {
 
 #[test]
 fn closing_an_endpoint_keeps_its_counts_in_the_sums() {
-    let ledger = Ledger::new(blocks(3), 4711).expect("three blocks");
-    let first = ledger.open(publisher(1)).expect("a free block");
-    let second = ledger.open(publisher(2)).expect("a free block");
+    let ledger = ledger(2);
+    let first = ledger.open(publisher(1));
+    let second = ledger.open(publisher(2));
     assert_ne!(first.index(), second.index());
-    assert_eq!(ledger.open(publisher(3)).expect_err("both are in use"), LedgerError::Full { blocks: 2 });
 
     first.delivered_batch(10, 100);
     first.fallback(FallbackReason::TooSmall);
@@ -118,7 +123,7 @@ fn closing_an_endpoint_keeps_its_counts_in_the_sums() {
     assert_eq!(closed.count(Counter::Messages), Ok(10));
     assert!(!ledger.view().at(index).snapshot().expect("nobody rewrites it").is_used());
 
-    let third = ledger.open(publisher(3)).expect("the block that was given back");
+    let third = ledger.open(publisher(3));
     assert_eq!(third.index(), index);
     assert_eq!(third.block().snapshot().expect("nobody rewrites it").count(Counter::Messages), Ok(0));
     third.delivered_batch(2, 2);
@@ -136,15 +141,16 @@ fn closing_an_endpoint_keeps_its_counts_in_the_sums() {
 
 #[test]
 fn a_ledger_needs_a_block_for_the_sums_and_one_for_an_endpoint() {
-    assert_eq!(Ledger::new(blocks(1), 1).expect_err("too small"), LedgerError::TooSmall { blocks: 1 });
+    let lanes = View::heap(1, |_| LaneRow::default());
+    let refused = Ledger::new(blocks(3), lanes, 1).expect_err("too small");
+    assert_eq!(refused, LedgerError::TooSmall { blocks: 3, least: 4 });
 }
 
 #[test]
 #[should_panic(expected = "belongs to another ledger")]
 fn a_writer_of_another_ledger_is_our_own_mistake() {
-    let ledger = Ledger::new(blocks(2), 1).expect("two blocks");
-    let other = Ledger::new(blocks(2), 1).expect("two blocks");
-    ledger.close(other.open(publisher(1)).expect("a free block"));
+    let (ledger, other) = (ledger(1), ledger(1));
+    ledger.close(other.open(publisher(1)));
 }
 
 #[test]

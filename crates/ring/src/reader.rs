@@ -228,6 +228,65 @@ impl Reader {
         Ok(Read::Message { sequence, message: Message { head, body }, hold })
     }
 
+    /// Looks for the next message, and has `copy` copy what lies in a slot: no hold is taken, and nothing of the
+    /// publisher's memory is used after this returns. For lanes of strangers, whose word is no protection.
+    ///
+    /// `copy` gets the sequence and the message, of which all is a claim, and loads the slot by atomic words: the
+    /// publisher may write it meanwhile.
+    ///
+    /// # Why no torn message is given out
+    /// The publisher stores `retired` above a sequence and fences (R1) before its slot is free, for whatever is written
+    /// there next. So if a word that `copy` loaded was of a later use of the slot, then after the acquire fence (C2)
+    /// `retired` is seen above the sequence, and the copy is thrown away. A reliable reader's slot is not retired
+    /// before its cursor moved, which is after the copy. A publisher that keeps to none of this makes its own message
+    /// wrong.
+    ///
+    /// # Errors
+    /// [`LaneFault`] if the publisher wrote what cannot be, or what `copy` says.
+    pub fn read_copying(
+        &mut self,
+        copy: impl FnOnce(u64, &Message) -> Result<(), LaneFault>,
+    ) -> Result<Read, LaneFault> {
+        let sequence = self.cursor;
+        let entry = self.ring.entry(sequence);
+        let stamp = entry.stamp.load(Ordering::Relaxed);
+        if stamp != sequence + 1 {
+            return self.read_other(stamp);
+        }
+        // C1 (acquire): as in `read`.
+        fence(Ordering::Acquire);
+        let head = Head(entry.head.load(Ordering::Relaxed));
+        let mut body = [0; INLINE_WORDS];
+        for (to, from) in body.iter_mut().zip(&entry.body) {
+            *to = from.load(Ordering::Relaxed);
+        }
+        // Before the descriptor is used: a torn one is no fault of the publisher's.
+        if let Some(overtaken) = self.second_look(sequence)? {
+            return Ok(overtaken);
+        }
+        check_head(sequence, head)?;
+        let message = Message { head, body };
+        if head.kind() == Kind::Slot {
+            copy(sequence, &message)?;
+            if let Some(overtaken) = self.second_look(sequence)? {
+                return Ok(overtaken);
+            }
+        }
+        self.advance(sequence + 1);
+        Ok(Read::Message { sequence, message, hold: None })
+    }
+
+    /// After something was copied: whether it was overtaken meanwhile, and then what is lost.
+    fn second_look(&mut self, sequence: u64) -> Result<Option<Read>, LaneFault> {
+        if self.policy != Policy::DropOldest {
+            return Ok(None);
+        }
+        // C2 (acquire): if a word that was copied was overwritten, `retired` is seen past it. Pairs with R1.
+        fence(Ordering::Acquire);
+        let retired = self.control.retired.load(Ordering::Relaxed);
+        if retired > sequence { self.overtaken(retired).map(Some) } else { Ok(None) }
+    }
+
     /// Looks for the next message that lies in a slot, and holds it: the straight way through what [`read`](Self::read)
     /// does for one.
     ///

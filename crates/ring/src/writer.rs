@@ -139,6 +139,8 @@ struct ReaderState {
     done: u64,
     started: bool,
     may_park: bool,
+    /// How many of its hold words count: as many as it was granted, from the first on.
+    holds: usize,
 }
 
 #[derive(Clone, Copy, Debug)]
@@ -602,6 +604,9 @@ impl Writer {
 
     /// Adds a reader, which begins with the retained history. In the seat only.
     ///
+    /// Of its words for holds the first `holds` count, as many as slots were set aside for it; what it marks in the
+    /// others keeps nothing, so that a reader that holds more than it was granted harms itself alone.
+    ///
     /// # Errors
     /// [`AddReaderError`] when all places are taken or the lane ended.
     pub fn add_reader(
@@ -609,6 +614,7 @@ impl Writer {
         block: View<ReaderBlock>,
         policy: Policy,
         history: u64,
+        holds: usize,
     ) -> Result<(ReaderIndex, u64), AddReaderError> {
         if self.tail >= self.end {
             return Err(AddReaderError::Ended { sequence: self.tail });
@@ -632,6 +638,7 @@ impl Writer {
             done: start,
             started: false,
             may_park: false,
+            holds: holds.min(HOLDS),
         });
         Ok((index, start))
     }
@@ -646,7 +653,7 @@ impl Writer {
         self.drop_oldest -= usize::from(reader.policy == Policy::DropOldest);
         self.parkers &= !(1 << index.0);
         let block = reader.block.at(0);
-        for hold in &block.held {
+        for hold in &block.held[..reader.holds] {
             let hold = hold.load(Ordering::Relaxed);
             let sequence = (hold & !HOLD_IN_KERNEL).wrapping_sub(1);
             let lawful = hold & HOLD_IN_KERNEL != 0 && (reader.start..self.tail).contains(&sequence);
@@ -677,6 +684,15 @@ impl Writer {
         reader.may_park = true;
         self.parkers |= 1 << index.0;
         true
+    }
+
+    /// Notes that the reader is awake and is not looked for until it [parks](Self::set_may_park) again. In the seat
+    /// only.
+    pub fn clear_may_park(&mut self, index: ReaderIndex) {
+        if let Some(reader) = self.readers.iter_mut().find(|reader| reader.index == index) {
+            reader.may_park = false;
+            self.parkers &= !(1 << index.0);
+        }
     }
 
     /// Notes that the reader reads no more and only keeps what it holds: nobody waits for its cursor from now on. In
@@ -737,7 +753,7 @@ impl ReaderState {
 
     /// Adds the sequences this reader holds. The cursor was looked at before, so no hold below it is missed.
     fn holds(&self, tail: u64, held: &mut Vec<u64>) -> Result<(), Rogue> {
-        for hold in &self.block.at(0).held {
+        for hold in &self.block.at(0).held[..self.holds] {
             let claim = hold.load(Ordering::Relaxed) & !HOLD_IN_KERNEL;
             // A1 (acquire): a hold that is gone was dropped after the last read of its slot. Pairs with C5.
             fence(Ordering::Acquire);

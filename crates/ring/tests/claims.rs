@@ -2,7 +2,7 @@
 #![cfg(not(zcmi_loom))]
 
 use std::sync::atomic::Ordering::Relaxed;
-use zcmi_ring::layout::{HOLD_IN_KERNEL, SEQUENCE_END, UNSET};
+use zcmi_ring::layout::{HOLD_IN_KERNEL, HOLDS, SEQUENCE_END, UNSET};
 use zcmi_ring::reader::descriptor_of;
 use zcmi_ring::writer::Rogue;
 use zcmi_ring::{
@@ -28,7 +28,7 @@ impl Lane {
     fn join(&mut self, policy: Policy) -> (ReaderIndex, View<ReaderBlock>, Reader) {
         let (block, view) = OwnedBlock::heap();
         view.at(0).reset([0; 3]);
-        let (index, start) = self.writer.add_reader(view.clone(), policy, 0).expect("there is a place");
+        let (index, start) = self.writer.add_reader(view.clone(), policy, 0, HOLDS).expect("there is a place");
         let holds = HoldTable::new(block, self.control.clone(), LifeMark::always(), None, Vec::new());
         (index, view, Reader::new(self.ring.clone(), self.control.clone(), holds, policy, start))
     }
@@ -186,7 +186,7 @@ fn sixty_four_readers_have_places_and_no_more() {
     let mut lane = Lane::new(START);
     let readers: Vec<_> = (0..64).map(|_| lane.join(Policy::Reliable)).collect();
     assert_eq!(readers.iter().map(|reader| reader.0.0).collect::<Vec<_>>(), (0..64).collect::<Vec<_>>());
-    let refused = lane.writer.add_reader(View::heap(1, |_| ReaderBlock::default()), Policy::Reliable, 0);
+    let refused = lane.writer.add_reader(View::heap(1, |_| ReaderBlock::default()), Policy::Reliable, 0, HOLDS);
     assert_eq!(refused, Err(zcmi_ring::AddReaderError::TooMany));
     assert!(lane.writer.remove_reader(ReaderIndex(17)));
     assert_eq!(lane.join(Policy::DropOldest).0, ReaderIndex(17));
@@ -268,7 +268,7 @@ fn a_reader_notices_a_waiting_publisher_within_a_quarter_of_the_ring() {
         let mut writer = Writer::new(ring.clone(), control.clone(), WriterOptions::default());
         let (block, view) = OwnedBlock::heap();
         view.at(0).reset([0; 3]);
-        let (_, start) = writer.add_reader(view, Policy::Reliable, 0).expect("there is a place");
+        let (_, start) = writer.add_reader(view, Policy::Reliable, 0, HOLDS).expect("there is a place");
         let holds = HoldTable::new(block, control.clone(), LifeMark::always(), None, Vec::new());
         let mut reader = Reader::new(ring, control.clone(), holds, Policy::Reliable, start);
         control.at(0).want_room.store(1, Relaxed);
@@ -287,7 +287,7 @@ fn a_reader_holds_as_much_as_its_table_has_and_finds_dropped_places_again() {
     let mut lane = Lane::new(START);
     let (block, view) = OwnedBlock::heap();
     view.at(0).reset([0; 3]);
-    let (_, start) = lane.writer.add_reader(view, Policy::Reliable, 0).expect("there is a place");
+    let (_, start) = lane.writer.add_reader(view, Policy::Reliable, 0, HOLDS).expect("there is a place");
     let holds = HoldTable::new(block, lane.control.clone(), LifeMark::always(), None, Vec::new()).limited_to(2);
     let mut reader = Reader::new(lane.ring.clone(), lane.control.clone(), holds, Policy::Reliable, start);
     for slot in 0..4 {
@@ -306,4 +306,58 @@ fn a_reader_holds_as_much_as_its_table_has_and_finds_dropped_places_again() {
     let orphan = orphan.try_free().expect_err("two are held");
     drop((hold, kept));
     orphan.try_free().expect("nothing is held");
+}
+
+#[test]
+fn a_hold_that_was_not_granted_keeps_nothing_and_harms_nobody() {
+    let mut lane = Lane::new(START);
+    let (block, view) = OwnedBlock::heap();
+    view.at(0).reset([0; 3]);
+    let (index, start) = lane.writer.add_reader(view.clone(), Policy::DropOldest, 0, 1).expect("there is a place");
+    view.at(0).start.store(start, Relaxed);
+    view.at(0).cursor.store(start, Relaxed);
+    for slot in 0..4 {
+        lane.publish(slot);
+    }
+    // The first word was granted. The second holds lawfully and the third cannot be: neither is looked at.
+    view.at(0).held[0].store(START + 1, Relaxed);
+    view.at(0).held[1].store((START + 2) | HOLD_IN_KERNEL, Relaxed);
+    view.at(0).held[2].store(7, Relaxed);
+    view.at(0).cursor.store(START + 4, Relaxed);
+    for slot in 4..8 {
+        lane.publish(slot);
+    }
+    lane.reclaim();
+    assert!(lane.writer.take_rogues().is_empty());
+    assert!(!lane.freed.contains(&0) && lane.freed.contains(&1), "{:?}", lane.freed);
+    // Nor is a slot in quarantine for the second word's mark.
+    assert!(lane.writer.remove_reader(index));
+    drop(block);
+    lane.reclaim();
+    assert!(lane.freed.contains(&0));
+}
+
+#[test]
+fn a_copying_reader_calls_a_publisher_faulty_that_lies_and_keeps_its_place_otherwise() {
+    let mut lane = Lane::new(START);
+    let (_, _, mut reader) = lane.join(Policy::DropOldest);
+    lane.publish(3);
+    // What the caller finds wrong with the claim comes back, and the cursor stays.
+    let fault = LaneFault::Descriptor { sequence: START, word: 3 };
+    assert_eq!(reader.read_copying(|_, _| Err(fault)).expect_err("refused"), fault);
+    assert_eq!(reader.cursor(), START);
+    // Retired while it was copied: thrown away, and counted.
+    let control = lane.control.clone();
+    let read = reader.read_copying(|_, _| {
+        control.at(0).retired.store(START + 1, Relaxed);
+        Ok(())
+    });
+    assert!(matches!(read, Ok(Read::Overtaken { lost: 1 })), "{read:?}");
+    // An end of all sequences is no place to go to.
+    lane.publish(4);
+    let read = reader.read_copying(|_, _| {
+        control.at(0).retired.store(u64::MAX, Relaxed);
+        Ok(())
+    });
+    assert!(matches!(read, Err(LaneFault::Stamp { .. })), "{read:?}");
 }

@@ -6,7 +6,7 @@ mod checked;
 
 use checked::{Checked, Op};
 use std::sync::atomic::Ordering::Relaxed;
-use zcmi_ring::layout::SEQUENCE_END;
+use zcmi_ring::layout::{HOLDS, SEQUENCE_END};
 use zcmi_ring::{
     Entry, HoldTable, LaneControl, LifeMark, OwnedBlock, Policy, PublishRefused, RawDescriptor, Read, Reader, Ring,
     View, Writer, WriterOptions,
@@ -23,7 +23,7 @@ fn walk(capacity: u64, start: u64, backlog: u64, policy: Policy) -> u64 {
     let mut writer = Writer::new(ring.clone(), control.clone(), options);
     let (block, view) = OwnedBlock::heap();
     view.at(0).reset([0; 3]);
-    let (_, begin) = writer.add_reader(view, policy, 0).expect("a fresh lane has places");
+    let (_, begin) = writer.add_reader(view, policy, 0, HOLDS).expect("a fresh lane has places");
     assert_eq!(begin, start);
     let holds = HoldTable::new(block, control.clone(), LifeMark::always(), None, Vec::new());
     let mut reader = Reader::new(ring, control.clone(), holds, policy, start);
@@ -63,7 +63,7 @@ fn walk(capacity: u64, start: u64, backlog: u64, policy: Policy) -> u64 {
         assert_eq!(writer.publish_slot(RawDescriptor::from_token(sequence as u32), 8), sequence);
     }
     assert_eq!(writer.reserve(&mut |_| {}), Err(PublishRefused::Ended { sequence: END }));
-    assert!(writer.add_reader(View::heap(1, |_| Default::default()), policy, 0).is_err());
+    assert!(writer.add_reader(View::heap(1, |_| Default::default()), policy, 0, HOLDS).is_err());
     let mut delivered = 0;
     while !matches!(reader.read(), Ok(Read::Empty)) {
         delivered += 1;

@@ -65,3 +65,27 @@ fn a_parked_reader_whose_wake_is_handed_over_is_woken() {
         sender.join().expect("the sender ends");
     });
 }
+
+#[test]
+fn no_bit_that_is_handed_over_is_left_behind() {
+    explore(None, || {
+        let owed = Arc::new(OwedWakes::default());
+        let sleeps = Event::new();
+        let publisher = {
+            let (owed, wake) = (Arc::clone(&owed), Arc::clone(&sleeps));
+            thread::spawn(move || {
+                for bit in 0..3 {
+                    if owed.hand_over(1 << bit) {
+                        wake.signal();
+                    }
+                }
+            })
+        };
+        let mut taken = 0;
+        while taken != 0b111 {
+            sleeps.wait();
+            taken |= owed.take();
+        }
+        publisher.join().expect("the publisher ends");
+    });
+}

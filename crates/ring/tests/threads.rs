@@ -4,6 +4,7 @@
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::thread;
+use zcmi_ring::layout::HOLDS;
 use zcmi_ring::reader::descriptor_of;
 use zcmi_ring::{
     Entry, HoldTable, Kind, LaneControl, LifeMark, OwnedBlock, Policy, RawDescriptor, Read, Reader, Ring, View, Writer,
@@ -59,7 +60,7 @@ fn slots_are_reused_under_readers_that_wait_lag_and_keep() {
     let threads = readers.map(|(policy, keep)| {
         let (block, view) = OwnedBlock::heap();
         view.at(0).reset([0; 3]);
-        let (_, start) = writer.add_reader(view, policy, 0).expect("there is a place");
+        let (_, start) = writer.add_reader(view, policy, 0, HOLDS).expect("there is a place");
         let holds = HoldTable::new(block, control.clone(), LifeMark::always(), None, Vec::new());
         let (reader, slots) = (Reader::new(ring.clone(), control.clone(), holds, policy, start), Arc::clone(&slots));
         (policy, thread::spawn(move || consume(reader, &slots, keep)))

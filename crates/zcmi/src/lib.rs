@@ -2,11 +2,11 @@
 #![forbid(unsafe_code)]
 
 pub use zcmi_ipc::{
-    Armed, Event, Forked, LoanError, NoRoom, Observed, Process, ProcessError, PublishError, PublishRefusal, Publisher,
+    Armed, Event, Forked, LoanError, NoRoom, Process, ProcessError, PublishError, PublishRefusal, Publisher,
     PublisherError, PublisherOptions, ReceiveError, Refusal, SendError, Service, ServiceError, Subscriber,
-    SubscriberError, SubscriberOptions, Wait, WhenFull, observe,
+    SubscriberError, SubscriberOptions, Wait, WhenFull, Who,
 };
-pub use zcmi_ipc::{directory, name, report};
+pub use zcmi_ipc::{directory, name, observe, report};
 pub use zcmi_mem::lease::{Lease, LeaseMut, Sample};
 pub use zcmi_mem::payload;
 pub use zcmi_mem::payload::payload;

@@ -10,7 +10,7 @@ use rustix::process::{Pid, PidfdFlags};
 use zcmi::payload::Message;
 use zcmi::{
     Event, LeaseMut, LoanError, PublishRefusal, Publisher, ReceiveError, Sample, SendError, Service, Subscriber, Wait,
-    WhenFull,
+    WhenFull, Who,
 };
 
 use super::Outcome;
@@ -110,6 +110,18 @@ pub(super) fn subscribe(words: &Words) -> Result<Box<dyn Subscribing>, String> {
     for_kind!(words, subscribe_kind(words))
 }
 
+/// The users that a value names: `user:7,group:8,everybody`.
+fn named(words: &Words, name: &str) -> Result<Vec<Who>, String> {
+    let Some(text) = words.given(name) else { return Ok(Vec::new()) };
+    let one = |text: &str| match text.split_once(':') {
+        Some(("user", uid)) => uid.parse().ok().map(Who::User),
+        Some(("group", gid)) => gid.parse().ok().map(Who::Group),
+        None if text == "everybody" => Some(Who::Everybody),
+        _ => None,
+    };
+    text.split(',').map(|text| one(text).ok_or_else(|| format!("`{text}` names nobody"))).collect()
+}
+
 struct Publication<M: Kind + ?Sized> {
     publisher: Publisher<M>,
     tag: u16,
@@ -143,6 +155,12 @@ fn publish_kind<M: Kind + ?Sized>(words: &Words) -> Result<Box<dyn Publishing>, 
     }
     if let Some(value) = given("max_publishers")? {
         options = options.max_publishers(value as u32);
+    }
+    for who in named(words, "allow")? {
+        options = options.allow(who);
+    }
+    for who in named(words, "may_block")? {
+        options = options.may_block(who);
     }
     options = options.when_full(match words.given("when_full").unwrap_or("block") {
         "block" => WhenFull::Block,
@@ -287,6 +305,8 @@ struct Subscription<M: Kind + ?Sized> {
     joined: u64,
     lost: u64,
     held: Vec<Sample<M>>,
+    /// Whether a publisher may be faulty, and then counts as ended; and what it wrote is not looked at.
+    bears_faults: bool,
 }
 
 fn subscribe_kind<M: Kind + ?Sized>(words: &Words) -> Result<Box<dyn Subscribing>, String> {
@@ -304,9 +324,21 @@ fn subscribe_kind<M: Kind + ?Sized>(words: &Words) -> Result<Box<dyn Subscribing
         "default" => options,
         _ => options.wait(Wait::SpinThenPark(Duration::from_micros(words.number("wait")?))),
     };
+    for who in named(words, "accept")? {
+        options = options.accept(who);
+    }
     let subscriber = Some(options.join().map_err(|error| format!("join: {error}"))?);
     let (tracks, happened, held) = (BTreeMap::new(), Vec::new(), Vec::new());
-    Ok(Box::new(Subscription { subscriber, tracks, happened, endings: 0, joined: 0, lost: 0, held }))
+    Ok(Box::new(Subscription {
+        subscriber,
+        tracks,
+        happened,
+        endings: 0,
+        joined: 0,
+        lost: 0,
+        held,
+        bears_faults: words.is_set("bears_faults"),
+    }))
 }
 
 impl<M: Kind + ?Sized> Subscription<M> {
@@ -316,7 +348,10 @@ impl<M: Kind + ?Sized> Subscription<M> {
 
     /// Checks a message and notes its place.
     fn note(&mut self, bytes: &[u8], sequence: u64) -> Result<(), String> {
-        let tag = content::check(bytes, sequence)?;
+        let tag = match content::check(bytes, sequence) {
+            Err(_) if self.bears_faults => return Ok(()),
+            other => other?,
+        };
         let (_, next, got) = match tag {
             Some(tag) => self.tracks.entry(tag).or_insert((sequence, sequence, 0)),
             // Too short to say whose it is; then there is one publisher.
@@ -354,6 +389,10 @@ impl<M: Kind + ?Sized> Subscription<M> {
                 Event::Overtaken { lost, .. } => {
                     self.lost += lost;
                     continue;
+                }
+                Event::Faulty { pid, .. } if self.bears_faults => {
+                    self.endings += 1;
+                    format!("faulty:{pid}:0")
                 }
                 Event::Faulty { pid, fault, .. } => return Err(format!("publisher {pid} is called faulty: {fault}")),
                 Event::Expelled { pid, reason, .. } => return Err(format!("publisher {pid} gave us up: {reason}")),

@@ -19,10 +19,11 @@ use std::sync::mpsc::Sender;
 use std::time::{Duration, Instant};
 
 use super::{Control, INTRODUCTION_MS};
+use crate::audience::Audience;
 use crate::directory::{Facts, Participant, ParticipantFile, Role};
 use crate::name::{Incarnation, ServiceName};
 use crate::publisher::{NewPublisher, PublisherError};
-use crate::socket::ConnectError;
+use crate::socket::{ConnectError, is_same_user};
 use crate::subscriber::{NewSubscriber, SubscriberError};
 use crate::wire::VERSION;
 
@@ -44,6 +45,11 @@ pub(super) struct Candidate {
 }
 
 impl Candidate {
+    /// Who may subscribe besides our own user.
+    pub(super) fn audience(&self) -> &Audience {
+        &self.new.allow
+    }
+
     pub(super) fn next(&self) -> Instant {
         self.next
     }
@@ -63,7 +69,7 @@ fn place(participant: &Participant) -> (u64, u128, u32) {
 
 impl Control {
     pub(super) fn create_publisher(&mut self, new: NewPublisher, reply: Sender<Result<(), PublisherError>>) {
-        match self.write_publisher(&new) {
+        match self.share_publisher(&new).and_then(|()| self.write_publisher(&new)) {
             Ok(participant) => {
                 let now = Instant::now();
                 let until = now + Duration::from_millis(INTRODUCTION_MS);
@@ -74,6 +80,11 @@ impl Control {
                 let _asked = reply.send(Err(error));
             }
         }
+    }
+
+    /// Opens this process's socket for those who may subscribe.
+    fn share_publisher(&mut self, new: &NewPublisher) -> Result<(), PublisherError> {
+        self.let_in(&new.allow).map_err(|error| PublisherError::Rights(error.to_string()))
     }
 
     /// Looks again at the publishers that could not be decided about.
@@ -105,6 +116,7 @@ impl Control {
                 let Candidate { reply, participant, .. } = candidate;
                 // Its file is gone before anybody hears of it.
                 drop(participant);
+                self.let_in_no_more();
                 // Whoever asked may be gone by now.
                 let _asked = reply.send(Err(error));
             }
@@ -153,6 +165,11 @@ impl Control {
             if !concerns || is_own(other.incarnation, other.endpoint) {
                 continue;
             }
+            // What strangers publish under this name is theirs: it neither counts nor has to agree with ours.
+            let is_ours = is_same_user(other.uid, rustix::process::geteuid().as_raw());
+            if !is_ours && (other.role == Role::Publisher || !new.allow.may_include(other.uid)) {
+                continue;
+            }
             if self.is_dead(other.incarnation) {
                 self.sweep_visited(service, other.incarnation);
                 continue;
@@ -198,8 +215,10 @@ impl Control {
         let all = directory.participants(service).map_err(text)?;
         let is_own = |other: &Participant| (other.incarnation, other.endpoint) == (self.incarnation, new.endpoint);
         let own = all.iter().find(|other| is_own(other)).map_or((u64::MAX, u128::MAX, u32::MAX), place);
-        let before: Vec<_> =
-            all.iter().filter(|other| other.role == Role::Subscriber && place(other) < own).copied().collect();
+        let before = all.iter().filter(|other| other.role == Role::Subscriber && place(other) < own).copied();
+        // Of strangers each publisher counts those that it lets in.
+        let ours = rustix::process::geteuid().as_raw();
+        let before: Vec<_> = before.filter(|other| is_same_user(other.uid, ours)).collect();
         // Only a full service makes it worth asking who lives. Each publisher counts for itself, too.
         if before.len() >= MAX_SUBSCRIBERS as usize {
             let mut live = 0;
@@ -215,7 +234,8 @@ impl Control {
                 }
             }
         }
-        let publishers = all.into_iter().filter(|other| other.role == Role::Publisher);
+        let reads = |other: &Participant| other.role == Role::Publisher && new.accept.may_include(other.uid);
+        let publishers = all.into_iter().filter(reads);
         Ok((participant, publishers.map(|other| (other.incarnation, other.endpoint)).collect()))
     }
 

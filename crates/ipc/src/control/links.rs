@@ -5,18 +5,23 @@ use std::collections::{HashMap, HashSet, VecDeque};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::Arc;
 
+use zcmi_mem::ledger::FallbackReason;
 use zcmi_mem::region::received::{PeerTrust, PeerWakePage, RegionClaim};
-use zcmi_mem::region::{PeerRegion, Region, RegionId};
+use zcmi_mem::region::{PeerRegion, RegionId};
 
 use super::publishers::PublisherEntry;
 use super::subscribers::SubscriberEntry;
 use super::{Control, duplicate};
+use crate::audience::Identity;
 use crate::name::Incarnation;
-use crate::socket::{ConnectError, Connection, MAX_MESSAGE_BYTES, PeerCredentials, Received, SendError, SendOutcome};
+use crate::process::ExtentGuard;
+use crate::socket::{
+    ConnectError, Connection, MAX_MESSAGE_BYTES, PeerCredentials, PidfdSource, Received, SendError, SendOutcome,
+};
 use crate::wire::{Hello, Message, RegionName, VERSION, VERSION_MIN};
 
-/// Connections of one user that have not said who they are; past this the oldest is closed.
-const MAX_HALF_OPEN: usize = 32;
+/// Connections of our own user that have not said who they are; past this the oldest is closed.
+pub(super) const MAX_HALF_OPEN: usize = 32;
 /// Messages that wait for a peer to read; past this it is hung up on.
 const MAX_OUTBOX: usize = 4096;
 /// Messages taken from one connection before others get a turn.
@@ -35,11 +40,13 @@ pub(crate) struct LinkId(u64);
 /// One control connection.
 #[derive(Debug)]
 pub(crate) struct Link {
-    connection: Connection,
+    /// Shared with the seats of publishers, which wake strangers over it.
+    connection: Arc<Connection>,
     /// Whose it is, once its hello came (or since we connected to a known name).
     peer: Option<Incarnation>,
     greeted: bool,
     credentials: PeerCredentials,
+    identity: Identity,
     /// Regions of ours whose descriptors went over this connection.
     sent: HashSet<RegionId>,
     outbox: VecDeque<(Vec<u8>, Vec<OwnedFd>)>,
@@ -55,6 +62,20 @@ impl Link {
     pub(super) fn is_held_back(&self) -> bool {
         self.held_back
     }
+
+    /// Whether it was accepted and nobody has said who it is.
+    pub(super) fn is_half_open(&self) -> bool {
+        !self.greeted && self.peer.is_none()
+    }
+
+    /// The user at the other end.
+    pub(super) fn identity(&self) -> &Identity {
+        &self.identity
+    }
+
+    pub(super) fn connection(&self) -> &Arc<Connection> {
+        &self.connection
+    }
 }
 
 impl AsFd for Link {
@@ -68,6 +89,7 @@ impl AsFd for Link {
 pub(crate) struct Peer {
     pidfd: OwnedFd,
     pub(super) pid: u32,
+    identity: Identity,
     pub(super) links: Vec<LinkId>,
     regions: HashMap<RegionId, Arc<PeerRegion>>,
     wake_pages: HashMap<RegionId, Arc<PeerWakePage>>,
@@ -78,6 +100,20 @@ pub(crate) struct Peer {
 impl Peer {
     pub(super) fn pidfd(&self) -> BorrowedFd<'_> {
         self.pidfd.as_fd()
+    }
+
+    /// Whether it is a process of this user.
+    pub(super) fn is_of(&self, uid: u32) -> bool {
+        self.identity.uid == uid
+    }
+
+    fn is_stranger(&self) -> bool {
+        !self.identity.is_own_user()
+    }
+
+    /// How many of its regions are mapped here, and their bytes.
+    pub(super) fn mapped(&self) -> (usize, u64) {
+        (self.regions.len(), self.regions.values().map(|region| region.len() as u64).sum())
     }
 
     /// Whether the kernel says that it is dead; what cannot be asked lives.
@@ -98,6 +134,10 @@ pub(super) enum RegionClaimError {
     Unknown(RegionId),
     #[error("a process may hand over at most {MAX_PEER_REGIONS} regions")]
     TooMany,
+    #[error("user {uid} may hand over at most {limit} regions")]
+    TooManyOfUser { uid: u32, limit: usize },
+    #[error("with {bytes} bytes more, over {limit} of user {uid} would be mapped")]
+    TooLargeOfUser { uid: u32, bytes: u64, limit: u64 },
     #[error("region refused: {0}")]
     Refused(String),
     #[error("region {0:?} was named with another size")]
@@ -128,34 +168,40 @@ impl Control {
                     return;
                 }
             };
-            let Ok(credentials) = connection.credentials() else { continue };
-            if !credentials.is_same_user() {
+            let (Ok(credentials), Ok(identity)) = (connection.credentials(), connection.identity()) else { continue };
+            if !self.admits(&identity) {
                 continue;
             }
-            self.close_oldest_half_open();
-            let id = self.add_link(connection, credentials, None);
+            self.close_oldest_half_open(&identity);
+            let id = self.add_link(connection, credentials, identity, None);
             self.greet(id);
             // Who has said its name by now is not half open, however many come after it.
             self.read_link(id, MAX_TURN);
         }
     }
 
-    fn close_oldest_half_open(&mut self) {
-        // Those that we made ourselves lead to a process that we know, which may be slow to answer.
-        let half_open = self.links.iter().filter(|(_, link)| !link.greeted && link.peer.is_none()).map(|(&id, _)| id);
-        let half_open: Vec<LinkId> = half_open.collect();
-        if half_open.len() >= MAX_HALF_OPEN
+    fn close_oldest_half_open(&mut self, identity: &Identity) {
+        let (most, half_open) = self.half_open(identity);
+        if half_open.len() >= most
             && let Some(&oldest) = half_open.iter().min()
         {
             self.drop_link(oldest);
         }
     }
 
-    fn add_link(&mut self, connection: Connection, credentials: PeerCredentials, peer: Option<Incarnation>) -> LinkId {
+    fn add_link(
+        &mut self,
+        connection: Connection,
+        credentials: PeerCredentials,
+        identity: Identity,
+        peer: Option<Incarnation>,
+    ) -> LinkId {
         let id = LinkId(self.next_link);
         self.next_link += 1;
         let (sent, outbox) = (HashSet::new(), VecDeque::new());
-        self.links.insert(id, Link { connection, peer, greeted: false, credentials, sent, outbox, held_back: false });
+        let connection = Arc::new(connection);
+        let link = Link { connection, peer, greeted: false, credentials, identity, sent, outbox, held_back: false };
+        self.links.insert(id, link);
         id
     }
 
@@ -176,11 +222,11 @@ impl Control {
             }
         }
         let connection = Connection::connect(&self.directory, peer)?;
-        let credentials = connection.credentials()?;
-        if !credentials.is_same_user() {
+        let (credentials, identity) = (connection.credentials()?, connection.identity()?);
+        if !self.admits(&identity) {
             return Err(ConnectError::Denied(peer));
         }
-        let id = self.add_link(connection, credentials, Some(peer));
+        let id = self.add_link(connection, credentials, identity, Some(peer));
         if !self.register_peer(id, peer) {
             self.drop_link(id);
             return Err(ConnectError::Dead(peer));
@@ -199,18 +245,20 @@ impl Control {
         let Some(link) = self.links.get_mut(&id) else { return false };
         if let Some(peer) = self.peers.get_mut(&incarnation) {
             // A second process cannot take over a name that is in use.
-            if peer.pid != link.credentials.pid {
+            if peer.pid != link.credentials.pid || peer.identity.uid != link.identity.uid {
                 return false;
             }
             peer.links.push(id);
         } else {
-            let Ok((pidfd, _)) = link.connection.pidfd() else { return false };
+            let Ok((pidfd, source)) = link.connection.pidfd() else { return false };
+            if source == PidfdSource::PidfdOpen {
+                self.ledger.fallback(FallbackReason::NoPidfd);
+            }
             let pid = link.credentials.pid;
             let (regions, wake_pages) = (HashMap::new(), HashMap::new());
-            self.peers.insert(
-                incarnation,
-                Peer { pidfd, pid, links: vec![id], regions, wake_pages, with_blocks: HashSet::new() },
-            );
+            let (identity, with_blocks) = (link.identity.clone(), HashSet::new());
+            let peer = Peer { pidfd, pid, identity, links: vec![id], regions, wake_pages, with_blocks };
+            self.peers.insert(incarnation, peer);
         }
         link.peer = Some(incarnation);
         true
@@ -271,18 +319,38 @@ impl Control {
         }
     }
 
-    /// Names a region of ours in a message over this connection; the descriptor comes along the first time.
-    pub(super) fn name_region(&mut self, id: LinkId, region: &Region, attachments: &mut Attachments) -> RegionName {
+    /// Names the region of an extent of ours in a message over this connection; the descriptor comes along the first
+    /// time. Nothing for a peer that is not of the region's audience: nobody else is ever given its descriptor.
+    pub(super) fn name_region(
+        &mut self,
+        id: LinkId,
+        extent: &ExtentGuard,
+        attachments: &mut Attachments,
+    ) -> Option<RegionName> {
+        let region = extent.extent().region();
         let mut name = RegionName { id: region.id(), bytes: region.len() as u64, attached: false };
-        if let Some(link) = self.links.get_mut(&id)
-            && !link.sent.contains(&name.id)
+        let link = self.links.get_mut(&id)?;
+        if !extent.audience().includes(&link.identity) {
+            return None;
+        }
+        if !link.sent.contains(&name.id)
             && let Some(Ok(descriptor)) = region.descriptor().map(duplicate)
         {
             link.sent.insert(name.id);
             attachments.push(descriptor);
             name.attached = true;
         }
-        name
+        Some(name)
+    }
+
+    /// Who is at the other end of a connection, if that is another user.
+    pub(super) fn stranger_at(&self, id: LinkId) -> Option<&Identity> {
+        self.links.get(&id).map(Link::identity).filter(|identity| !identity.is_own_user())
+    }
+
+    /// The user of a peer, if that is another one.
+    pub(super) fn stranger(&self, incarnation: Incarnation) -> Option<&Identity> {
+        self.peers.get(&incarnation).filter(|peer| peer.is_stranger()).map(|peer| &peer.identity)
     }
 
     /// The region that a peer named, received if its descriptor came along.
@@ -292,17 +360,31 @@ impl Control {
         name: &RegionName,
         descriptors: &mut Descriptors,
     ) -> Result<Arc<PeerRegion>, RegionClaimError> {
+        let claim = RegionClaim { id: name.id, bytes: name.bytes };
+        let stranger = self.stranger(incarnation).map(|identity| identity.uid);
+        if let (Some(uid), true) = (stranger, name.attached) {
+            self.has_room_for(uid, &claim)?;
+        }
         let peer = self.peers.get_mut(&incarnation).ok_or(RegionClaimError::Unknown(name.id))?;
         if name.attached {
             let descriptor = descriptors.pop_front().ok_or(RegionClaimError::Missing)?;
             if peer.regions.len() >= MAX_PEER_REGIONS {
                 return Err(RegionClaimError::TooMany);
             }
-            if let Entry::Vacant(vacant) = peer.regions.entry(name.id) {
-                let claim = RegionClaim { id: name.id, bytes: name.bytes };
-                let received = PeerRegion::receive(descriptor, &claim, PeerTrust::SameUser);
-                let region = received.map_err(|error| RegionClaimError::Refused(error.to_string()))?;
-                vacant.insert(Arc::new(region));
+            match peer.regions.entry(name.id) {
+                Entry::Vacant(vacant) => {
+                    let trust = if stranger.is_some() { PeerTrust::Stranger } else { PeerTrust::SameUser };
+                    match PeerRegion::receive(descriptor, &claim, trust) {
+                        Ok(region) => drop(vacant.insert(Arc::new(region))),
+                        Err(error) => {
+                            let text = error.to_string();
+                            self.strangers.close(vec![error.into_descriptor()]);
+                            return Err(RegionClaimError::Refused(text));
+                        }
+                    }
+                }
+                // Known already: this one was not looked at, and may be anything.
+                Entry::Occupied(_) => self.strangers.close(vec![descriptor]),
             }
         }
         let region = peer.regions.get(&name.id).ok_or(RegionClaimError::Unknown(name.id))?;
@@ -387,25 +469,43 @@ impl Control {
         let mut buffer = [0; MAX_MESSAGE_BYTES];
         for _ in 0..most {
             let Some(link) = self.links.get(&id) else { return false };
-            match link.connection.receive(&mut buffer) {
+            let received = link.connection.receive(&mut buffer);
+            let stranger = (!link.identity.is_own_user()).then_some(link.identity.uid);
+            match received {
                 Ok(Received::Empty) => return false,
                 Ok(Received::Message { len, descriptors }) => {
                     let Ok(message) = Message::decode(&buffer[..len]) else {
+                        self.strangers.close(descriptors);
                         self.drop_link(id);
                         return false;
                     };
                     self.handle(id, message, descriptors.into());
                 }
-                Ok(Received::HungUp | Received::Rejected(_)) | Err(_) => {
+                Ok(Received::Rejected(_, descriptors)) => {
+                    self.strangers.close(descriptors);
                     self.drop_link(id);
                     return false;
                 }
+                Ok(Received::HungUp) | Err(_) => {
+                    self.drop_link(id);
+                    return false;
+                }
+            }
+            if stranger.is_some_and(|uid| !self.strangers.take_message(uid)) {
+                // The rest waits for the user's next turn.
+                return true;
             }
         }
         true
     }
 
     fn handle(&mut self, id: LinkId, message: Message, mut descriptors: Descriptors) {
+        self.act_on(id, message, &mut descriptors);
+        // What no message asked for.
+        self.strangers.close(descriptors.into());
+    }
+
+    fn act_on(&mut self, id: LinkId, message: Message, descriptors: &mut Descriptors) {
         let Some(link) = self.links.get(&id) else { return };
         if !link.greeted {
             let Message::Hello(hello) = message else { return self.drop_link(id) };
@@ -416,10 +516,10 @@ impl Control {
             Message::Hello(_) => self.drop_link(id),
             Message::Announce(announce) => self.handle_announce(id, peer, &announce),
             Message::Announced { endpoint } => self.introduced(endpoint, peer),
-            Message::Join(join) => self.handle_join(id, peer, &join, &mut descriptors),
-            Message::Accepted(accepted) => self.handle_accepted(id, peer, &accepted, &mut descriptors),
+            Message::Join(join) => self.handle_join(id, peer, &join, descriptors),
+            Message::Accepted(accepted) => self.handle_accepted(id, peer, &accepted, descriptors),
             Message::Refused(refused) => self.handle_refused(peer, refused),
-            Message::MayPark(lane) => self.handle_may_park(id, peer, lane, &mut descriptors),
+            Message::MayPark(lane) => self.handle_may_park(id, peer, lane, descriptors),
             Message::ParkNoted(lane) => self.handle_park_noted(peer, lane),
             Message::Leave(lane) => self.handle_leave(peer, lane),
             Message::Unmapped(region) => {
@@ -429,11 +529,13 @@ impl Control {
             }
             Message::OnlyHolds(lane) => self.handle_only_holds(peer, lane),
             Message::Ended { publisher } => self.handle_ended(peer, publisher),
-            Message::RoomWaiter { publisher } => self.handle_room_waiter(peer, publisher, &mut descriptors),
+            Message::RoomWaiter { publisher } => self.handle_room_waiter(peer, publisher, descriptors),
             Message::Room { publisher } => self.handle_room(publisher),
+            Message::Park { lane, cursor } => self.handle_park(id, peer, lane, cursor),
+            Message::Wake(lane) => self.handle_wake(peer, lane),
             Message::Observe => self.handle_observe(id),
             // An observer is no control thread; reports sent to one are nobody's.
-            Message::Report { .. } => {}
+            Message::Report { .. } | Message::Ledger { .. } => {}
         }
     }
 
@@ -444,12 +546,16 @@ impl Control {
         let known = self.links.get(&id).and_then(|link| link.peer);
         let lawful = match known {
             Some(expected) => expected == hello.incarnation,
-            None => self.register_peer(id, hello.incarnation),
+            None => self.is_named_so(id, hello.incarnation) && self.register_peer(id, hello.incarnation),
         };
         match self.links.get_mut(&id) {
             Some(link) if lawful => link.greeted = true,
             _ => self.drop_link(id),
         }
+    }
+
+    fn is_named_so(&self, id: LinkId, incarnation: Incarnation) -> bool {
+        self.links.get(&id).is_some_and(|link| self.is_its_name(&link.identity, incarnation))
     }
 
     /// Closes a connection. With the last one of a living peer, that peer is cut off.
@@ -458,7 +564,16 @@ impl Control {
         let Some(incarnation) = link.peer else { return };
         let Some(peer) = self.peers.get_mut(&incarnation) else { return };
         peer.links.retain(|&other| other != id);
-        if !peer.links.is_empty() {
+        if peer.is_stranger() {
+            // It has only a copying view of our lanes: without it, it is nobody's reader any more.
+            for other in std::mem::take(&mut peer.links) {
+                self.links.remove(&other);
+            }
+            for publisher in self.publishers.values_mut() {
+                publisher.forget_readers_of(incarnation);
+            }
+            self.announced.retain(|announced| announced.peer != incarnation);
+        } else if !peer.links.is_empty() {
             return;
         }
         self.peer_cut_off(incarnation);

@@ -6,6 +6,7 @@ use std::sync::Arc;
 use std::sync::mpsc::Sender;
 use std::time::{Duration, Instant};
 
+use zcmi_mem::ledger::{Counter, FallbackReason};
 use zcmi_mem::payload::MessageRecord;
 use zcmi_mem::region::PeerRegion;
 use zcmi_ring::layout::READERS;
@@ -14,12 +15,18 @@ use zcmi_ring::{AddReaderError, Policy, ReaderBlock, ReaderIndex, Rogue};
 use super::links::{Attachments, Descriptors, LinkId};
 use super::retry::{Retry, RetryWhat};
 use super::{Control, INTRODUCTION_MS, duplicate};
+use crate::audience::{Audience, Identity};
 use crate::directory::{ParticipantFile, Role};
 use crate::name::{Incarnation, ServiceName};
-use crate::publisher::{NewPublisher, PublisherError, each};
+use crate::publisher::{NewPublisher, PublisherError, Waker, each};
 use crate::socket::ConnectError;
 use crate::sys;
 use crate::wire::{Accepted, Announce, Join, LaneName, Message, PoolName, RefusalCode, Refused};
+
+/// Readers of one lane that one other user may have, of 64.
+const MAX_READERS_OF_STRANGER: usize = 16;
+/// Readers of one lane that all other users may have: as many places are left for our own.
+const MAX_STRANGERS: usize = 32;
 
 /// Somebody waits until every peer that was there first has answered.
 #[derive(Debug)]
@@ -40,6 +47,8 @@ impl<E> Introduction<E> {
 struct ReaderRecord {
     index: ReaderIndex,
     link: LinkId,
+    /// The user, if it is another one.
+    stranger: Option<u32>,
     /// Slots set aside for what it may hold.
     holds: u32,
     /// What it sleeps on, once it may.
@@ -73,6 +82,12 @@ impl PublisherEntry {
         self.ended
     }
 
+    /// Who may subscribe besides our own user.
+    pub(super) fn audience(&self) -> &Audience {
+        static NOBODY: Audience = Audience::of_nobody();
+        if self.ended { &NOBODY } else { &self.new.allow }
+    }
+
     pub(super) fn introduction_ends(&self) -> Option<Instant> {
         self.introduction.as_ref().map(|introduction| introduction.deadline)
     }
@@ -93,7 +108,8 @@ impl PublisherEntry {
             peers: self.reading(),
             messages: tail,
             bytes: if self.new.record.slice { bytes } else { tail * u64::from(self.new.record.element.bytes) },
-            lost: refused,
+            lost: 0,
+            refused,
             capacity: self.new.capacity,
             memory_bytes: self.new.memory.bytes(),
             ended: self.ended,
@@ -114,6 +130,7 @@ impl PublisherEntry {
     /// and the lane's memory is kept as long as they may read it.
     fn take_rogues(&mut self) -> Vec<((Incarnation, u32), LinkId, Rogue)> {
         let rogues = self.new.seat.change(|reading| reading.writer.take_rogues());
+        self.new.control_counts.add(Counter::PeersEnded, rogues.len() as u64);
         let mut taken = Vec::with_capacity(rogues.len());
         for (index, rogue) in rogues {
             let of_index = self.readers.iter().find(|(_, record)| record.index == index);
@@ -124,6 +141,29 @@ impl PublisherEntry {
             }
         }
         taken
+    }
+
+    /// Whether this stranger may have what it asks for.
+    fn admit_stranger(&self, identity: &Identity, join: &Join) -> Result<(), (RefusalCode, String)> {
+        let uid = identity.uid;
+        if !self.new.allow.includes(identity) {
+            let text = format!("user {uid} may not subscribe to `{}`; its owner can allow it", join.service);
+            return Err((RefusalCode::Rights, text));
+        }
+        if !join.drop_oldest && !self.new.may_block.includes(identity) {
+            let text = format!(
+                "user {uid} may not hold this publisher up; subscribe with `drop_oldest`, or have its owner grant \
+                 `may_block`"
+            );
+            return Err((RefusalCode::Reliable, text));
+        }
+        let of_user = self.readers.values().filter(|record| record.stranger == Some(uid)).count();
+        let strangers = self.readers.values().filter(|record| record.stranger.is_some()).count();
+        if of_user >= MAX_READERS_OF_STRANGER || strangers >= MAX_STRANGERS {
+            let text = format!("{of_user} subscribers of user {uid} and {strangers} of other users read this already");
+            return Err((RefusalCode::TooManySubscribers, text));
+        }
+        Ok(())
     }
 
     fn forget_reader(&mut self, key: (Incarnation, u32)) {
@@ -163,7 +203,10 @@ impl PublisherEntry {
             let Some(waiter) = waiters[index] else { continue };
             match self.new.wakes.spend(index, now) {
                 // A full eventfd is readable, so its reader is awake; a closed one's reader is gone.
-                Ok(()) => drop(sys::wake(waiter.as_fd())),
+                Ok(()) => {
+                    let _awake_or_gone = sys::wake(waiter.as_fd());
+                    self.new.control_counts.add(Counter::WakesSent, 1);
+                }
                 Err(due) => {
                     left |= 1 << index;
                     first = Some(first.map_or(due, |first: u64| first.min(due)));
@@ -183,6 +226,7 @@ impl PublisherEntry {
         if let Some(eventfd) = self.new.shared.room.get() {
             // Only a full eventfd is possible, and that one is readable.
             let _already_awake = sys::wake(eventfd.as_fd());
+            self.new.control_counts.add(Counter::WakesSent, 1);
         }
     }
 }
@@ -224,7 +268,11 @@ impl Control {
     pub(super) fn announce_to(&mut self, endpoint: u32, peer: Incarnation, begun: Instant) {
         let Some(entry) = self.publishers.get(&endpoint) else { return };
         let announce = Announce { service: entry.new.service.clone(), endpoint };
+        let allow = entry.new.allow.clone();
         match self.link_to(peer) {
+            Ok(link) if self.stranger_at(link).is_some_and(|identity| !allow.includes(identity)) => {
+                self.introduced(endpoint, peer);
+            }
             Ok(link) => self.send(link, &Message::Announce(announce), Attachments::default()),
             Err(ConnectError::Busy(_)) => match Retry::in_a_while(peer, RetryWhat::Announce { endpoint }, begun) {
                 Some(retry) => self.retry.push(retry),
@@ -287,11 +335,12 @@ impl Control {
                 self.send(link, &Message::Accepted(Box::new(accepted)), attachments);
                 // After the grant: a subscriber has no place for it before it knows the lane.
                 let room = self.publishers.get(&join.publisher).and_then(|entry| entry.new.shared.room.get().cloned());
-                if let Some(room) = room {
+                if let (Some(room), None) = (room, self.stranger_at(link)) {
                     self.tell_room_waiter(link, join.publisher, &room);
                 }
             }
             Err((code, text)) => {
+                self.ledger.count(Counter::JoinsRefused, 1);
                 let refused = Refused { publisher: join.publisher, subscriber: join.subscriber, code, text };
                 self.send(link, &Message::Refused(refused), Attachments::default());
             }
@@ -320,10 +369,19 @@ impl Control {
         // An index means one reader at a time, so those that lost theirs are dealt with first.
         self.drop_rogues(join.publisher);
         let own = self.incarnation.as_u128();
+        let stranger = self.stranger_at(link).cloned();
+        if stranger.is_some() && waiter.is_some() {
+            return Err(protocol("a stranger is woken over its connection and not by an eventfd".into()));
+        }
+        let connection = self.links.get(&link).map(|link| Arc::clone(link.connection()));
+        let mailbox = Arc::clone(&self.mailbox);
         let gone = || (RefusalCode::Gone, "the publisher has ended".to_owned());
         let entry = self.publishers.get_mut(&join.publisher).filter(|entry| !entry.ended).ok_or_else(gone)?;
         if entry.new.service != join.service {
             return Err(protocol(format!("endpoint {} does not publish on `{}`", join.publisher, join.service)));
+        }
+        if let Some(identity) = &stranger {
+            entry.admit_stranger(identity, join)?;
         }
         if block.at(0).identity() != [own as u64, (own >> 64) as u64, join.publisher.into()] {
             return Err(protocol("the block speaks to another publisher".into()));
@@ -338,7 +396,14 @@ impl Control {
         if entry.quarantine.contains(&(peer, join.subscriber)) {
             return Err(protocol(format!("endpoint {} was ended for a false claim and has not left", join.subscriber)));
         }
-        let holds = if entry.new.memory.pool.is_some() { u32::from(join.holds).min(entry.new.holds) } else { 0 };
+        // A stranger copies, so nothing is set aside for it, and what it marks as held keeps nothing.
+        let holds = if stranger.is_some() {
+            0
+        } else if entry.new.memory.pool.is_some() {
+            u32::from(join.holds).min(entry.new.holds)
+        } else {
+            0
+        };
         let left = entry.slots_left();
         if holds > left {
             let text = format!(
@@ -353,32 +418,47 @@ impl Control {
             if !late && reading.writer.tail() > reading.first {
                 return Err((RefusalCode::Late, format!("{} messages have gone by", reading.writer.tail())));
             }
-            let added = reading.writer.add_reader(block, policy, join.history).map_err(|error| {
+            let added = reading.writer.add_reader(block, policy, join.history, holds as usize).map_err(|error| {
                 let code = match error {
                     AddReaderError::TooMany => RefusalCode::TooManySubscribers,
                     _ => RefusalCode::Gone,
                 };
                 (code, error.to_string())
             })?;
-            reading.seat_reader(added.0, pid, waiter.clone());
+            let waker = match (waiter.clone(), connection) {
+                (Some(eventfd), _) => Some(Waker::Eventfd(eventfd)),
+                (None, Some(connection)) if stranger.is_some() => {
+                    let lane = LaneName { publisher: join.publisher, subscriber: join.subscriber };
+                    Some(Waker::Stranger { connection, link, lane, mailbox })
+                }
+                _ => None,
+            };
+            reading.seat_reader(added.0, pid, waker);
             Ok(added)
         });
         let (index, start) = added?;
-        let record = ReaderRecord { index, link, holds, waiter, reads: true, _region: region };
+        let stranger = stranger.map(|identity| identity.uid);
+        let record = ReaderRecord { index, link, stranger, holds, waiter, reads: true, _region: region };
         entry.readers.insert((peer, join.subscriber), record);
         entry.new.shared.changed(entry.reading());
         entry.wake_room();
         let memory = Arc::clone(&entry.new.memory);
         let capacity = entry.new.capacity;
         let mut attachments = Attachments::default();
-        let lane = self.name_region(link, memory.control.extent().region(), &mut attachments);
-        let ring = self.name_region(link, memory.ring.extent().region(), &mut attachments);
-        let wake = self.name_region(link, memory.wake.extent().region(), &mut attachments);
-        let pool = memory.pool.as_ref().map(|(guard, plan)| {
-            let extent = guard.extent();
-            let region = self.name_region(link, extent.region(), &mut attachments);
-            PoolName { region, offset: extent.offset() as u64, classes: plan.classes().to_vec() }
-        });
+        let rights = || (RefusalCode::Rights, "the lane's memory is not for this user".to_owned());
+        let lane = self.name_region(link, &memory.control, &mut attachments).ok_or_else(rights)?;
+        let ring = self.name_region(link, &memory.ring, &mut attachments).ok_or_else(rights)?;
+        // Of our own user's audience alone, so that a stranger gets none.
+        let wake = self.name_region(link, &memory.wake, &mut attachments);
+        let wake = wake.map(|region| (region, memory.wake.extent().offset() as u64));
+        let pool = match &memory.pool {
+            Some((guard, plan)) => {
+                let region = self.name_region(link, guard, &mut attachments).ok_or_else(rights)?;
+                let offset = guard.extent().offset() as u64;
+                Some(PoolName { region, offset, classes: plan.classes().to_vec() })
+            }
+            None => None,
+        };
         let accepted = Accepted {
             publisher: join.publisher,
             subscriber: join.subscriber,
@@ -390,7 +470,6 @@ impl Control {
             ring_region: ring,
             ring: memory.ring.extent().offset() as u64,
             wake,
-            wake_word: memory.wake.extent().offset() as u64,
             holds: holds as u8,
             pool,
         };
@@ -405,6 +484,9 @@ impl Control {
         lane: LaneName,
         descriptors: &mut Descriptors,
     ) {
+        if self.stranger_at(link).is_some() {
+            return self.drop_link(link);
+        }
         let Some(eventfd) = descriptors.pop_front() else { return self.drop_link(link) };
         let Some(entry) = self.publishers.get_mut(&lane.publisher) else { return };
         let Some(record) = entry.readers.get_mut(&(peer, lane.subscriber)) else { return };
@@ -412,6 +494,19 @@ impl Control {
         record.waiter = Some(Arc::clone(&eventfd));
         entry.new.seat.change(|reading| reading.set_waiter(index, eventfd));
         self.send(link, &Message::ParkNoted(lane), Attachments::default());
+    }
+
+    /// A stranger is about to sleep: it is woken by the next message, or at once if that is there.
+    pub(super) fn handle_park(&mut self, link: LinkId, peer: Incarnation, lane: LaneName, cursor: u64) {
+        if self.stranger_at(link).is_none() {
+            return self.drop_link(link);
+        }
+        let Some(entry) = self.publishers.get(&lane.publisher) else { return };
+        let Some(record) = entry.readers.get(&(peer, lane.subscriber)) else { return };
+        let index = record.index;
+        if !entry.new.seat.change(|reading| reading.park_stranger(index, cursor)) {
+            self.send(link, &Message::Wake(lane), Attachments::default());
+        }
     }
 
     /// A subscriber is done with the lane and all it held.
@@ -429,6 +524,10 @@ impl Control {
             let code = RefusalCode::Protocol;
             let refused = Refused { publisher, subscriber, code, text: rogue.to_string() };
             self.send_to(peer, link, &Message::Refused(refused));
+            // One of another user is not heard any more.
+            if self.stranger_at(link).is_some() {
+                self.drop_link(link);
+            }
         }
     }
 
@@ -453,7 +552,9 @@ impl Control {
     /// The publisher may wait for room from now on: its readers get the descriptor to wake it by.
     pub(super) fn set_room_waiter(&mut self, endpoint: u32, eventfd: Arc<OwnedFd>) {
         let Some(entry) = self.publishers.get(&endpoint) else { return };
-        let links: HashSet<LinkId> = entry.readers.values().map(|record| record.link).collect();
+        // Strangers ask over their connection.
+        let own = entry.readers.values().filter(|record| record.stranger.is_none());
+        let links: HashSet<LinkId> = own.map(|record| record.link).collect();
         for link in links {
             self.tell_room_waiter(link, endpoint, &eventfd);
         }
@@ -461,7 +562,7 @@ impl Control {
 
     fn tell_room_waiter(&mut self, link: LinkId, publisher: u32, eventfd: &OwnedFd) {
         // Without the descriptor the readers ask over the connection, as before.
-        let Ok(copy) = duplicate(eventfd.as_fd()) else { return };
+        let Ok(copy) = duplicate(eventfd.as_fd()) else { return self.ledger.fallback(FallbackReason::NoEventfd) };
         let mut attachments = Attachments::default();
         attachments.push(copy);
         self.send(link, &Message::RoomWaiter { publisher }, attachments);
@@ -478,6 +579,7 @@ impl Control {
             }
         }
         self.forget_ended_publishers();
+        self.let_in_no_more();
         // Whoever asked may be gone by now.
         let _asked = done.send(());
     }

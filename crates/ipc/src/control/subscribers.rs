@@ -6,6 +6,7 @@ use std::sync::Arc;
 use std::sync::mpsc::Sender;
 use std::time::{Duration, Instant};
 
+use zcmi_mem::ledger::{FallbackReason, Place};
 use zcmi_mem::region::PeerRegion;
 use zcmi_mem::region::received::PeerWakePage;
 use zcmi_ring::{ReaderBlock, View};
@@ -14,6 +15,7 @@ use super::links::{Attachments, Descriptors, LinkId};
 use super::publishers::Introduction;
 use super::retry::{Retry, RetryWhat};
 use super::{Control, duplicate};
+use crate::audience::Audience;
 use crate::directory::{ParticipantFile, Role};
 use crate::name::{Incarnation, ServiceName};
 use crate::process::ExtentGuard;
@@ -28,6 +30,10 @@ const MAX_LANES: usize = 64;
 const OWED_AGAIN: Duration = Duration::from_millis(100);
 /// Publishers that are remembered for when a place becomes free.
 const MAX_TURNED_AWAY: usize = 256;
+/// Publishers of one other user that one subscriber reads at a time, beside those of our own user.
+const MAX_LANES_OF_STRANGER: usize = 16;
+/// Publishers of all other users that one subscriber reads at a time.
+const MAX_LANES_OF_STRANGERS: usize = 64;
 
 /// One publisher's lane, as one of our subscribers knows it.
 #[derive(Debug)]
@@ -36,6 +42,8 @@ pub(super) struct LaneRecord {
     pub(super) block: ExtentGuard,
     pub(super) view: View<ReaderBlock>,
     pid: u32,
+    /// The publisher's user, if it is another one.
+    stranger: Option<u32>,
     /// Whether the publisher has granted it.
     granted: bool,
     /// Whether the join brought the waiter's eventfd, so that the publisher knows the subscriber as one that parks.
@@ -50,7 +58,7 @@ pub(super) struct LaneRecord {
 #[derive(Debug)]
 pub(super) struct Mapped {
     _regions: Vec<Arc<PeerRegion>>,
-    _wake: Arc<PeerWakePage>,
+    _wake: Option<Arc<PeerWakePage>>,
 }
 
 /// One subscriber.
@@ -78,6 +86,21 @@ pub(super) struct Announced {
 impl SubscriberEntry {
     pub(super) fn service(&self) -> &ServiceName {
         &self.new.service
+    }
+
+    /// Whose publishers are read besides our own user's.
+    pub(super) fn audience(&self) -> &Audience {
+        &self.new.accept
+    }
+
+    /// Whether as many lanes are read, or asked for, as may be of that user.
+    fn is_full_for(&self, stranger: Option<u32>) -> Option<usize> {
+        let count = |of: &dyn Fn(Option<u32>) -> bool| self.lanes.values().filter(|lane| of(lane.stranger)).count();
+        match stranger {
+            None => (count(&|of| of.is_none()) >= MAX_LANES).then_some(MAX_LANES),
+            Some(_) if count(&|of| of == stranger) >= MAX_LANES_OF_STRANGER => Some(MAX_LANES_OF_STRANGER),
+            Some(_) => (count(&|of| of.is_some()) >= MAX_LANES_OF_STRANGERS).then_some(MAX_LANES_OF_STRANGERS),
+        }
     }
 
     pub(super) fn introduction_ends(&self) -> Option<Instant> {
@@ -117,6 +140,12 @@ impl SubscriberEntry {
 
     /// Nothing new comes from that process any more.
     pub(super) fn cut_off(&mut self, incarnation: Incarnation) {
+        for ((peer, _), lane) in &self.lanes {
+            if *peer == incarnation && !lane.granted && lane.stranger.is_some() {
+                let text = "it hung up without an answer".to_owned();
+                self.new.shared.note(Note::Refused(Refusal { publisher: *peer, pid: lane.pid, code: None, text }));
+            }
+        }
         self.lanes.retain(|(peer, _), lane| *peer != incarnation || lane.granted);
         if self.reads_from(incarnation) {
             self.new.shared.note(Note::CutOff(incarnation));
@@ -164,7 +193,7 @@ impl SubscriberEntry {
 
 impl Control {
     pub(super) fn create_subscriber(&mut self, new: NewSubscriber, reply: Sender<Result<(), SubscriberError>>) {
-        match self.admit_subscriber(&new) {
+        match self.share_subscriber(&new).and_then(|()| self.admit_subscriber(&new)) {
             Err(error) => {
                 // Whoever asked may be gone by now.
                 let _asked = reply.send(Err(error));
@@ -184,23 +213,44 @@ impl Control {
         }
     }
 
+    /// Opens this process's socket for those whose publishers are read: they may come later, and announce themselves.
+    fn share_subscriber(&mut self, new: &NewSubscriber) -> Result<(), SubscriberError> {
+        if !new.accept.is_own_user() && !self.directory.is_shared() {
+            return Err(SubscriberError::NotShared { directory: self.directory.path().to_owned() });
+        }
+        self.let_in(&new.accept).map_err(|error| SubscriberError::Rights(error.to_string()))
+    }
+
     /// Asks a publisher for its lane.
     pub(super) fn join_to(&mut self, subscriber: u32, peer: Incarnation, publisher: u32, begun: Instant) {
-        let Some(entry) = self.subscribers.get_mut(&subscriber) else { return };
+        let Some(entry) = self.subscribers.get(&subscriber) else { return };
         if entry.lanes.contains_key(&(peer, publisher)) {
             return;
         }
-        if entry.lanes.len() >= MAX_LANES {
-            let text = format!(
-                "this subscriber reads {MAX_LANES} publishers already, as many as it may; it is joined when one of \
-                 them has been read to its end"
-            );
-            entry.turn_away(peer, publisher);
-            return self.refuse_locally(subscriber, peer, publisher, text);
-        }
+        let accept = entry.new.accept.clone();
         let service = entry.new.service.clone();
         match self.link_to(peer) {
             Ok(link) => {
+                let stranger = self.stranger_at(link).cloned();
+                if stranger.as_ref().is_some_and(|identity| !accept.includes(identity)) {
+                    // Whose word it is was not known before. It is nobody's whom this subscriber reads.
+                    if let Some(entry) = self.subscribers.get_mut(&subscriber) {
+                        entry.answered(peer, publisher);
+                    }
+                    return;
+                }
+                let Some(entry) = self.subscribers.get(&subscriber) else { return };
+                let full = entry.is_full_for(stranger.as_ref().map(|identity| identity.uid));
+                if let Some(most) = full {
+                    let text = format!(
+                        "this subscriber reads {most} publishers already, as many as it may; it is joined when one of \
+                         them has been read to its end"
+                    );
+                    if let Some(entry) = self.subscribers.get_mut(&subscriber) {
+                        entry.turn_away(peer, publisher);
+                    }
+                    return self.refuse_locally(subscriber, peer, publisher, text);
+                }
                 if let Err(reason) = self.send_join(link, subscriber, peer, publisher) {
                     self.refuse_locally(subscriber, peer, publisher, reason);
                 }
@@ -239,13 +289,15 @@ impl Control {
 
     fn send_join(&mut self, link: LinkId, subscriber: u32, peer: Incarnation, publisher: u32) -> Result<(), String> {
         let pid = self.pid_of(peer);
-        let block = self.memory.allocate(size_of::<ReaderBlock>(), align_of::<ReaderBlock>());
+        let stranger = self.stranger_at(link).map(|identity| identity.uid);
+        let audience = stranger.map_or_else(Audience::default, Audience::user);
+        let block = self.memory.allocate(&audience, size_of::<ReaderBlock>(), align_of::<ReaderBlock>());
         let block = block.map_err(|error| error.to_string())?;
         let view = block.extent().view::<ReaderBlock>(0, 1).map_err(|error| error.to_string())?;
         let whom = peer.as_u128();
         view.at(0).reset([whom as u64, (whom >> 64) as u64, publisher.into()]);
         let Some(entry) = self.subscribers.get_mut(&subscriber) else { return Ok(()) };
-        let copy = entry.waiter.as_ref().map(|waiter| duplicate(waiter.as_fd()));
+        let copy = entry.waiter.as_ref().filter(|_| stranger.is_none()).map(|waiter| duplicate(waiter.as_fd()));
         let (waiter, failed) = match copy {
             Some(Ok(waiter)) => (Some(waiter), None),
             // It reads all the same, and sleeps for short times only.
@@ -265,25 +317,17 @@ impl Control {
             block: block.extent().offset() as u64,
             waiter: waiter.is_some(),
         };
-        let region = Arc::clone(block.extent().region());
-        entry.lanes.insert(
-            (peer, publisher),
-            LaneRecord {
-                link,
-                block,
-                view,
-                pid,
-                granted: false,
-                waiter_sent: waiter.is_some(),
-                waiter_owed: false,
-                mapped: None,
-            },
-        );
+        let mut attachments = Attachments::default();
+        let region = self.name_region(link, &block, &mut attachments).ok_or("the block is not for this user")?;
+        let join = Join { region, ..join };
+        let waiter_sent = waiter.is_some();
+        let Some(entry) = self.subscribers.get_mut(&subscriber) else { return Ok(()) };
+        let (granted, waiter_owed) = (false, false);
+        let record = LaneRecord { link, block, view, pid, stranger, granted, waiter_sent, waiter_owed, mapped: None };
+        entry.lanes.insert((peer, publisher), record);
         if let Some(error) = failed {
             self.owe_waiter(subscriber, (peer, publisher), &error);
         }
-        let mut attachments = Attachments::default();
-        let join = Join { region: self.name_region(link, &region, &mut attachments), ..join };
         if let Some(waiter) = waiter {
             attachments.push(waiter);
         }
@@ -303,7 +347,10 @@ impl Control {
 
     /// A publisher says that it is there.
     pub(super) fn handle_announce(&mut self, link: LinkId, peer: Incarnation, announce: &Announce) {
-        let of_service = self.subscribers.iter().filter(|(_, entry)| entry.new.service == announce.service);
+        let stranger = self.stranger_at(link);
+        let hears = |entry: &SubscriberEntry| stranger.is_none_or(|identity| entry.new.accept.includes(identity));
+        let of_service = self.subscribers.iter();
+        let of_service = of_service.filter(|(_, entry)| entry.new.service == announce.service && hears(entry));
         let subscribers: Vec<u32> = of_service.map(|(&endpoint, _)| endpoint).collect();
         for subscriber in subscribers {
             self.join_to(subscriber, peer, announce.endpoint, Instant::now());
@@ -313,8 +360,8 @@ impl Control {
             entry.new.service == announce.service && entry.lanes.get(&key).is_some_and(|lane| !lane.granted)
         });
         let waiting = asked.map(|(&endpoint, _)| endpoint).collect();
-        // Said again, it is the same announcement.
-        self.announced.retain(|known| (known.link, known.peer, known.publisher) != (link, peer, announce.endpoint));
+        // Said twice, it is answered once.
+        self.announced.retain(|announced| (announced.peer, announced.publisher) != key);
         self.announced.push(Announced { link, peer, publisher: announce.endpoint, waiting });
         self.confirm_announced();
     }
@@ -367,12 +414,17 @@ impl Control {
             let record = entry.lanes.get_mut(&(peer, publisher)).ok_or("the lane is gone")?;
             let pool = offer.pool.as_ref().map(|(region, _)| Arc::clone(region));
             let regions = [Arc::clone(&offer.lane), Arc::clone(&offer.ring)].into_iter().chain(pool).collect();
-            let mapped = Mapped { _regions: regions, _wake: Arc::clone(&offer.wake) };
+            let mapped = Mapped { _regions: regions, _wake: offer.wake.clone() };
             let terms = LaneTerms {
                 pid: record.pid,
                 least_bytes: if entry.new.record.slice { 0 } else { entry.new.record.element.bytes as usize },
                 drop_oldest: entry.new.drop_oldest,
                 parks: record.waiter_sent,
+                block: Place {
+                    region: record.block.extent().region().id(),
+                    offset: record.block.extent().offset() as u64,
+                },
+                copies: record.stranger.is_some(),
             };
             let lane = Lane::new(offer, record.view.clone(), terms, life, mailbox)?;
             record.granted = true;
@@ -400,7 +452,12 @@ impl Control {
         let text = |error: super::links::RegionClaimError| error.to_string();
         let lane = self.peer_region(peer, &accepted.lane, descriptors).map_err(text)?;
         let ring = self.peer_region(peer, &accepted.ring_region, descriptors).map_err(text)?;
-        let wake = self.peer_wake_page(peer, &accepted.wake, descriptors).map_err(text)?;
+        let wake = match (&accepted.wake, self.stranger(peer)) {
+            (Some((page, _)), None) => Some(self.peer_wake_page(peer, page, descriptors).map_err(text)?),
+            (None, Some(_)) => None,
+            (Some(_), Some(_)) => return Err("a stranger handed over a wake page".to_owned()),
+            (None, None) => return Err("the wake page is missing".to_owned()),
+        };
         let pool = match &accepted.pool {
             Some(pool) => Some((self.peer_region(peer, &pool.region, descriptors).map_err(text)?, pool.clone())),
             None => None,
@@ -420,7 +477,9 @@ impl Control {
         }
         entry.lanes.remove(&key);
         entry.answered(peer, refused.publisher);
-        let refusal = Refusal { publisher: peer, pid, code: Some(refused.code), text: refused.text };
+        // It is shown to people, on terminals.
+        let text = refused.text.chars().filter(|letter| !letter.is_control()).collect();
+        let refusal = Refusal { publisher: peer, pid, code: Some(refused.code), text };
         entry.new.shared.note(Note::Refused(refusal));
         self.settle_announced(peer, refused.publisher, refused.subscriber);
         self.end_introductions();
@@ -430,7 +489,9 @@ impl Control {
     pub(super) fn set_waiter(&mut self, endpoint: u32, eventfd: &Arc<OwnedFd>) {
         let Some(entry) = self.subscribers.get_mut(&endpoint) else { return };
         entry.waiter = Some(Arc::clone(eventfd));
-        let lanes: Vec<(Incarnation, u32)> = entry.lanes.keys().copied().collect();
+        // A stranger's lane is waited for by way of the control threads.
+        let lanes = entry.lanes.iter().filter(|(_, lane)| lane.stranger.is_none());
+        let lanes: Vec<(Incarnation, u32)> = lanes.map(|(&key, _)| key).collect();
         for key in lanes {
             self.send_waiter(endpoint, key);
         }
@@ -458,6 +519,7 @@ impl Control {
         let Some(lane) = entry.lanes.get_mut(&key) else { return };
         let told = std::mem::replace(&mut lane.waiter_owed, true);
         if !told {
+            self.ledger.fallback(FallbackReason::NoEventfd);
             let (publisher, pid, reason) = (key.0, lane.pid, format!("dup of an eventfd failed: {error}"));
             entry.new.shared.note(Note::NotWaking { publisher, endpoint: key.1, pid, reason });
         }
@@ -476,6 +538,23 @@ impl Control {
         let owed: Vec<(u32, (Incarnation, u32))> = self.subscribers.iter().flat_map(owed).collect();
         for (endpoint, key) in owed {
             self.send_waiter(endpoint, key);
+        }
+    }
+
+    /// Tells a stranger that our subscriber is about to sleep.
+    pub(super) fn tell_park(&mut self, subscriber: u32, peer: Incarnation, publisher: u32, cursor: u64) {
+        let Some(entry) = self.subscribers.get(&subscriber) else { return };
+        let Some(link) = entry.lanes.get(&(peer, publisher)).map(|lane| lane.link) else { return };
+        let lane = LaneName { publisher, subscriber };
+        self.send(link, &Message::Park { lane, cursor }, Attachments::default());
+    }
+
+    /// A stranger has published what a subscriber of ours waits for.
+    pub(super) fn handle_wake(&mut self, peer: Incarnation, lane: LaneName) {
+        if let Some(entry) = self.subscribers.get(&lane.subscriber)
+            && entry.lanes.get(&(peer, lane.publisher)).is_some_and(|lane| lane.stranger.is_some())
+        {
+            entry.new.shared.wake();
         }
     }
 
@@ -498,6 +577,10 @@ impl Control {
 
     /// A publisher may wait for room from now on.
     pub(super) fn handle_room_waiter(&mut self, peer: Incarnation, publisher: u32, descriptors: &mut Descriptors) {
+        if self.stranger(peer).is_some() {
+            // It is not ours to write to; `Room` goes over the connection. The descriptor is closed where it may hang.
+            return;
+        }
         let Some(eventfd) = descriptors.pop_front() else { return };
         let eventfd = Arc::new(eventfd);
         for entry in self.subscribers.values_mut() {
@@ -537,6 +620,7 @@ impl Control {
             }
         }
         drop(entry);
+        self.let_in_no_more();
         for announced in &mut self.announced {
             announced.waiting.remove(&endpoint);
         }

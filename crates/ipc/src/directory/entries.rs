@@ -283,8 +283,13 @@ impl RuntimeDirectory {
         // A listing can miss a file that is renamed while it runs. That happens once in a file's life: of these two
         // listings, one at least shows it.
         let files = list(directory.as_fd(), &service)?;
-        let mut unfinished: Vec<_> =
-            files.iter().filter_map(|file| parse_file_name(file.strip_prefix(UNFINISHED)?)).collect();
+        // Another user's is nothing that anybody here would wait for.
+        let ours = rustix::process::geteuid().as_raw();
+        let is_ours = |file: &str| {
+            rustix::fs::statat(&directory, file, AtFlags::SYMLINK_NOFOLLOW).is_ok_and(|stat| stat.st_uid == ours)
+        };
+        let begun = files.iter().filter_map(|file| Some((file, parse_file_name(file.strip_prefix(UNFINISHED)?)?)));
+        let mut unfinished: Vec<_> = begun.filter(|(file, _)| is_ours(file)).map(|(_, named)| named).collect();
         let participants = self.participants(name)?;
         let finished = |incarnation, endpoint| {
             participants.iter().any(|one| (one.incarnation, one.endpoint) == (incarnation, endpoint))
@@ -549,7 +554,10 @@ fn content(name: &ServiceName, facts: &Facts, turn: u64) -> String {
 fn next_turn(directory: BorrowedFd<'_>) -> Result<u64, EntryError> {
     let there = read_participants(directory, "the service")?;
     // A number that nobody comes to by counting is somebody's invention.
-    let turns = there.iter().map(|(_, participant)| participant.turn).filter(|&turn| turn < MAX_TURN);
+    // Only our own user's participants are counted against one another.
+    let ours = rustix::process::geteuid().as_raw();
+    let there = there.iter().filter(|(_, participant)| participant.uid == ours);
+    let turns = there.map(|(_, participant)| participant.turn).filter(|&turn| turn < MAX_TURN);
     Ok(turns.max().unwrap_or(0) + 1)
 }
 

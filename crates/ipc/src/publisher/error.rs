@@ -8,6 +8,7 @@ use zcmi_mem::pool::PoolPlanError;
 use zcmi_mem::region::RegionError;
 
 use crate::name::ServiceName;
+use crate::process::MemoryForError;
 
 /// Why there is no publisher.
 #[derive(Debug, thiserror::Error)]
@@ -55,6 +56,21 @@ pub enum PublisherError {
         /// The type that was to be published.
         ours: String,
     },
+    /// It was to be shared with other users, in a directory that they cannot reach.
+    #[error(
+        "{directory} is reached by its owner alone, so nothing in it can be shared with other users; have an operator \
+         make a directory of mode 0711 (or 0750 and a group), and set ZCMI_RUNTIME_DIR to it on all sides"
+    )]
+    NotShared {
+        /// The runtime directory.
+        directory: std::path::PathBuf,
+    },
+    /// This process's socket could not be opened for other users.
+    #[error("other users cannot be let in: {0}")]
+    Rights(String),
+    /// As many sets of other users share memory of this process as may.
+    #[error("{0}; end a publisher of another audience")]
+    Audiences(String),
     /// The runtime directory refused.
     #[error("the service could not be written down: {0}")]
     Directory(String),
@@ -72,6 +88,15 @@ pub enum PublisherError {
         /// What it answered.
         source: std::io::Error,
     },
+}
+
+impl From<MemoryForError> for PublisherError {
+    fn from(error: MemoryForError) -> Self {
+        match error {
+            MemoryForError::Region(error) => Self::Memory(error),
+            MemoryForError::TooManyAudiences => Self::Audiences(error.to_string()),
+        }
+    }
 }
 
 /// Why a message was not loaned.

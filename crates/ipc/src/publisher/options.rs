@@ -5,6 +5,7 @@ use std::sync::Arc;
 use std::sync::mpsc::channel;
 
 use zcmi_mem::lease::is_inline;
+use zcmi_mem::ledger::{FallbackReason, LaneSource, Place, Role};
 use zcmi_mem::payload::Message;
 use zcmi_mem::pool::{PoolPlan, slot_bytes_for};
 use zcmi_ring::layout::{HOLDS, READERS};
@@ -14,8 +15,9 @@ use zcmi_ring::{Entry, LaneControl, Ring, Seat, WakeWord, Writer, WriterOptions}
 use super::wakes::{WakeRate, Wakes};
 use super::{
     DEFAULT_BUDGET_BYTES, LaneMemory, MAX_CAPACITY, MAX_MESSAGE_BYTES, NewPublisher, Publisher, PublisherError,
-    PublisherShared, Reading, SeatedReader, WhenFull, raw,
+    PublisherShared, Reading, SeatedReader, WhenFull, message_bytes, raw,
 };
+use crate::audience::{Audience, Who};
 use crate::control::Command;
 use crate::name::ServiceName;
 use crate::process::Process;
@@ -36,6 +38,8 @@ pub struct PublisherOptions<M: Message + ?Sized> {
     late_joiners: bool,
     max_publishers: u32,
     wake_rate: WakeRate,
+    allow: Audience,
+    may_block: Audience,
     message: PhantomData<fn(&M)>,
 }
 
@@ -54,6 +58,8 @@ impl<M: Message + ?Sized> PublisherOptions<M> {
             late_joiners: true,
             max_publishers: 64,
             wake_rate: WakeRate::default(),
+            allow: Audience::default(),
+            may_block: Audience::default(),
             message: PhantomData,
         }
     }
@@ -126,6 +132,22 @@ impl<M: Message + ?Sized> PublisherOptions<M> {
         self
     }
 
+    /// Lets others subscribe besides this process's own user; may be called several times. Default: nobody else.
+    ///
+    /// They copy what they receive and are overtaken when they are slow. They can read all of this publisher's memory,
+    /// which is kept apart from that of publishers with another audience. Needs a runtime directory that is shared.
+    pub fn allow(mut self, who: Who) -> Self {
+        self.allow.add(who);
+        self
+    }
+
+    /// [Lets others subscribe](Self::allow), and lets them hold this publisher up: none of them loses a message, and
+    /// one that stops reading blocks it. Default: nobody but this process's own user.
+    pub fn may_block(mut self, who: Who) -> Self {
+        self.may_block.add(who);
+        self.allow(who)
+    }
+
     /// Makes the publisher, and waits until the subscribers that are there have joined (a second at most; one that is
     /// stopped joins when it goes on).
     ///
@@ -135,7 +157,18 @@ impl<M: Message + ?Sized> PublisherOptions<M> {
         let process = self.process.clone();
         process.guard().check()?;
         let plan = self.plan()?;
+        // Asked here too, before memory is taken for nothing.
+        if !self.allow.is_own_user() && !process.directory().is_shared() {
+            return Err(PublisherError::NotShared { directory: process.directory().path().to_owned() });
+        }
         let memory = self.allocate(&process, &plan)?;
+        let endpoint = process.next_endpoint();
+        let counts = process.ledger().open(endpoint, &self.service, Role::Publisher, process.life());
+        let pool = memory.pool.as_ref().map(|(pool, _)| pool.as_ref());
+        for _refused in [&memory.control, &memory.ring].into_iter().chain(pool).filter(|part| part.wanted_huge_pages())
+        {
+            counts.fallback(FallbackReason::NoHugePages);
+        }
         let (control, ring) = (memory.control.extent(), memory.ring.extent());
         let impossible = |_| PublisherError::Directory("an extent is smaller than what was asked for".into());
         let control = control.view::<LaneControl>(0, 1).map_err(impossible)?;
@@ -146,13 +179,20 @@ impl<M: Message + ?Sized> PublisherOptions<M> {
         wake.at(0).store(0, zcmi_ring::sync::Ordering::Relaxed);
         let options = WriterOptions { history: self.history, slots: memory.pool.is_some(), ..WriterOptions::default() };
         let mut writer = Writer::new(ring, control, options);
-        let endpoint = process.next_endpoint();
         let mailbox = Arc::clone(process.mailbox());
         writer.tell_of_rogues(Arc::new(move || mailbox.send(Command::Rogues { endpoint })));
         let readers = (0..READERS).map(|_| SeatedReader::default()).collect();
         let wakes = Arc::new(Wakes::new(self.wake_rate, Arc::clone(process.mailbox())));
         let (wake, first) = (WakeWord::new(wake), writer.tail());
-        let reading = Reading { first, writer, wake, wakes: Arc::clone(&wakes), readers };
+        let reading = Reading {
+            first,
+            writer,
+            wake,
+            wakes: Arc::clone(&wakes),
+            parked: 0,
+            readers,
+            counts: counts.writer().clone(),
+        };
         let (seat, controller) = Seat::new(reading, process.barrier());
         let memory = Arc::new(memory);
         let pool = memory.pool.as_ref().map(|(guard, plan)| raw::pool(guard, plan, process.life()));
@@ -163,17 +203,30 @@ impl<M: Message + ?Sized> PublisherOptions<M> {
             record: M::message_record(),
             seat: controller,
             shared: Arc::clone(&shared),
-            memory,
+            memory: Arc::clone(&memory),
             wakes,
             capacity: plan.capacity,
             holds: plan.holds,
             reserve: plan.reserve,
             late_joiners: self.late_joiners,
             max_publishers: self.max_publishers,
+            control_counts: process.ledger().control().clone(),
+            allow: self.allow,
+            may_block: self.may_block,
         };
         let (reply, answer) = channel();
         process.mailbox().send(Command::CreatePublisher(Box::new(new), reply));
         answer.recv().map_err(|_| PublisherError::NoControl)??;
+        let place = |part: &crate::process::ExtentGuard| Place {
+            region: part.extent().region().id(),
+            offset: part.extent().offset() as u64,
+        };
+        let listed = counts.list(&LaneSource::Publisher {
+            control: place(&memory.control),
+            ring: place(&memory.ring),
+            capacity: plan.capacity,
+            message_bytes: message_bytes::<M>(),
+        });
         Ok(Publisher {
             seat,
             pool,
@@ -182,6 +235,9 @@ impl<M: Message + ?Sized> PublisherOptions<M> {
             loans: self.loans,
             largest: plan.largest,
             shared,
+            _memory: memory,
+            listed: Some(listed),
+            counts,
             endpoint,
             service: self.service,
             process,
@@ -232,11 +288,11 @@ impl<M: Message + ?Sized> PublisherOptions<M> {
 
     fn allocate(&self, process: &Process, plan: &LanePlan) -> Result<LaneMemory, PublisherError> {
         let lanes = process.lanes();
-        let control = lanes.allocate(size_of::<LaneControl>(), align_of::<LaneControl>())?;
-        let ring = lanes.allocate(plan.capacity as usize * size_of::<Entry>(), 4096)?;
+        let control = lanes.allocate(&self.allow, size_of::<LaneControl>(), align_of::<LaneControl>())?;
+        let ring = lanes.allocate(&self.allow, plan.capacity as usize * size_of::<Entry>(), 4096)?;
         let wake = process.wakes().allocate(128, 128)?;
         let pool = match &plan.pool {
-            Some(plan) => Some((Arc::new(lanes.allocate(plan.bytes(), 4096)?), plan.clone())),
+            Some(plan) => Some((Arc::new(lanes.allocate(&self.allow, plan.bytes(), 4096)?), plan.clone())),
             None => None,
         };
         Ok(LaneMemory { control, ring, wake, pool })

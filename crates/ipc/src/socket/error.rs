@@ -33,6 +33,15 @@ pub(crate) enum SocketError {
         /// How often it was tried.
         tries: u32,
     },
+    /// Users and groups can be let in only by an access list.
+    #[error(
+        "setxattr(system.posix_acl_access) of this process's socket failed: {source}; put the runtime directory on a \
+         file system with access lists (tmpfs, ext4), or allow everybody"
+    )]
+    AccessList {
+        /// What it answered.
+        source: Errno,
+    },
     /// The runtime directory takes no new entry.
     #[error("no room for a socket in the runtime directory: {source}; free space or inodes there")]
     Full {

@@ -26,6 +26,18 @@ pub enum SubscriberError {
         /// How many it may take part in.
         limit: usize,
     },
+    /// It was to read what other users publish, in a directory that they cannot reach.
+    #[error(
+        "{directory} is reached by its owner alone, so nobody else publishes in it; have an operator make a directory \
+         of mode 0711 (or 0750 and a group), and set ZCMI_RUNTIME_DIR to it on all sides"
+    )]
+    NotShared {
+        /// The runtime directory.
+        directory: std::path::PathBuf,
+    },
+    /// This process's socket could not be opened for other users.
+    #[error("other users cannot be let in: {0}")]
+    Rights(String),
     /// The runtime directory refused.
     #[error("the service could not be written down: {0}")]
     Directory(String),
@@ -58,6 +70,12 @@ impl Refusal {
     #[must_use]
     pub fn is_layout(&self) -> bool {
         self.code == Some(RefusalCode::Layout)
+    }
+
+    /// Whether this user may not subscribe, or not hold the publisher up.
+    #[must_use]
+    pub fn is_rights(&self) -> bool {
+        matches!(self.code, Some(RefusalCode::Rights | RefusalCode::Reliable))
     }
 
     /// Whether the stream had begun already, and takes no late subscribers.

@@ -12,6 +12,7 @@ use std::os::fd::{AsFd, OwnedFd};
 use std::sync::{Arc, Mutex};
 
 use zcmi_mem::fork::{CalmView, CalmWord, ForkGuardError};
+use zcmi_mem::ledger::{Counter, SharedCounts};
 
 use super::event::Refusal;
 use super::lane::Lane;
@@ -91,20 +92,28 @@ pub(crate) struct SubscriberShared {
     /// Disturbed while there are notes.
     calm: CalmWord,
     waiter: Mutex<Option<Arc<OwnedFd>>>,
+    /// Where the control thread counts what it does for the subscriber.
+    control_counts: SharedCounts,
 }
 
 impl SubscriberShared {
-    pub(super) fn new() -> Result<Self, ForkGuardError> {
-        Ok(Self { notes: Mutex::default(), calm: CalmWord::new()?, waiter: Mutex::default() })
+    pub(super) fn new(control_counts: SharedCounts) -> Result<Self, ForkGuardError> {
+        Ok(Self { notes: Mutex::default(), calm: CalmWord::new()?, waiter: Mutex::default(), control_counts })
     }
 
     /// Leaves a note and wakes the subscriber if it sleeps.
     pub(crate) fn note(&self, note: Note) {
         lock(&self.notes).put(note);
         self.calm.disturb();
+        self.wake();
+    }
+
+    /// Wakes the subscriber if it sleeps.
+    pub(crate) fn wake(&self) {
         if let Some(waiter) = &*lock(&self.waiter) {
             // Only a full eventfd is possible, and that one is readable.
             let _already_awake = sys::wake(waiter.as_fd());
+            self.control_counts.add(Counter::WakesSent, 1);
         }
     }
 
@@ -152,6 +161,9 @@ impl Notes {
 
 #[cfg(test)]
 mod tests {
+    use zcmi_mem::ledger::{LaneRow, Ledger, LedgerBlock};
+    use zcmi_ring::View;
+
     use super::*;
 
     fn peer(number: u64) -> Incarnation {
@@ -160,7 +172,9 @@ mod tests {
 
     #[test]
     fn an_inbox_that_nobody_reads_is_bounded_and_loses_no_end_and_no_death() {
-        let shared = SubscriberShared::new().expect("an inbox");
+        let blocks = View::heap(16, |_| LedgerBlock::default());
+        let ledger = Ledger::new(blocks, View::heap(1, |_| LaneRow::default()), 1).expect("there are blocks");
+        let shared = SubscriberShared::new(ledger.control()).expect("an inbox");
         for round in 0..1000 {
             for number in 0..64 {
                 let (peer, publisher) = (peer(number % 8), number as u32);

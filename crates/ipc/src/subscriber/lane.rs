@@ -3,7 +3,8 @@
 use std::os::fd::{AsFd, OwnedFd};
 use std::sync::Arc;
 
-use zcmi_mem::lease::{PeerPool, PeerPoolError, Sample};
+use zcmi_mem::lease::{Buffers, PeerPool, PeerPoolError, Sample};
+use zcmi_mem::ledger::{Counter, FallbackReason, LedgerWriter, ListedLane, Place};
 use zcmi_mem::payload::Message;
 use zcmi_mem::pool::{PAGE_BYTES, PoolPlan};
 use zcmi_mem::region::PeerRegion;
@@ -29,7 +30,8 @@ pub(crate) struct LaneOffer {
     pub(crate) accepted: Accepted,
     pub(crate) lane: Arc<PeerRegion>,
     pub(crate) ring: Arc<PeerRegion>,
-    pub(crate) wake: Arc<PeerWakePage>,
+    /// None of a stranger's.
+    pub(crate) wake: Option<Arc<PeerWakePage>>,
     pub(crate) pool: Option<(Arc<PeerRegion>, PoolName)>,
 }
 
@@ -43,6 +45,10 @@ pub(crate) struct LaneTerms {
     pub(crate) drop_oldest: bool,
     /// Whether the publisher knows already that this subscriber may park.
     pub(crate) parks: bool,
+    /// Where the subscriber's block lies.
+    pub(crate) block: Place,
+    /// Whether the publisher is a stranger, whose messages are copied.
+    pub(crate) copies: bool,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -62,17 +68,28 @@ pub(crate) struct Lane {
     pub(super) reader: Reader,
     pub(super) pool: PeerPool,
     pub(super) state: LaneState,
-    pub(super) wake: WakeWord,
+    pub(super) wake: Option<WakeWord>,
     pub(super) bit: u8,
     pub(super) holds: u8,
     /// Whether the publisher looks at the wake word for us.
     pub(super) parks: bool,
+    /// Whether the publisher is a stranger: nothing of its memory is referred to, and nothing in it is held.
+    pub(super) copies: bool,
+    buffers: Buffers,
+    /// The cursor that a stranger was last told at a sleep; it wakes us when that message is there, once.
+    told: Option<u64>,
     pub(super) peer: Incarnation,
     pub(super) pid: u32,
     pub(super) publisher: u32,
     pub(super) start: u64,
     pub(super) room: Option<Arc<OwnedFd>>,
     pub(super) mailbox: Arc<Mailbox>,
+    /// Where the subscriber's block lies, for observers.
+    pub(super) place: Place,
+    /// The block, to be read.
+    pub(super) words: View<ReaderBlock>,
+    /// Once the subscriber has the lane: where its thread counts, and the lane's row in the ledger.
+    counts: Option<(LedgerWriter, ListedLane)>,
 }
 
 /// What a look at one lane came to.
@@ -94,14 +111,20 @@ impl Lane {
         mailbox: Arc<Mailbox>,
     ) -> Result<Self, String> {
         let LaneOffer { peer, accepted, lane, ring, wake, pool } = offer;
-        let LaneTerms { pid, least_bytes, drop_oldest, parks } = terms;
+        let LaneTerms { pid, least_bytes, drop_oldest, parks, block: place, copies } = terms;
         let at = |what: &str, claim: u64| usize::try_from(claim).map_err(|_| format!("{what} is at {claim}"));
         let text = |error: zcmi_mem::region::OutOfRegion| error.to_string();
         let control = lane.view::<LaneControl>(at("the lane", accepted.control)?, 1).map_err(text)?;
         let capacity = at("the ring's end", accepted.capacity)?;
         let ring_view = ring.view::<Entry>(at("the ring", accepted.ring)?, capacity).map_err(text)?;
         let entries = Ring::new(ring_view).ok_or_else(|| format!("a ring of {capacity} entries cannot be"))?;
-        let wake_view = wake.view::<AtomicU64>(at("the wake word", accepted.wake_word)?, 1).map_err(text)?;
+        let wake = match (wake, &accepted.wake) {
+            (Some(page), Some((_, offset))) => {
+                let word = page.view::<AtomicU64>(at("the wake word", *offset)?, 1).map_err(text)?;
+                Some(WakeWord::new(word))
+            }
+            _ => None,
+        };
         if accepted.index >= 64 || usize::from(accepted.holds) > HOLDS || accepted.start >= 1 << 62 {
             return Err(format!(
                 "index {}, holds {} or start {} cannot be",
@@ -127,23 +150,32 @@ impl Lane {
             }
         };
         let policy = if drop_oldest { Policy::DropOldest } else { Policy::Reliable };
+        let words = block.clone();
+        // A stranger counts none of our holds, so that we take none.
+        let granted = if copies { 0 } else { accepted.holds };
         let block = raw::own(block);
-        let holds = HoldTable::new(block, control.clone(), life, None, keep).limited_to(accepted.holds.into());
+        let holds = HoldTable::new(block, control.clone(), life, None, keep).limited_to(granted.into());
         let reader = Reader::new(entries, control, holds, policy, accepted.start);
         Ok(Self {
             reader,
             pool,
             state: LaneState::Live,
-            wake: WakeWord::new(wake_view),
+            wake,
             bit: accepted.index,
-            holds: accepted.holds,
+            holds: granted,
             parks,
+            copies,
+            buffers: Buffers::default(),
+            told: None,
             peer,
             pid,
             publisher: accepted.publisher,
             start: accepted.start,
             room: None,
             mailbox,
+            place,
+            words,
+            counts: None,
         })
     }
 
@@ -167,6 +199,9 @@ impl Lane {
 
     /// Looks for the next message, and tells whatever else there is.
     pub(super) fn look<M: Message + ?Sized>(&mut self) -> Look<M> {
+        if self.copies {
+            return self.look_copying();
+        }
         let read = self.reader.read();
         match read {
             Ok(Read::Empty) => Look::Empty,
@@ -190,6 +225,64 @@ impl Lane {
         }
     }
 
+    /// As [`look`](Self::look), for a stranger's lane: the message is copied before the cursor moves.
+    fn look_copying<M: Message + ?Sized>(&mut self) -> Look<M> {
+        let (pool, buffers) = (&self.pool, &self.buffers);
+        let (mut copied, mut refused) = (None, None);
+        let read = self.reader.read_copying(|sequence, message| {
+            let (word, bytes) = (message.body[0], message.head.bytes());
+            // The length is a claim until the pool has such a slot: nothing is allocated for it before.
+            let result = pool.check(sequence, word, bytes).and_then(|bytes_checked| {
+                let buffer = copied.insert(buffers.take(bytes_checked));
+                pool.copy_out(sequence, word, bytes, buffer.lines_mut())
+            });
+            result.map_err(|error| {
+                refused = Some(pool_fault(error));
+                LaneFault::Descriptor { sequence, word }
+            })
+        });
+        match read {
+            Ok(Read::Message { sequence, message, .. }) => {
+                self.look_after();
+                let bytes = message.head.bytes();
+                if M::SLICE {
+                    self.reader.count(0, bytes.into());
+                }
+                let sample = match (message.head.kind(), copied) {
+                    (Kind::Inline, _) => Sample::inline(sequence, message.body, bytes),
+                    (Kind::Slot, Some(copied)) => {
+                        if let Some((counts, _)) = &self.counts {
+                            counts.add(Counter::CopiedUser, bytes.into());
+                        }
+                        Sample::copied(sequence, copied, bytes)
+                    }
+                    _ => None,
+                };
+                let fault = || Look::Faulty(format!("the head {:#x} is none of this service's", message.head.0));
+                sample.map_or_else(fault, Look::Sample)
+            }
+            Ok(Read::Overtaken { lost }) => Look::Overtaken(lost),
+            Ok(_) => Look::Empty,
+            Err(fault) => Look::Faulty(refused.unwrap_or_else(|| fault.to_string())),
+        }
+    }
+
+    /// Before a sleep: the publisher is told, by the wake word or, a stranger, by a message.
+    #[cold]
+    pub(super) fn announce_sleep(&mut self, endpoint: u32) {
+        let cursor = self.reader.cursor();
+        if self.copies {
+            // It was told this cursor already: its wake is under way or to come.
+            if self.state == LaneState::Live && self.told != Some(cursor) {
+                self.told = Some(cursor);
+                let (peer, publisher) = (self.peer, self.publisher);
+                self.mailbox.send(Command::Park { endpoint, peer, publisher, cursor });
+            }
+        } else if let (true, Some(wake)) = (self.parks, &self.wake) {
+            wake.announce(self.bit);
+        }
+    }
+
     /// After the cursor moved: wakes the publisher if it was seen waiting for room.
     #[inline(always)]
     pub(super) fn look_after(&mut self) {
@@ -209,11 +302,31 @@ impl Lane {
     #[cold]
     fn wake_publisher(&mut self) {
         let _wanted = self.reader.take_wants_room();
+        let counts = self.counts.as_ref().map(|(writer, _)| writer);
         match &self.room {
             // A full eventfd is readable, so the publisher is awake; a closed one's publisher is gone.
-            Some(eventfd) => drop(sys::wake(eventfd.as_fd())),
-            None => self.mailbox.send(Command::Room { peer: self.peer, publisher: self.publisher }),
+            Some(eventfd) => {
+                let _awake_or_gone = sys::wake(eventfd.as_fd());
+                counts.inspect(|counts| counts.add(Counter::WakesSent, 1));
+            }
+            None => {
+                counts.inspect(|counts| counts.fallback(FallbackReason::NoEventfd));
+                self.mailbox.send(Command::Room { peer: self.peer, publisher: self.publisher });
+            }
         }
+    }
+
+    /// Notes where the subscriber's thread counts, and the lane's row in the ledger.
+    pub(super) fn list(&mut self, writer: LedgerWriter, listed: ListedLane) {
+        if self.copies {
+            writer.fallback(FallbackReason::Stranger);
+        }
+        self.counts = Some((writer, listed));
+    }
+
+    /// The lane's row, to be settled; from here on the lane counts nothing.
+    pub(super) fn unlist(&mut self) -> Option<ListedLane> {
+        self.counts.take().map(|(_, listed)| listed)
     }
 
     /// Looks once more whether the publisher waits, before the reader sleeps or when it found nothing.

@@ -5,10 +5,12 @@ use std::collections::VecDeque;
 use std::sync::Arc;
 use std::sync::mpsc::channel;
 
+use zcmi_mem::ledger::Role;
 use zcmi_mem::payload::Message;
 use zcmi_ring::layout::HOLDS;
 
 use super::{DEFAULT_SPIN, Event, NewSubscriber, Subscriber, SubscriberError, SubscriberShared, Wait};
+use crate::audience::{Audience, Who};
 use crate::control::Command;
 use crate::name::ServiceName;
 use crate::process::Process;
@@ -23,13 +25,23 @@ pub struct SubscriberOptions<M: Message + ?Sized> {
     history: u64,
     holds: u8,
     wait: Wait,
+    accept: Audience,
     message: PhantomData<fn(&M)>,
 }
 
 impl<M: Message + ?Sized> SubscriberOptions<M> {
     pub(crate) fn new(process: Process, service: ServiceName) -> Self {
         let wait = Wait::SpinThenPark(DEFAULT_SPIN);
-        Self { process, service, drop_oldest: false, history: u64::MAX, holds: HOLDS as u8, wait, message: PhantomData }
+        Self {
+            process,
+            service,
+            drop_oldest: false,
+            history: u64::MAX,
+            holds: HOLDS as u8,
+            wait,
+            accept: Audience::default(),
+            message: PhantomData,
+        }
     }
 
     /// Be overtaken instead of holding publishers up: the oldest messages are lost, and counted. Default: no.
@@ -57,6 +69,16 @@ impl<M: Message + ?Sized> SubscriberOptions<M> {
         self
     }
 
+    /// Reads what others publish, too; may be called several times. Default: only publishers of this process's own user
+    /// are read, whoever else publishes under the name.
+    ///
+    /// Messages of strangers are copied when they are received. Unless the publisher grants it, they can be had with
+    /// [`drop_oldest`](Self::drop_oldest) only. Needs a runtime directory that is shared.
+    pub fn accept(mut self, who: Who) -> Self {
+        self.accept.add(who);
+        self
+    }
+
     /// Joins the service, and waits until the publishers that are there have answered (a second at most; one that is
     /// stopped answers when it goes on). Publishers that come later are joined as they come.
     ///
@@ -65,8 +87,9 @@ impl<M: Message + ?Sized> SubscriberOptions<M> {
     pub fn join(self) -> Result<Subscriber<M>, SubscriberError> {
         let process = self.process;
         process.guard().check()?;
-        let shared = Arc::new(SubscriberShared::new()?);
+        let shared = Arc::new(SubscriberShared::new(process.ledger().control().clone())?);
         let endpoint = process.next_endpoint();
+        let counts = process.ledger().open(endpoint, &self.service, Role::Subscriber, process.life());
         let new = NewSubscriber {
             endpoint,
             service: self.service.clone(),
@@ -75,6 +98,7 @@ impl<M: Message + ?Sized> SubscriberOptions<M> {
             drop_oldest: self.drop_oldest,
             history: self.history,
             holds: self.holds,
+            accept: self.accept,
         };
         let (reply, answer) = channel();
         process.mailbox().send(Command::CreateSubscriber(Box::new(new), reply));
@@ -89,6 +113,7 @@ impl<M: Message + ?Sized> SubscriberOptions<M> {
             events_lost: 0,
             wait: self.wait,
             waiter: None,
+            counts,
             endpoint,
             service: self.service,
             process,

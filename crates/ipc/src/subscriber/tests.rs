@@ -35,7 +35,9 @@ fn soon(what: &str, mut happened: impl FnMut() -> bool) {
 
 /// Memory of the process's lanes and pools that nobody has.
 fn free_bytes(process: &Process) -> usize {
-    process.lanes().with(zcmi_mem::region::arena::Arena::free_bytes)
+    let mut bytes = 0;
+    process.lanes().for_each(|arena| bytes += arena.free_bytes());
+    bytes
 }
 
 /// Has a subscriber claim what no honest one does.

@@ -5,13 +5,14 @@
 //! our own user, does not write there (contract of [`PeerPool::sample`]).
 #![allow(unsafe_code)]
 
-use super::{Received, Sample, fits};
+use super::{Line, Received, Sample, fits};
 use crate::payload::Message;
 use crate::pool::PoolPlan;
 use crate::region::Span;
 use core::fmt;
 use core::marker::PhantomData;
 use core::ptr::NonNull;
+use zcmi_ring::sync::{AtomicU64, Ordering};
 use zcmi_ring::{Hold, RawDescriptor};
 
 /// Bytes in a publisher's slot, under a hold.
@@ -167,6 +168,44 @@ impl PeerPool {
         let Some(class) = known else { return Err(PeerPoolError { sequence, word, bytes }) };
         // SAFETY: `slot < slots`, so the slot lies in the class, which lies in the span (checked in `new`).
         Ok(unsafe { class.base.add(slot as usize * class.slot_bytes as usize) })
+    }
+
+    /// Copies a message of a stranger's into memory of our own, by atomic words: whoever writes there meanwhile makes
+    /// the copy wrong, and nothing else.
+    ///
+    /// # Errors
+    /// [`PeerPoolError`] when the claim is outside the pool.
+    ///
+    /// # Panics
+    /// If `to` is shorter than the message.
+    pub fn copy_out(&self, sequence: u64, word: u64, bytes: u32, to: &mut [Line]) -> Result<(), PeerPoolError> {
+        const WORDS: usize = size_of::<Line>() / size_of::<u64>();
+        let base = self.resolve(sequence, word, bytes)?.cast::<AtomicU64>();
+        // A slot is a multiple of 64 bytes and begins at one (`PoolPlan`), if its pool does.
+        if !base.is_aligned() {
+            return Err(PeerPoolError { sequence, word, bytes });
+        }
+        let lines = (bytes as usize).div_ceil(size_of::<Line>());
+        assert!(lines <= to.len(), "{bytes} bytes do not fit {} lines", to.len());
+        for (line, Line(words)) in to[..lines].iter_mut().enumerate() {
+            for (index, to) in words.iter_mut().enumerate() {
+                // SAFETY: `line < bytes / 64` rounded up, and the slot holds `bytes` and is a multiple of 64 bytes: the
+                // word lies in the slot, which lies in the span (`resolve`).
+                let word = unsafe { base.add(line * WORDS + index) };
+                // SAFETY: aligned (checked above) and in a mapping that `self.span` keeps; every pattern is a word.
+                let word = unsafe { word.as_ref() };
+                *to = word.load(Ordering::Relaxed);
+            }
+        }
+        Ok(())
+    }
+
+    /// The smallest buffer that takes a message that [`copy_out`](Self::copy_out) would copy, or its refusal.
+    ///
+    /// # Errors
+    /// [`PeerPoolError`] when the claim is outside the pool.
+    pub fn check(&self, sequence: u64, word: u64, bytes: u32) -> Result<usize, PeerPoolError> {
+        self.resolve(sequence, word, bytes).map(|_| bytes as usize)
     }
 
     /// Where the bytes of a message are, if they are in the first class: the straight way through

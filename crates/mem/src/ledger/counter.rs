@@ -6,7 +6,7 @@ use core::fmt;
 pub const COUNTERS: usize = Counter::ALL.len();
 
 /// How many reasons for a fallback a block has room for.
-pub const REASONS: usize = 16;
+pub const REASONS: usize = 24;
 
 macro_rules! named_numbers {
     ($(#[$outer:meta])* $name:ident { $($(#[$inner:meta])* $variant:ident = $number:literal, $text:literal;)* }) => {
@@ -60,6 +60,14 @@ named_numbers! {
         Parks = 9, "parks";
         /// Sleepers woken by a system call.
         WakesSent = 10, "wakes_sent";
+        /// Nanoseconds spent in those waits.
+        WaitedNs = 11, "waited_ns";
+        /// Joins that were refused, or that were not answered with a lane that could be read.
+        JoinsRefused = 12, "joins_refused";
+        /// Events that were dropped because nobody asked for them.
+        EventsLost = 13, "events_lost";
+        /// Peers that were given up because of what they claimed.
+        PeersEnded = 14, "peers_ended";
     }
 }
 
@@ -98,6 +106,8 @@ named_numbers! {
         NotRegistered = 14, "not_registered";
         /// The queue of the device or the kernel was full.
         QueueFull = 15, "queue_full";
+        /// There was no descriptor to wake somebody by; it is asked over its connection, or looks again by itself.
+        NoEventfd = 16, "no_eventfd";
     }
 }
 
@@ -128,6 +138,9 @@ pub enum NotKnown {
     /// This kind of endpoint does not count it.
     #[error("not counted by this endpoint")]
     NotCounted,
+    /// The words from which it follows cannot be read: their region was not handed over, or its claim was refused.
+    #[error("not readable")]
+    NotReadable,
     /// A ratio without anything to divide by.
     #[error("nothing was delivered")]
     NothingDelivered,
@@ -144,8 +157,9 @@ impl NotKnown {
             Self::PeerSilent => 2,
             Self::NotCounted => 3,
             Self::NothingDelivered => 4,
+            Self::NotReadable => 5,
             // Four bits, and never the 0 that would turn an unknown into a number.
-            Self::Unknown(number) => u64::from(number).clamp(5, 15),
+            Self::Unknown(number) => u64::from(number).clamp(6, 15),
         }
     }
 
@@ -157,6 +171,7 @@ impl NotKnown {
             2 => Some(Self::PeerSilent),
             3 => Some(Self::NotCounted),
             4 => Some(Self::NothingDelivered),
+            5 => Some(Self::NotReadable),
             other => Some(Self::Unknown(other as u8)),
         }
     }
@@ -174,6 +189,10 @@ pub enum Role {
     Subscriber,
     /// The sums of all endpoints that were closed.
     Closed,
+    /// What the process's control thread does for all endpoints.
+    Control,
+    /// The endpoints together that found no block of their own.
+    Overflow,
     /// A role of a newer version, or a damaged block.
     Unknown(u64),
 }
@@ -185,6 +204,8 @@ impl Role {
             Self::Publisher => 1,
             Self::Subscriber => 2,
             Self::Closed => 3,
+            Self::Control => 4,
+            Self::Overflow => 5,
             Self::Unknown(number) => number,
         }
     }
@@ -195,6 +216,8 @@ impl Role {
             1 => Self::Publisher,
             2 => Self::Subscriber,
             3 => Self::Closed,
+            4 => Self::Control,
+            5 => Self::Overflow,
             other => Self::Unknown(other),
         }
     }
@@ -207,6 +230,8 @@ impl fmt::Display for Role {
             Self::Publisher => f.pad("publisher"),
             Self::Subscriber => f.pad("subscriber"),
             Self::Closed => f.pad("closed"),
+            Self::Control => f.pad("control"),
+            Self::Overflow => f.pad("overflow"),
             Self::Unknown(number) => write!(f, "role {number}"),
         }
     }

@@ -3,6 +3,7 @@
 use core::fmt;
 
 use super::counter::{COUNTERS, Counter, FallbackReason, NotKnown, REASONS};
+use super::lanes::LaneCounts;
 use super::{Identity, Role};
 
 /// The counts of one block, or sums over several, as ordinary numbers.
@@ -67,6 +68,19 @@ impl LedgerSnapshot {
         for (sum, more) in self.fallbacks.iter_mut().zip(other.fallbacks) {
             *sum = sum.wrapping_add(more);
         }
+    }
+
+    /// Adds what follows from a lane's own words.
+    pub(super) fn add_lane(&mut self, lane: &LaneCounts) {
+        for (counter, more) in lane.each() {
+            let count = &mut self.counts[counter as usize];
+            *count = count.map(|count| count.wrapping_add(more));
+        }
+    }
+
+    /// Makes a count unknown.
+    pub(super) fn forget(&mut self, counter: Counter, reason: NotKnown) {
+        self.counts[counter as usize] = Err(reason);
     }
 
     /// What was counted after `earlier`, a snapshot of the same blocks.

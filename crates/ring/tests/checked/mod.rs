@@ -320,7 +320,7 @@ impl Checked {
         let (block, view) = OwnedBlock::heap();
         view.at(0).reset([1, 2, 3]);
         let policy = if reliable { Policy::Reliable } else { Policy::DropOldest };
-        let added = self.writer.add_reader(view.clone(), policy, history);
+        let added = self.writer.add_reader(view.clone(), policy, history, HOLDS);
         let tail = self.tail();
         if tail >= self.end {
             assert_eq!(added, Err(AddReaderError::Ended { sequence: tail }));

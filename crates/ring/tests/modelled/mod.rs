@@ -8,7 +8,9 @@ pub(crate) use raw::Slots;
 
 use loom::sync::{Condvar, Mutex};
 use std::sync::Arc;
+use zcmi_ring::layout::HOLDS;
 use zcmi_ring::reader::descriptor_of;
+use zcmi_ring::sync::{AtomicU64, Ordering};
 use zcmi_ring::{
     Entry, Hold, HoldTable, LaneControl, LifeMark, Notify, OwnedBlock, Policy, PublishRefused, RawDescriptor, Read,
     Reader, ReaderIndex, Ring, View, Writer, WriterOptions,
@@ -64,9 +66,19 @@ impl Publisher {
 
     /// Adds a reader and hands out its side.
     pub(crate) fn join(&mut self, policy: Policy, notify: Option<Notify>) -> (ReaderIndex, Subscriber) {
+        self.join_with(policy, notify, HOLDS)
+    }
+
+    /// As [`join`](Self::join), for a reader that was granted so many holds.
+    pub(crate) fn join_with(
+        &mut self,
+        policy: Policy,
+        notify: Option<Notify>,
+        granted: usize,
+    ) -> (ReaderIndex, Subscriber) {
         let (block, view) = OwnedBlock::heap();
         view.at(0).reset([0; 3]);
-        let (index, start) = self.writer.add_reader(view, policy, 0).expect("there is a place");
+        let (index, start) = self.writer.add_reader(view, policy, 0, granted).expect("there is a place");
         let holds = HoldTable::new(block, self.control.clone(), LifeMark::always(), notify, Vec::new());
         let reader = Reader::new(self.ring.clone(), self.control.clone(), holds, policy, start);
         (index, Subscriber { reader, slots: Arc::clone(&self.slots), start, delivered: 0, lost: 0 })
@@ -110,6 +122,21 @@ impl Publisher {
         Ok(first)
     }
 
+    /// Publishes one slot that readers copy.
+    pub(crate) fn publish_words(&mut self, words: &Words) -> Result<u64, Stuck> {
+        let free = &mut self.free;
+        if self.writer.reserve(&mut |slot| free.push(slot)).is_err() {
+            return Err(Stuck::Ring);
+        }
+        if self.free.is_empty() {
+            self.reclaim();
+        }
+        let slot = self.free.pop().ok_or(Stuck::Slots)?;
+        let sequence = self.writer.tail();
+        words.write(slot, payload(sequence));
+        Ok(self.writer.publish_slot(RawDescriptor::new(0, slot), 16))
+    }
+
     /// Publishes its sequence in the entry itself.
     pub(crate) fn publish_inline(&mut self) -> Result<u64, Stuck> {
         let free = &mut self.free;
@@ -138,6 +165,27 @@ pub(crate) struct Subscriber {
     start: u64,
     pub(crate) delivered: u64,
     pub(crate) lost: u64,
+}
+
+/// Slots of two words that are read while they may be written, as a stranger's reader does.
+#[derive(Debug)]
+pub(crate) struct Words(Vec<[AtomicU64; 2]>);
+
+impl Words {
+    pub(crate) fn new(count: usize) -> Arc<Self> {
+        Arc::new(Self((0..count).map(|_| [AtomicU64::new(0), AtomicU64::new(0)]).collect()))
+    }
+
+    pub(crate) fn write(&self, slot: u32, value: u64) {
+        let [first, second] = &self.0[slot as usize];
+        first.store(value, Ordering::Relaxed);
+        second.store(!value, Ordering::Relaxed);
+    }
+
+    fn read(&self, slot: u32) -> [u64; 2] {
+        let [first, second] = &self.0[slot as usize];
+        [first.load(Ordering::Relaxed), second.load(Ordering::Relaxed)]
+    }
 }
 
 /// A kept message.
@@ -184,6 +232,29 @@ impl Subscriber {
         };
         assert_eq!(self.delivered + self.lost, self.reader.cursor() - self.start, "a message is unaccounted for");
         sample
+    }
+
+    /// Takes the next message of a slot by copying it, without a hold. Returns whether one came.
+    pub(crate) fn copy(&mut self, slots: &Words) -> bool {
+        let before = self.reader.cursor();
+        let mut copied = [0; 2];
+        let read = self.reader.read_copying(|sequence, message| {
+            let slot = descriptor_of(sequence, message).expect("an honest descriptor, not a torn one").slot();
+            copied = slots.read(slot);
+            Ok(())
+        });
+        match read.expect("an honest publisher") {
+            Read::Empty => return false,
+            Read::Overtaken { lost } => self.lost += lost,
+            Read::Message { sequence, hold, .. } => {
+                assert!(hold.is_none() && sequence == before);
+                assert_eq!(copied, [payload(sequence), !payload(sequence)], "a torn copy");
+                self.delivered += 1;
+            }
+            Read::TooManyHeld => panic!("it holds nothing"),
+        }
+        assert_eq!(self.delivered + self.lost, self.reader.cursor() - self.start, "a message is unaccounted for");
+        true
     }
 
     /// Receives and checks until nothing is there; afterwards the cursor is at `tail`.
