@@ -316,3 +316,31 @@ fn a_publisher_that_writes_nonsense_is_given_up_and_the_others_are_read() {
         }
     }
 }
+
+#[test]
+fn what_a_stranger_leaves_in_the_directory_costs_little() {
+    use std::os::unix::fs::chown;
+    let Some(scratch) = shared() else { return };
+    let mut owner = Worker::start_as(OWNER, scratch.path());
+    owner.ask("pub id=first service=s tag=1 max_len=64 allow=user:61001");
+    let service = std::fs::read_dir(scratch.path().join("s")).expect("a listing").flatten().next().expect("a service");
+    let text = std::fs::read_to_string(
+        std::fs::read_dir(service.path()).expect("a listing").flatten().next().expect("a file").path(),
+    );
+    let text = text.expect("a participant's file");
+    for number in 0..3000_u128 {
+        for role in ["sub", "pub"] {
+            let path = service.path().join(format!("{:032x}.00000001.{role}", number << 64 | 7));
+            std::fs::write(&path, &text).expect("a file");
+            chown(&path, Some(STRANGER), Some(STRANGER)).expect("chown");
+        }
+    }
+    let begin = std::time::Instant::now();
+    owner.ask("pub id=second service=s tag=2 max_len=64 allow=user:61001");
+    owner.ask("sub id=own service=s accept=user:61001");
+    // Asking all of them, and looking at all for each, took more than half a minute.
+    assert!(begin.elapsed() < Duration::from_secs(10), "{:?}", begin.elapsed());
+    owner.ask("send id=second n=3");
+    owner.ask("collect id=own n=3");
+    owner.finish();
+}

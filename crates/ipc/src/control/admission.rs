@@ -14,7 +14,7 @@
 //! A listing can miss a file that is renamed while it runs, which happens once in a file's life, so two listings
 //! together miss none.
 
-use std::collections::HashSet;
+use std::collections::{HashMap, HashSet};
 use std::sync::mpsc::Sender;
 use std::time::{Duration, Instant};
 
@@ -31,6 +31,8 @@ use crate::wire::VERSION;
 const MAX_SUBSCRIBERS: u32 = 64;
 /// Services that one process takes part in.
 const MAX_SERVICES: usize = 1024;
+/// Entries of one other user in one service that are looked at.
+const MAX_ENTRIES_OF_STRANGER: usize = 32;
 /// How often a publisher that waits for others to finish their files looks again.
 const LOOK_AGAIN: Duration = Duration::from_millis(1);
 
@@ -55,6 +57,19 @@ impl Candidate {
     }
 }
 
+/// How many entries of each other user were looked at: what a user writes into the directory must not cost us more.
+#[derive(Debug, Default)]
+struct Asked(HashMap<u32, usize>);
+
+impl Asked {
+    /// Counts one entry of this user. Returns whether its process is worth asking.
+    fn may_be_asked(&mut self, uid: u32) -> bool {
+        let asked = self.0.entry(uid).or_default();
+        *asked += 1;
+        *asked <= MAX_ENTRIES_OF_STRANGER
+    }
+}
+
 enum Verdict {
     /// It stays; these processes subscribe.
     Stays(HashSet<Incarnation>),
@@ -76,6 +91,7 @@ impl Control {
                 self.consider(Candidate { new, reply, participant, next: now, until });
             }
             Err(error) => {
+                self.let_in_no_more();
                 // Whoever asked may be gone by now.
                 let _asked = reply.send(Err(error));
             }
@@ -160,6 +176,7 @@ impl Control {
             let full = || PublisherError::TooManyPublishers { service: service.clone(), limit, pid };
             if publishers >= limit { Err(full()) } else { Ok(()) }
         };
+        let mut strangers = Asked::default();
         for other in all {
             let concerns = other.role == Role::Subscriber || place(&other) < own;
             if !concerns || is_own(other.incarnation, other.endpoint) {
@@ -170,8 +187,13 @@ impl Control {
             if !is_ours && (other.role == Role::Publisher || !new.allow.may_include(other.uid)) {
                 continue;
             }
+            if !is_ours && !strangers.may_be_asked(other.uid) {
+                continue;
+            }
             if self.is_dead(other.incarnation) {
-                self.sweep_visited(service, other.incarnation);
+                if is_ours {
+                    self.sweep_visited(service, other.incarnation, other.endpoint, other.role);
+                }
                 continue;
             }
             if other.role == Role::Subscriber {
@@ -224,7 +246,7 @@ impl Control {
             let mut live = 0;
             for other in before {
                 if self.is_dead(other.incarnation) {
-                    self.sweep_visited(service, other.incarnation);
+                    self.sweep_visited(service, other.incarnation, other.endpoint, other.role);
                     continue;
                 }
                 live += 1;
@@ -235,7 +257,9 @@ impl Control {
             }
         }
         let reads = |other: &Participant| other.role == Role::Publisher && new.accept.may_include(other.uid);
-        let publishers = all.into_iter().filter(reads);
+        let mut strangers = Asked::default();
+        let mut is_asked = |other: &Participant| is_same_user(other.uid, ours) || strangers.may_be_asked(other.uid);
+        let publishers = all.into_iter().filter(reads).filter(|other| is_asked(other));
         Ok((participant, publishers.map(|other| (other.incarnation, other.endpoint)).collect()))
     }
 

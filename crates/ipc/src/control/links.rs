@@ -10,6 +10,7 @@ use zcmi_mem::region::received::{PeerTrust, PeerWakePage, RegionClaim};
 use zcmi_mem::region::{PeerRegion, RegionId};
 
 use super::publishers::PublisherEntry;
+use super::strangers::Allowance;
 use super::subscribers::SubscriberEntry;
 use super::{Control, duplicate};
 use crate::audience::Identity;
@@ -49,6 +50,8 @@ pub(crate) struct Link {
     identity: Identity,
     /// Regions of ours whose descriptors went over this connection.
     sent: HashSet<RegionId>,
+    /// For a stranger: how many more may go.
+    allowance: Allowance,
     outbox: VecDeque<(Vec<u8>, Vec<OwnedFd>)>,
     /// Whether the system refused to send for a reason that passes.
     held_back: bool,
@@ -172,6 +175,10 @@ impl Control {
             if !self.admits(&identity) {
                 continue;
             }
+            // Connecting counts as a message: who does it all the time is not heard in the meantime.
+            if !identity.is_own_user() && !self.strangers.take_message(identity.uid) {
+                continue;
+            }
             self.close_oldest_half_open(&identity);
             let id = self.add_link(connection, credentials, identity, None);
             self.greet(id);
@@ -200,7 +207,17 @@ impl Control {
         self.next_link += 1;
         let (sent, outbox) = (HashSet::new(), VecDeque::new());
         let connection = Arc::new(connection);
-        let link = Link { connection, peer, greeted: false, credentials, identity, sent, outbox, held_back: false };
+        let link = Link {
+            connection,
+            peer,
+            greeted: false,
+            credentials,
+            identity,
+            sent,
+            allowance: Allowance::default(),
+            outbox,
+            held_back: false,
+        };
         self.links.insert(id, link);
         id
     }
@@ -268,9 +285,9 @@ impl Control {
     pub(super) fn send(&mut self, id: LinkId, message: &Message, attachments: Attachments) {
         let Some(link) = self.links.get_mut(&id) else { return };
         link.outbox.push_back((message.encode(), attachments.0));
-        if link.outbox.len() > MAX_OUTBOX {
-            self.drop_link(id);
-            return;
+        let most = if link.identity.is_own_user() { MAX_OUTBOX } else { super::strangers::MAX_OUTBOX };
+        if link.outbox.len() > most {
+            return self.expel(id);
         }
         self.flush(id);
     }
@@ -333,9 +350,13 @@ impl Control {
         if !extent.audience().includes(&link.identity) {
             return None;
         }
-        if !link.sent.contains(&name.id)
-            && let Some(Ok(descriptor)) = region.descriptor().map(duplicate)
-        {
+        if link.sent.contains(&name.id) {
+            return Some(name);
+        }
+        if !link.identity.is_own_user() && !link.allowance.take() {
+            return None;
+        }
+        if let Some(Ok(descriptor)) = region.descriptor().map(duplicate) {
             link.sent.insert(name.id);
             attachments.push(descriptor);
             name.attached = true;
@@ -346,6 +367,11 @@ impl Control {
     /// Who is at the other end of a connection, if that is another user.
     pub(super) fn stranger_at(&self, id: LinkId) -> Option<&Identity> {
         self.links.get(&id).map(Link::identity).filter(|identity| !identity.is_own_user())
+    }
+
+    /// Whether a connection is there and leads to our own user.
+    pub(super) fn is_own_user_at(&self, id: LinkId) -> bool {
+        self.links.get(&id).is_some_and(|link| link.identity.is_own_user())
     }
 
     /// The user of a peer, if that is another one.
@@ -379,6 +405,14 @@ impl Control {
                         Err(error) => {
                             let text = error.to_string();
                             self.strangers.close(vec![error.into_descriptor()]);
+                            if stranger.is_some() {
+                                // To look at it cost us something, and no honest process sends such a one.
+                                for link in
+                                    self.peers.get(&incarnation).map(|peer| peer.links.clone()).unwrap_or_default()
+                                {
+                                    self.expel(link);
+                                }
+                            }
                             return Err(RegionClaimError::Refused(text));
                         }
                     }
@@ -476,14 +510,14 @@ impl Control {
                 Ok(Received::Message { len, descriptors }) => {
                     let Ok(message) = Message::decode(&buffer[..len]) else {
                         self.strangers.close(descriptors);
-                        self.drop_link(id);
+                        self.expel(id);
                         return false;
                     };
                     self.handle(id, message, descriptors.into());
                 }
                 Ok(Received::Rejected(_, descriptors)) => {
                     self.strangers.close(descriptors);
-                    self.drop_link(id);
+                    self.expel(id);
                     return false;
                 }
                 Ok(Received::HungUp) | Err(_) => {
@@ -530,7 +564,7 @@ impl Control {
             Message::OnlyHolds(lane) => self.handle_only_holds(peer, lane),
             Message::Ended { publisher } => self.handle_ended(peer, publisher),
             Message::RoomWaiter { publisher } => self.handle_room_waiter(peer, publisher, descriptors),
-            Message::Room { publisher } => self.handle_room(publisher),
+            Message::Room { publisher } => self.handle_room(peer, publisher),
             Message::Park { lane, cursor } => self.handle_park(id, peer, lane, cursor),
             Message::Wake(lane) => self.handle_wake(peer, lane),
             Message::Observe => self.handle_observe(id),
@@ -561,6 +595,7 @@ impl Control {
     /// Closes a connection. With the last one of a living peer, that peer is cut off.
     pub(super) fn drop_link(&mut self, id: LinkId) {
         let Some(link) = self.links.remove(&id) else { return };
+        self.announced.retain(|announced| !announced.came_by(id));
         let Some(incarnation) = link.peer else { return };
         let Some(peer) = self.peers.get_mut(&incarnation) else { return };
         peer.links.retain(|&other| other != id);

@@ -18,10 +18,10 @@ use super::{Control, INTRODUCTION_MS, duplicate};
 use crate::audience::{Audience, Identity};
 use crate::directory::{ParticipantFile, Role};
 use crate::name::{Incarnation, ServiceName};
-use crate::publisher::{NewPublisher, PublisherError, Waker, each};
+use crate::publisher::{LaneMemory, NewPublisher, PublisherError, Waker, each};
 use crate::socket::ConnectError;
 use crate::sys;
-use crate::wire::{Accepted, Announce, Join, LaneName, Message, PoolName, RefusalCode, Refused};
+use crate::wire::{Accepted, Announce, Join, LaneName, Message, PoolName, RefusalCode, Refused, RegionName};
 
 /// Readers of one lane that one other user may have, of 64.
 const MAX_READERS_OF_STRANGER: usize = 16;
@@ -41,6 +41,9 @@ impl<E> Introduction<E> {
         Self { reply, waiting, deadline: Instant::now() + Duration::from_millis(INTRODUCTION_MS) }
     }
 }
+
+/// The regions of a lane as a message names them: its control line and ring, its wake page and word, and its pool.
+type NamedLane = (RegionName, RegionName, Option<(RegionName, u64)>, Option<PoolName>);
 
 /// One subscriber that reads one of our lanes.
 #[derive(Debug)]
@@ -128,16 +131,18 @@ impl PublisherEntry {
 
     /// Takes the readers that the lane has ended because of what they claimed: their places and slots are free again,
     /// and the lane's memory is kept as long as they may read it.
-    fn take_rogues(&mut self) -> Vec<((Incarnation, u32), LinkId, Rogue)> {
+    fn take_rogues(&mut self) -> Vec<((Incarnation, u32), LinkId, bool, Rogue)> {
         let rogues = self.new.seat.change(|reading| reading.writer.take_rogues());
         self.new.control_counts.add(Counter::PeersEnded, rogues.len() as u64);
         let mut taken = Vec::with_capacity(rogues.len());
         for (index, rogue) in rogues {
             let of_index = self.readers.iter().find(|(_, record)| record.index == index);
-            if let Some((key, link)) = of_index.map(|(&key, record)| (key, record.link)) {
+            if let Some((key, link, stranger)) =
+                of_index.map(|(&key, record)| (key, record.link, record.stranger.is_some()))
+            {
                 self.quarantine.insert(key);
                 self.forget_reader(key);
-                taken.push((key, link, rogue));
+                taken.push((key, link, stranger, rogue));
             }
         }
         taken
@@ -254,13 +259,9 @@ impl Control {
     }
 
     /// Removes a dead process's entry in a service that we look at, and its socket.
-    pub(super) fn sweep_visited(&mut self, service: &ServiceName, dead: Incarnation) {
-        for participant in self.directory.participants(service).unwrap_or_default() {
-            if participant.incarnation == dead {
-                // What cannot be removed now is the next visitor's residue.
-                let _next_visitor = self.directory.remove_participant(service, &participant);
-            }
-        }
+    pub(super) fn sweep_visited(&mut self, service: &ServiceName, dead: Incarnation, endpoint: u32, role: Role) {
+        // What cannot be removed now is the next visitor's residue; another user's never can.
+        let _next_visitor = self.directory.remove_entry(service, dead, endpoint, role);
         let _next_visitor = self.directory.remove_process(dead);
     }
 
@@ -335,7 +336,9 @@ impl Control {
                 self.send(link, &Message::Accepted(Box::new(accepted)), attachments);
                 // After the grant: a subscriber has no place for it before it knows the lane.
                 let room = self.publishers.get(&join.publisher).and_then(|entry| entry.new.shared.room.get().cloned());
-                if let (Some(room), None) = (room, self.stranger_at(link)) {
+                if let Some(room) = room
+                    && self.is_own_user_at(link)
+                {
                     self.tell_room_waiter(link, join.publisher, &room);
                 }
             }
@@ -355,6 +358,19 @@ impl Control {
         descriptors: &mut Descriptors,
     ) -> Result<(Accepted, Attachments), (RefusalCode, String)> {
         let protocol = |text: String| (RefusalCode::Protocol, text);
+        let hung_up = || protocol("the connection has ended".into());
+        let identity = self.links.get(&link).map(|link| link.identity().clone()).ok_or_else(hung_up)?;
+        let stranger = (!identity.is_own_user()).then_some(identity);
+        // What a stranger sends is not even looked at before it is known to be asked for by somebody who may ask.
+        if let Some(identity) = &stranger
+            && let Err(refused) = self.may_ask(identity, join)
+        {
+            self.strangers.close(descriptors.drain(..).collect());
+            if join.region.attached {
+                self.send(link, &Message::Unmapped(join.region.id), Attachments::default());
+            }
+            return Err(refused);
+        }
         // The region is received first, so that a refusal does not leave it unknown for the next join.
         let region = self.peer_region(peer, &join.region, descriptors).map_err(|error| protocol(error.to_string()))?;
         self.keep_for_blocks(peer, join.region.id);
@@ -369,19 +385,13 @@ impl Control {
         // An index means one reader at a time, so those that lost theirs are dealt with first.
         self.drop_rogues(join.publisher);
         let own = self.incarnation.as_u128();
-        let stranger = self.stranger_at(link).cloned();
-        if stranger.is_some() && waiter.is_some() {
-            return Err(protocol("a stranger is woken over its connection and not by an eventfd".into()));
-        }
-        let connection = self.links.get(&link).map(|link| Arc::clone(link.connection()));
+        // Among those may have been one of this very connection.
+        let connection = Some(Arc::clone(self.links.get(&link).ok_or_else(hung_up)?.connection()));
         let mailbox = Arc::clone(&self.mailbox);
         let gone = || (RefusalCode::Gone, "the publisher has ended".to_owned());
         let entry = self.publishers.get_mut(&join.publisher).filter(|entry| !entry.ended).ok_or_else(gone)?;
         if entry.new.service != join.service {
             return Err(protocol(format!("endpoint {} does not publish on `{}`", join.publisher, join.service)));
-        }
-        if let Some(identity) = &stranger {
-            entry.admit_stranger(identity, join)?;
         }
         if block.at(0).identity() != [own as u64, (own >> 64) as u64, join.publisher.into()] {
             return Err(protocol("the block speaks to another publisher".into()));
@@ -445,19 +455,15 @@ impl Control {
         let memory = Arc::clone(&entry.new.memory);
         let capacity = entry.new.capacity;
         let mut attachments = Attachments::default();
-        let rights = || (RefusalCode::Rights, "the lane's memory is not for this user".to_owned());
-        let lane = self.name_region(link, &memory.control, &mut attachments).ok_or_else(rights)?;
-        let ring = self.name_region(link, &memory.ring, &mut attachments).ok_or_else(rights)?;
-        // Of our own user's audience alone, so that a stranger gets none.
-        let wake = self.name_region(link, &memory.wake, &mut attachments);
-        let wake = wake.map(|region| (region, memory.wake.extent().offset() as u64));
-        let pool = match &memory.pool {
-            Some((guard, plan)) => {
-                let region = self.name_region(link, guard, &mut attachments).ok_or_else(rights)?;
-                let offset = guard.extent().offset() as u64;
-                Some(PoolName { region, offset, classes: plan.classes().to_vec() })
+        let named = self.name_lane(link, &memory, &mut attachments);
+        let Some((lane, ring, wake, pool)) = named else {
+            // It never learns of the lane, so it is no reader; what was named and does not go is forgotten with the
+            // link.
+            if let Some(entry) = self.publishers.get_mut(&join.publisher) {
+                entry.forget_reader((peer, join.subscriber));
             }
-            None => None,
+            self.drop_link(link);
+            return Err((RefusalCode::Rights, "the lane's memory is not for this user, or not so often".to_owned()));
         };
         let accepted = Accepted {
             publisher: join.publisher,
@@ -474,6 +480,41 @@ impl Control {
             pool,
         };
         Ok((accepted, attachments))
+    }
+
+    /// Whether a stranger may ask for a lane, by what it says alone.
+    fn may_ask(&self, identity: &Identity, join: &Join) -> Result<(), (RefusalCode, String)> {
+        let protocol = |text: &str| Err((RefusalCode::Protocol, text.to_owned()));
+        if join.waiter {
+            return protocol("a stranger is woken over its connection and not by an eventfd");
+        }
+        if !Self::may_hold_blocks(join.region.bytes) {
+            return protocol("the region of the block is too large");
+        }
+        let gone = || (RefusalCode::Gone, "the publisher has ended".to_owned());
+        let entry = self.publishers.get(&join.publisher).filter(|entry| !entry.ended).ok_or_else(gone)?;
+        if entry.new.service != join.service {
+            return protocol("this endpoint publishes on another service");
+        }
+        entry.admit_stranger(identity, join)
+    }
+
+    /// Names the regions of a lane, its wake page and its pool, in the order in which they are received.
+    fn name_lane(&mut self, link: LinkId, memory: &LaneMemory, attachments: &mut Attachments) -> Option<NamedLane> {
+        let lane = self.name_region(link, &memory.control, attachments)?;
+        let ring = self.name_region(link, &memory.ring, attachments)?;
+        // Of our own user's audience alone, so that a stranger gets none.
+        let wake = self.name_region(link, &memory.wake, attachments);
+        let wake = wake.map(|region| (region, memory.wake.extent().offset() as u64));
+        let pool = match &memory.pool {
+            Some((guard, plan)) => {
+                let region = self.name_region(link, guard, attachments)?;
+                let offset = guard.extent().offset() as u64;
+                Some(PoolName { region, offset, classes: plan.classes().to_vec() })
+            }
+            None => None,
+        };
+        Some((lane, ring, wake, pool))
     }
 
     /// A subscriber may park from now on.
@@ -520,13 +561,15 @@ impl Control {
     /// Tells the subscribers that a lane has ended because of what they claimed, and why.
     pub(super) fn drop_rogues(&mut self, publisher: u32) {
         let Some(entry) = self.publishers.get_mut(&publisher) else { return };
-        for ((peer, subscriber), link, rogue) in entry.take_rogues() {
+        for ((peer, subscriber), link, stranger, rogue) in entry.take_rogues() {
             let code = RefusalCode::Protocol;
-            let refused = Refused { publisher, subscriber, code, text: rogue.to_string() };
-            self.send_to(peer, link, &Message::Refused(refused));
-            // One of another user is not heard any more.
-            if self.stranger_at(link).is_some() {
-                self.drop_link(link);
+            let refused = Message::Refused(Refused { publisher, subscriber, code, text: rogue.to_string() });
+            if stranger {
+                // It is told over the connection that it has, and not heard any more.
+                self.send(link, &refused, Attachments::default());
+                self.expel(link);
+            } else {
+                self.send_to(peer, link, &refused);
             }
         }
     }
@@ -543,8 +586,10 @@ impl Control {
     }
 
     /// A subscriber saw that the publisher waits, and had no descriptor to wake it by.
-    pub(super) fn handle_room(&mut self, publisher: u32) {
-        if let Some(entry) = self.publishers.get(&publisher) {
+    pub(super) fn handle_room(&mut self, peer: Incarnation, publisher: u32) {
+        if let Some(entry) = self.publishers.get(&publisher)
+            && entry.has_reader_of(peer)
+        {
             entry.wake_room();
         }
     }

@@ -33,8 +33,18 @@ const MAX_ALL_LINKS: usize = 64;
 const MAX_HALF_OPEN: usize = 4;
 /// Regions of one other user that are mapped here: a few for each of its processes.
 const MAX_REGIONS: usize = 64;
-/// Bytes of one other user that are mapped here, whose page tables are ours to pay: 8 MiB of them.
-const MAX_MAPPED_BYTES: u64 = 4 << 30;
+/// Bytes of one other user that are mapped here: looking for holes takes 14 ms for so many, and page tables 2 MiB.
+const MAX_MAPPED_BYTES: u64 = 1 << 30;
+/// Bytes of the region in which a stranger's subscriber has its blocks.
+const MAX_BLOCK_BYTES: u64 = 1 << 20;
+/// For how long a user is not heard after one of its processes did what no honest one does.
+const BARRED: Duration = Duration::from_secs(1);
+/// Messages that wait for a stranger to read; past this it is hung up on.
+pub(super) const MAX_OUTBOX: usize = 16;
+/// Descriptors that go to one stranger at once, and after which time there is one more: those that it does not read are
+/// counted against our user.
+const MAX_SENT: u32 = 24;
+const ONE_MORE_SENT: Duration = Duration::from_millis(100);
 /// Control messages of one other user that are read in each [`TURN`]: each may take the seat of a publisher.
 const MAX_MESSAGES: u32 = 64;
 /// The while for which [`MAX_MESSAGES`] counts.
@@ -51,6 +61,35 @@ pub(super) struct Strangers {
     shut: bool,
     /// Whom the socket lets in now.
     let_in: Audience,
+    /// Who is not heard, and until when.
+    barred: HashMap<u32, Instant>,
+}
+
+/// What may still be sent to a stranger: descriptors, by time.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Allowance {
+    left: u32,
+    since: Instant,
+}
+
+impl Default for Allowance {
+    fn default() -> Self {
+        Self { left: MAX_SENT, since: Instant::now() }
+    }
+}
+
+impl Allowance {
+    /// Takes one descriptor of it, if there is one.
+    pub(super) fn take(&mut self) -> bool {
+        let more = self.since.elapsed().as_millis() / ONE_MORE_SENT.as_millis();
+        let more = u32::try_from(more).unwrap_or(u32::MAX);
+        if more > 0 {
+            (self.left, self.since) = (self.left.saturating_add(more).min(MAX_SENT), Instant::now());
+        }
+        let left = self.left.checked_sub(1);
+        self.left = left.unwrap_or(0);
+        left.is_some()
+    }
 }
 
 #[derive(Debug)]
@@ -86,6 +125,7 @@ impl Strangers {
     pub(super) fn end_turns(&mut self) {
         let now = Instant::now();
         self.turns.retain(|_, turn| turn.ends > now);
+        self.barred.retain(|_, until| *until > now);
     }
 
     /// Closes descriptors that a stranger sent, where a hang does no harm.
@@ -123,7 +163,18 @@ impl Control {
         let known = identity.uid != OVERFLOW_UID && (identity.uid == 0 || self.shared_with().includes(identity));
         let of_user = self.links.values().filter(|link| link.identity().uid == identity.uid).count();
         let all = self.links.values().filter(|link| !link.identity().is_own_user()).count();
-        known && !self.strangers.shut && of_user < MAX_LINKS && all < MAX_ALL_LINKS
+        let is_heard = self.strangers.barred.get(&identity.uid).is_none_or(|until| *until <= Instant::now());
+        known && is_heard && !self.strangers.shut && of_user < MAX_LINKS && all < MAX_ALL_LINKS
+    }
+
+    /// Hangs up on a process that did what no honest one does. If it is a stranger, its user is not heard for a while:
+    /// what such things cost us comes seldom then.
+    pub(super) fn expel(&mut self, id: LinkId) {
+        if let Some(identity) = self.stranger_at(id) {
+            let uid = identity.uid;
+            self.strangers.barred.insert(uid, Instant::now() + BARRED);
+        }
+        self.drop_link(id);
     }
 
     /// Everybody with whom one of our endpoints is shared.
@@ -171,6 +222,11 @@ impl Control {
         own || self.directory.owner_of(incarnation) == Some(identity.uid)
     }
 
+    /// Whether a region may hold the blocks of a stranger's subscriber.
+    pub(super) fn may_hold_blocks(claimed_bytes: u64) -> bool {
+        claimed_bytes <= MAX_BLOCK_BYTES
+    }
+
     /// Whether one more region of that user may be mapped.
     pub(super) fn has_room_for(&self, uid: u32, claim: &RegionClaim) -> Result<(), RegionClaimError> {
         let mapped = self.peers.values().filter(|peer| peer.is_of(uid)).map(super::links::Peer::mapped);
@@ -182,5 +238,31 @@ impl Control {
             return Err(RegionClaimError::TooLargeOfUser { uid, bytes: claim.bytes, limit: MAX_MAPPED_BYTES });
         }
         Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn descriptors_go_to_a_stranger_by_time() {
+        let mut allowance = Allowance::default();
+        let taken = (0..1000).filter(|_| allowance.take()).count() as u32;
+        assert!((MAX_SENT..MAX_SENT + 3).contains(&taken), "{taken}");
+        allowance.since = Instant::now().checked_sub(3 * ONE_MORE_SENT).expect("the machine runs for longer");
+        let taken = (0..1000).filter(|_| allowance.take()).count();
+        assert!((3..6).contains(&taken), "{taken}");
+        allowance.since = Instant::now().checked_sub(1000 * ONE_MORE_SENT).expect("the machine runs for longer");
+        let taken = (0..1000).filter(|_| allowance.take()).count() as u32;
+        assert!((MAX_SENT..MAX_SENT + 3).contains(&taken), "{taken}");
+    }
+
+    #[test]
+    fn a_users_messages_wait_for_its_turn_and_nobody_elses_do() {
+        let mut strangers = Strangers::default();
+        let read = (0..1000).filter(|_| strangers.take_message(7)).count() as u32;
+        assert!(read < 4 * MAX_MESSAGES, "{read}");
+        assert!(strangers.take_message(8));
     }
 }

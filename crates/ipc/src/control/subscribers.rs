@@ -83,6 +83,13 @@ pub(super) struct Announced {
     waiting: HashSet<u32>,
 }
 
+impl Announced {
+    /// Whether it came over this connection, and is to be answered there.
+    pub(super) fn came_by(&self, link: LinkId) -> bool {
+        self.link == link
+    }
+}
+
 impl SubscriberEntry {
     pub(super) fn service(&self) -> &ServiceName {
         &self.new.service
@@ -195,6 +202,7 @@ impl Control {
     pub(super) fn create_subscriber(&mut self, new: NewSubscriber, reply: Sender<Result<(), SubscriberError>>) {
         match self.share_subscriber(&new).and_then(|()| self.admit_subscriber(&new)) {
             Err(error) => {
+                self.let_in_no_more();
                 // Whoever asked may be gone by now.
                 let _asked = reply.send(Err(error));
             }
@@ -246,7 +254,9 @@ impl Control {
                         "this subscriber reads {most} publishers already, as many as it may; it is joined when one of \
                          them has been read to its end"
                     );
-                    if let Some(entry) = self.subscribers.get_mut(&subscriber) {
+                    if let Some(entry) = self.subscribers.get_mut(&subscriber)
+                        && stranger.is_none()
+                    {
                         entry.turn_away(peer, publisher);
                     }
                     return self.refuse_locally(subscriber, peer, publisher, text);
@@ -262,7 +272,8 @@ impl Control {
                 }
             }
             Err(ConnectError::Dead(_)) => {
-                self.sweep_visited(&service, peer);
+                // Only one of our own user's leaves what we can remove.
+                self.sweep_visited(&service, peer, publisher, Role::Publisher);
                 if let Some(entry) = self.subscribers.get_mut(&subscriber) {
                     entry.answered(peer, publisher);
                 }
@@ -274,7 +285,8 @@ impl Control {
     /// Asks publishers again that were turned away, where a place has become free.
     pub(super) fn fill_places(&mut self) {
         let with_room = |(&endpoint, entry): (&u32, &mut SubscriberEntry)| {
-            let free = MAX_LANES.saturating_sub(entry.lanes.len());
+            let own = entry.lanes.values().filter(|lane| lane.stranger.is_none()).count();
+            let free = MAX_LANES.saturating_sub(own);
             let next: Vec<_> = entry.turned_away.drain(..free.min(entry.turned_away.len())).collect();
             (endpoint, next)
         };
@@ -397,11 +409,21 @@ impl Control {
         descriptors: &mut Descriptors,
     ) {
         let (subscriber, publisher) = (accepted.subscriber, accepted.publisher);
-        let offered = self.take_offer(peer, accepted, descriptors);
         let waiting = self
             .subscribers
             .get(&subscriber)
             .is_some_and(|entry| entry.lanes.get(&(peer, publisher)).is_some_and(|lane| !lane.granted));
+        if !waiting && !self.is_own_user_at(link) {
+            // What a stranger sends unasked is not looked at; should it name one of these again, it sends it again.
+            self.strangers.close(descriptors.drain(..).collect());
+            let pool = accepted.pool.as_ref().map(|pool| pool.region);
+            for region in [accepted.lane, accepted.ring_region].into_iter().chain(pool).filter(|one| one.attached) {
+                self.send(link, &Message::Unmapped(region.id), Attachments::default());
+            }
+            let lane = LaneName { publisher, subscriber };
+            return self.send(link, &Message::Leave(lane), Attachments::default());
+        }
+        let offered = self.take_offer(peer, accepted, descriptors);
         if !waiting {
             // The subscriber went while the answer was under way, or never asked.
             let lane = LaneName { publisher, subscriber };
@@ -472,7 +494,8 @@ impl Control {
         let Some(lane) = entry.lanes.get(&key) else { return };
         if lane.granted {
             // The subscriber closes the lane, and only then lets go of it.
-            let (publisher, reason) = (refused.publisher, refused.text);
+            let reason = refused.text.chars().filter(|letter| !letter.is_control()).collect();
+            let publisher = refused.publisher;
             return entry.new.shared.note(Note::Expelled { peer, publisher, reason });
         }
         entry.lanes.remove(&key);

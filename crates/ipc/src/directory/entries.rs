@@ -326,8 +326,18 @@ impl RuntimeDirectory {
     /// # Errors
     /// [`EntryError`].
     pub fn remove_participant(&self, name: &ServiceName, participant: &Participant) -> Result<bool, EntryError> {
-        let file = file_name(participant.incarnation, participant.endpoint, participant.role);
-        self.remove_file(&service_directory(name), &file)
+        self.remove_entry(name, participant.incarnation, participant.endpoint, participant.role)
+    }
+
+    /// As [`remove_participant`](Self::remove_participant), by its name alone.
+    pub(crate) fn remove_entry(
+        &self,
+        name: &ServiceName,
+        incarnation: Incarnation,
+        endpoint: u32,
+        role: Role,
+    ) -> Result<bool, EntryError> {
+        self.remove_file(&service_directory(name), &file_name(incarnation, endpoint, role))
     }
 
     /// Removes the socket of a dead process; the answer is whether it was there.

@@ -338,7 +338,9 @@ fn map_claimed(fd: BorrowedFd<'_>, claim: &RegionClaim, rules: &Rules) -> Result
     let mapping = Arc::new(Mapping::file(fd, actual as usize, rules.access).map_err(map_error)?);
     mapping.forbid_fork().map_err(system("madvise(MADV_DONTFORK)"))?;
     mapping.forbid_dump().map_err(system("madvise(MADV_DONTDUMP)"))?;
-    match mapping.populate() {
+    // A stranger's is mapped page by page as it is read: to do it at once would cost us what it chooses.
+    let populated = if rules.trust == PeerTrust::Stranger { Ok(()) } else { mapping.populate() };
+    match populated {
         // Unknown to the kernel: pages that are all there (holes were refused above) are mapped at the first touch.
         Err(rustix::io::Errno::INVAL) if !is_hugetlb => {}
         // For huge pages this is what proves that no access ends in SIGBUS.
