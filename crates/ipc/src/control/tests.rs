@@ -196,3 +196,106 @@ fn a_publisher_that_stays_unfinished_counts_and_keeps_nobody_waiting_for_ever() 
     drop(other);
     assert_eq!(std::fs::read_dir(&services).expect("s").count(), 0, "nothing is left");
 }
+
+/// A user of no process but those that this test starts.
+const STRANGER: u32 = 61_001;
+
+/// Regions of ours that this process has open, those of tests beside this one included.
+fn open_regions() -> usize {
+    let open = std::fs::read_dir("/proc/self/fd").expect("a listing").flatten();
+    open.filter(|entry| std::fs::read_link(entry.path()).is_ok_and(|to| to.to_string_lossy().contains("memfd:")))
+        .count()
+}
+
+#[test]
+fn a_stranger_that_reads_nothing_takes_few_descriptors() {
+    if !rustix::process::geteuid().is_root() {
+        println!("SKIP: only root can start a process of another user");
+        return;
+    }
+    let scratch = Scratch::new();
+    let run = scratch.path().join("run");
+    std::fs::create_dir(&run).expect("a directory");
+    for path in [scratch.path(), &run] {
+        std::fs::set_permissions(path, std::os::unix::fs::PermissionsExt::from_mode(0o711)).expect("chmod");
+    }
+    let process = Process::open(directory(&run)).expect("a participant");
+    let publisher = service::<[u8]>(&process, "s").publisher().allow(crate::Who::User(STRANGER));
+    let publisher = publisher.create().expect("a publisher");
+    let before = open_regions();
+    let mut stranger = Child::start("control::tests::child_that_asks_and_never_reads", &run, Some(STRANGER), &scratch);
+    stranger.say(&process.incarnation().to_string());
+    let mut most = 0;
+    std::thread::scope(|scope| {
+        let done = scope.spawn(move || stranger.line());
+        while !done.is_finished() {
+            most = most.max(open_regions());
+        }
+        assert_eq!(done.join().expect("a thread"), "hung up on");
+    });
+    assert!(most < before + 200, "{most} regions were open, {before} before");
+    soon("the stranger is nobody's reader", || publisher.subscribers() == 0);
+}
+
+#[test]
+#[ignore = "a child of another test"]
+fn child_that_asks_and_never_reads() {
+    let Some(path) = Child::directory() else { return println!("SKIP: only its parent's test needs it") };
+    let directory = directory(path);
+    let to: Incarnation = Child::heard().parse().expect("an incarnation");
+    let listener = Listener::bind(&directory, Incarnation::random().expect("random bytes")).expect("a listener");
+    // A stranger is who it says as long as the socket of that name is its own.
+    let puppet = Puppet { directory, listener };
+    let connection = puppet.connect(to);
+    soon("the answer to the hello", || matches!(hear(&connection), Some(Message::Hello(_))));
+    let region = zcmi_mem::region::Region::options(4096).create().expect("a region");
+    let block = region.view::<zcmi_ring::ReaderBlock>(region.data_offset().next_multiple_of(128), 1).expect("a block");
+    block.at(0).reset([to.as_u128() as u64, (to.as_u128() >> 64) as u64, 1]);
+    let mut join = crate::wire::Join {
+        publisher: 1,
+        subscriber: 1,
+        service: ServiceName::new("s").expect("a name"),
+        drop_oldest: true,
+        history: 0,
+        holds: 0,
+        record: <[u8]>::message_record().encode(),
+        region: crate::wire::RegionName { id: region.id(), bytes: region.len() as u64, attached: true },
+        block: region.data_offset().next_multiple_of(128) as u64,
+        waiter: false,
+    };
+    let descriptor = region.descriptor().expect("a memfd");
+    let first = Message::Join(Box::new(join.clone())).encode();
+    assert_eq!(connection.send(&first, &[descriptor]).expect("send"), SendOutcome::Sent);
+    let mut accepted = None;
+    soon("the grant", || {
+        match hear(&connection) {
+            Some(Message::Accepted(grant)) => accepted = Some(grant),
+            Some(Message::Refused(refused)) => panic!("{refused:?}"),
+            _ => {}
+        }
+        accepted.is_some()
+    });
+    let accepted = accepted.expect("a grant");
+    join.region.attached = false;
+    let pool = accepted.pool.as_ref().map(|pool| pool.region);
+    let mut messages = vec![Message::Leave(crate::wire::LaneName { publisher: 1, subscriber: 1 })];
+    let named = [accepted.lane, accepted.ring_region].into_iter().chain(pool);
+    messages.extend(named.map(|name| Message::Unmapped(name.id)));
+    messages.push(Message::Join(Box::new(join)));
+    let end = Instant::now() + PATIENCE;
+    let hung_up = 'all: loop {
+        for message in &messages {
+            loop {
+                match connection.send(&message.encode(), &[]) {
+                    Ok(SendOutcome::Sent) => break,
+                    Ok(SendOutcome::WouldBlock) => std::thread::yield_now(),
+                    Err(_) => break 'all true,
+                }
+                if Instant::now() > end {
+                    break 'all false;
+                }
+            }
+        }
+    };
+    Child::answer(if hung_up { "hung up on" } else { "heard for ever" });
+}
