@@ -71,6 +71,8 @@ fn what_a_killed_process_left_is_shown_and_can_be_swept() {
     publisher.signal(Signal::KILL);
     assert!(publisher.end().status.code().is_none());
     assert_eq!(participants(&scratch)[0]["state"], "residue");
+    let listed = String::from_utf8(scratch.run(&["list"]).stdout).expect("text");
+    assert!(listed.contains("1 dead process left residue; `zcmi list --sweep` removes it"), "{listed}");
     let swept = scratch.run(&["list", "--sweep", "--json"]);
     swept.expect_code(0);
     expect_document(&swept.json(), "list");
