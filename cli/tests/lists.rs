@@ -120,17 +120,20 @@ fn a_stream_that_stands_still_is_listed_with_what_both_ends_counted() {
     let received = |found: &[Value]| {
         found.len() == 2
             && found.iter().all(|one| one["bytes"].as_u64() >= Some(3 << 20) && one["peers"].as_u64() == Some(1))
+            // Whoever has received everything goes on to wait for the rest.
+            && found.iter().all(|one| one["role"] == "publisher" || one["waits"].as_u64() > Some(0))
     };
-    let found = (0..500).map(|_| participants(&scratch)).find(|found| received(found)).expect("all of it arrives");
+    let found = (0..500)
+        .map(|_| participants(&scratch))
+        .find(|found| received(found))
+        .expect("all of it arrives and the rest is waited for");
     assert_eq!(found[0]["bytes"], found[1]["bytes"], "{found:#?}");
     for one in &found {
         assert_eq!(one["messages"], found[0]["messages"]);
         assert_eq!((&one["copied_user"], &one["lost"], &one["fallbacks"]), (&0.into(), &0.into(), &0.into()));
         assert_eq!(one["ledger"]["counts"]["bytes_delivered"], one["bytes"]);
     }
-    let waits = |one: &Value| one["waits"].as_u64();
     let reads = found.iter().find(|one| one["role"] == "subscriber").expect("a subscriber");
-    assert!(waits(reads) > Some(0), "it waits for the rest: {reads:#}");
     assert_eq!(reads["refused"], 0);
 
     // Stopped, it is shown with the same figures, in the table too.
