@@ -4,8 +4,8 @@
 //! one that is silent for 100 ms is read through `/proc`, so that a stopped process is shown with its counts. One that
 //! is gone left residue, which whoever uses the service next removes, or `--sweep`.
 
-use std::collections::BTreeMap;
 use std::collections::btree_map::Entry;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::path::Path;
 use std::time::Duration;
@@ -154,18 +154,35 @@ impl List {
         } else {
             say::print(&format!("{}\n", table(&services, &states, &owners)))?;
         }
-        let residue = states.values().filter(|seen| seen.is_dead()).count();
         match swept {
             Some(swept) => say::print(&format!(
                 "removed: {} processes, {} participants, {} services; {} belong to other users and were kept\n",
                 swept.processes, swept.participants, swept.services, swept.kept
             )),
-            None if residue > 0 => {
-                say::print(&format!("{residue} dead process(es) left residue; `zcmi list --sweep` removes it\n"))
-            }
-            None => Ok(()),
+            None => say::print(&residue(&services, &states, &owners)),
         }
     }
+}
+
+/// What dead processes left, and who can remove it: each user what is its own, and root everything.
+fn residue(services: &[ServiceEntry], states: &BTreeMap<Incarnation, Seen>, owners: &Owners) -> String {
+    let we = rustix::process::geteuid().as_raw();
+    let there = services.iter().flat_map(|service| &service.participants);
+    let dead = there.filter(|participant| states[&participant.incarnation].is_dead());
+    let dead: BTreeSet<_> = dead.map(|participant| (participant.uid, participant.incarnation)).collect();
+    let (ours, others): (Vec<_>, Vec<_>) = dead.iter().partition(|(uid, _)| we == 0 || *uid == we);
+    let mut text = String::new();
+    if !ours.is_empty() {
+        let processes = say::counted_as(ours.len(), "dead process", "dead processes");
+        text += &format!("{processes} left residue; `zcmi list --sweep` removes it\n");
+    }
+    if !others.is_empty() {
+        let users: BTreeSet<_> = others.iter().map(|(uid, _)| owners.name(*uid)).collect();
+        let users = users.into_iter().collect::<Vec<_>>().join(", ");
+        let processes = say::counted_as(others.len(), "dead process", "dead processes");
+        text += &format!("{processes} of other users left residue, which they or root can remove: {users}\n");
+    }
+    text
 }
 
 fn look_at(directory: &RuntimeDirectory, participant: &Participant) -> Seen {

@@ -152,7 +152,7 @@ impl Publish {
             there = run.publisher.wait_for_subscribers(wanted, LOOK);
         }
         run.joined = there;
-        tell.note(format!("publishing `{}` to {}", self.name, counted(there, "subscriber")));
+        tell.note(format!("publishing `{}` to {}", self.name, say::counted(there, "subscriber")));
         Ok(())
     }
 
@@ -161,8 +161,8 @@ impl Publish {
         tell.note(format!(
             "{} in {}, {seconds:.2} s, all received by {}",
             say::bytes(bytes),
-            counted(files as usize, "file"),
-            counted(run.joined, "subscriber")
+            say::counted(files as usize, "file"),
+            say::counted(run.joined, "subscriber")
         ));
         if self.json { say::print_json(&self.document(run, hash, seconds)) } else { Ok(()) }
     }
@@ -178,10 +178,6 @@ impl Publish {
             "xxh3_128": format!("{hash:032x}"),
         })
     }
-}
-
-fn counted(count: usize, what: &str) -> String {
-    if count == 1 { format!("1 {what}") } else { format!("{count} {what}s") }
 }
 
 /// How much is still to be read of a file; nobody knows it of a pipe.

@@ -74,6 +74,16 @@ pub(crate) fn print_json(document: &Value) -> Result<(), Failure> {
     print(&format!("{document:#}\n"))
 }
 
+/// A number of things for people: `1 file`, `2 files`.
+pub(crate) fn counted(count: usize, what: &str) -> String {
+    counted_as(count, what, &format!("{what}s"))
+}
+
+/// As [`counted`], where the words for one and for many differ by more than an s.
+pub(crate) fn counted_as(count: usize, one: &str, many: &str) -> String {
+    if count == 1 { format!("1 {one}") } else { format!("{count} {many}") }
+}
+
 /// Bytes for people: `3.5 MiB`.
 pub(crate) fn bytes(count: u64) -> String {
     const UNITS: [&str; 5] = ["KiB", "MiB", "GiB", "TiB", "PiB"];

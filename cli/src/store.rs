@@ -167,10 +167,15 @@ impl Place {
         match rustix::fs::statat(&self.directory, name, AtFlags::SYMLINK_NOFOLLOW) {
             Err(Errno::NOENT) => Ok(()),
             Err(errno) => Err(Failure::of(format_args!("{shown} cannot be looked at"), &errno)),
-            Ok(_) if !self.force => Err(Failure::new(format!(
-                "{shown} exists already at {}; use another place, or --force to replace it",
-                self.shown()
-            ))),
+            Ok(_) if !self.force => {
+                // A single file's path ends with its name.
+                let what = if self.name.is_empty() {
+                    format!("{shown} exists already in {}", self.shown())
+                } else {
+                    format!("{} exists already", self.shown())
+                };
+                Err(Failure::new(format!("{what}; use another place, or --force to replace it")))
+            }
             Ok(stat) => match FileType::from_raw_mode(stat.st_mode) {
                 FileType::RegularFile | FileType::Symlink => Ok(()),
                 kind => Err(Failure::new(format!("{shown} is no file but {kind:?}, which is not replaced"))),

@@ -1,5 +1,6 @@
 //! `zcmi sub`: a stream to stdout or into files.
 
+use std::collections::BTreeSet;
 use std::os::fd::AsFd;
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
@@ -7,6 +8,8 @@ use std::time::{Duration, Instant};
 use clap::Args;
 use indicatif::ProgressBar;
 use serde_json::json;
+use zcmi::directory::{Participant, Role, RuntimeDirectory};
+use zcmi::observe::{ProcessState, observe};
 use zcmi::{Event, ReceiveError, Refusal, Service, ServiceError, Subscriber, SubscriberError, Who};
 
 use crate::account;
@@ -19,6 +22,9 @@ use crate::stream::{Checker, Record};
 
 /// How long a publisher that hung up may take to be known as dead.
 const CUT_OFF: Duration = Duration::from_secs(10);
+
+/// How long another user's process may take to answer before it counts as alive.
+const PATIENCE: Duration = Duration::from_millis(100);
 
 const EXAMPLES: &str = "\
 Examples:
@@ -96,17 +102,19 @@ impl Subscribe {
         };
         if run.subscriber.publishers() == 0 {
             let name = &self.name;
+            let others = self.others()?;
             if self.no_wait {
-                let text = format!("nobody publishes `{name}`; run `zcmi pub {name}`, or leave out --no-wait");
-                return Err(Failure::new(text));
+                let nobody = || format!("nobody publishes `{name}`; run `zcmi pub {name}`, or leave out --no-wait");
+                return Err(Failure::new(others.unwrap_or_else(nobody)));
             }
-            tell.note(format!("waiting for `{name}`; run `zcmi pub {name}`"));
+            let hint = others.unwrap_or_else(|| format!("run `zcmi pub {name}`"));
+            tell.note(format!("waiting for `{name}`; {hint}"));
         }
         let received = run.receive();
         run.bar.finish_and_clear();
         let Whole { files, bytes, hash } = received?;
         let seconds = run.begin.elapsed().as_secs_f64();
-        tell.note(format!("{} in {files} file(s), {seconds:.2} s, whole", say::bytes(bytes)));
+        tell.note(format!("{} in {}, {seconds:.2} s, whole", say::bytes(bytes), say::counted(files as usize, "file")));
         if self.json {
             let document = json!({
                 "schema": "zcmi-sub/1",
@@ -123,6 +131,26 @@ impl Subscribe {
             }
         }
         Ok(())
+    }
+
+    /// What to do about publishers of other users whom nobody asked for, if there are any. It is a hint: where the
+    /// directory cannot be read there is none.
+    fn others(&self) -> Result<Option<String>, Failure> {
+        let ours = rustix::process::geteuid().as_raw();
+        let asked = self.from_user.iter().map(|user| account::user(user)).collect::<Result<Vec<_>, _>>()?;
+        let Ok(Some(directory)) = RuntimeDirectory::open_existing() else { return Ok(None) };
+        let there = self.name.parse().ok().and_then(|name| directory.participants(&name).ok()).unwrap_or_default();
+        let is_other = |one: &&Participant| {
+            one.role == Role::Publisher && one.uid != ours && !asked.contains(&one.uid) && {
+                // What a process left that is gone publishes nothing.
+                let observed = observe(&directory, one.incarnation, Some(one.facts.pid), PATIENCE);
+                observed.state != ProcessState::Dead
+            }
+        };
+        let users: BTreeSet<u32> = there.iter().filter(is_other).map(|one| one.uid).collect();
+        let name = &self.name;
+        let hints = users.iter().map(|user| format!("user {user} publishes `{name}`; add --from-user {user}"));
+        Ok(if users.is_empty() { None } else { Some(hints.collect::<Vec<_>>().join("; or: ")) })
     }
 
     fn join(&self) -> Result<Subscriber<[u8]>, Failure> {

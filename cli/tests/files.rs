@@ -65,7 +65,7 @@ fn several_files_to_stdout_come_one_behind_the_other() {
     scratch.file("b", b"second");
     let (published, received) = hand_over(&scratch, &["a", "b"], &[]);
     published.expect_code(0);
-    received.expect_code(0).expect_words("2 files follow one behind the other");
+    received.expect_code(0).expect_words("2 files follow one behind the other").expect_words(" in 2 files, ");
     assert_eq!(received.stdout, b"first second");
 }
 
@@ -74,7 +74,7 @@ fn one_file_gets_the_name_that_its_receiver_chose() {
     let scratch = Scratch::new();
     scratch.file("a", b"content");
     let (_, received) = hand_over(&scratch, &["a"], &["-o", "mine"]);
-    received.expect_code(0);
+    received.expect_code(0).expect_words(" in 1 file, ");
     assert_eq!(fs::read(scratch.path("mine")).expect("the file"), b"content");
 }
 
@@ -83,7 +83,7 @@ fn what_exists_is_kept_without_force_and_replaced_with_it() {
     let scratch = Scratch::new();
     scratch.file("a", b"new");
     scratch.file("mine", b"old");
-    scratch.run(&["sub", "stream", "-o", "mine"]).expect_code(1).expect_words("mine exists already");
+    scratch.run(&["sub", "stream", "-o", "mine"]).expect_code(1).expect_words("zcmi: mine exists already; use");
     let (_, received) = hand_over(&scratch, &["a"], &["-o", "mine", "--force"]);
     received.expect_code(0);
     assert_eq!(fs::read(scratch.path("mine")).expect("the file"), b"new");
@@ -91,7 +91,7 @@ fn what_exists_is_kept_without_force_and_replaced_with_it() {
     scratch.file("out/a", b"old");
     let (published, received) = hand_over(&scratch, &["a"], &["-o", "out"]);
     published.expect_code(1);
-    received.expect_code(1).expect_words("a exists already");
+    received.expect_code(1).expect_words("a exists already in out; use");
     assert_eq!(fs::read(scratch.path("out/a")).expect("the file"), b"old");
     assert_eq!(names_in(scratch.path("out")), ["a"]);
 }

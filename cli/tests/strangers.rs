@@ -51,9 +51,16 @@ fn a_stream_goes_to_a_user_who_is_allowed_and_to_no_other() {
     refused.expect_code(1);
     let text = refused.stderr.clone();
     assert!(text.contains("does not let this user in"), "{text}");
-    // Who did not ask for strangers does not see them.
+    // Who did not ask for strangers is told whom to ask for.
     let unasked = start_as(&scratch, STRANGER, &["sub", "s", "--no-wait"]).end();
-    unasked.expect_code(1);
+    unasked.expect_code(1).expect_words("user 61000 publishes `s`; add --from-user 61000");
+    let mut unasked = start_as(&scratch, STRANGER, &["sub", "s"]);
+    unasked.wait_for_words("user 61000 publishes `s`; add --from-user 61000");
+    unasked.signal(rustix::process::Signal::INT);
+    unasked.end().expect_code(130);
+    // Of another stream there is nothing to tell.
+    let nobody = start_as(&scratch, STRANGER, &["sub", "t", "--no-wait"]).end();
+    nobody.expect_code(1).expect_words("nobody publishes `t`");
 
     let listed = start_as(&scratch, STRANGER, &["list", "--json"]).end();
     listed.expect_code(0);

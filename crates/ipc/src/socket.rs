@@ -16,7 +16,9 @@
 //! A name is reached through `/proc/self/fd/<directory>/<name>`, because a socket's address holds 107 bytes and a
 //! runtime directory may be deeper than that; nothing is looked up twice by a long path.
 //!
-//! What it does not do: it neither reads nor trusts what a message says, and it does not know who is allowed in.
+//! Who may connect is the mode, or the access list, of the name ([`Listener::let_in`]); who did is asked of the kernel.
+//!
+//! What it does not do: it neither reads nor trusts what a message says, nor decides who shall be let in.
 
 use core::mem::MaybeUninit;
 use std::io::{IoSlice, IoSliceMut};

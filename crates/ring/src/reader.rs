@@ -9,7 +9,6 @@
 //! - C2 (acquire fence): a reader that may be overtaken looks at `retired` after it copied the entry. Pairs with R1.
 //! - C3 (`SeqCst` fence): a hold is stored before the look at `retired` that confirms it. Pairs with R2.
 //! - C4 (release): a hold is visible to whoever sees the cursor past it. Pairs with A1.
-//! - E2 (acquire fence): the end of a lane is seen after every stamp before it. Pairs with E1 in `Writer`.
 //! - W1 (`SeqCst` fence): the cursor moved before `want_room` is looked at. Pairs with W2, the publisher's look after
 //!   it stored it.
 //! - E2 (acquire fence): the word that says that the lane ended before the stamps up to there. Pairs with E1 in

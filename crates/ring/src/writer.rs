@@ -16,8 +16,6 @@
 //! - R1 (release fence): `retired` before the entries overwritten after it. Pairs with C2, a reader's second look.
 //! - R2 (`SeqCst` fence): `retired` before the holds are looked at. Pairs with C3, a reader's hold before its second
 //!   look.
-//! - E1 (release): the end of a lane after every stamp before it. Pairs with E2.
-//! - W2 (`SeqCst` fence): the want of room before the readers are asked again. Pairs with W1.
 //! - A1 (acquire): cursors and holds of readers. Pairs with C4 and C5: the last read of a slot happens before its
 //!   reuse.
 //! - W2, W4 (`SeqCst` fence): `want_room` before the readers are asked once more. Pairs with W1 and W3.

@@ -50,6 +50,8 @@ const PUBLISHES: u64 = 1;
 const SUBSCRIBES: u64 = 2;
 /// The largest ring that an observer searches.
 const MAX_CAPACITY: usize = 1 << 20;
+/// At least as many entries as any publisher commits at once.
+const MAX_BATCH: u64 = 64;
 
 /// Where something lies in a region.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -119,8 +121,11 @@ fn bytes_of(messages: u64, message_bytes: u64, counted: u64) -> u64 {
 
 /// How many messages a ring that began at 0 was ever given, by its stamps.
 ///
-/// Stamps grow along the ring up to the newest and are a lap older behind it, so the newest is found by halving. A
-/// writer that goes on meanwhile makes the answer one that was right during the search or is a little short.
+/// Stamps grow along the ring up to the newest and are a lap older behind it, so the newest is found by halving. Only
+/// inside a batch they come last to first: the search may end at the end of one that is not committed, or never will
+/// be because its writer died. So the entries that a batch may have are looked at once more, and the first whose stamp
+/// is missing ends the count. A writer that goes on meanwhile makes the answer one that was right during the search or
+/// is a little short.
 #[must_use]
 pub fn committed(ring: &Ring) -> u64 {
     let capacity = ring.capacity();
@@ -137,7 +142,10 @@ pub fn committed(ring: &Ring) -> u64 {
             end = middle;
         }
     }
-    lap.saturating_add(written)
+    let found = lap.saturating_add(written);
+    // An entry of a later lap, written meanwhile, is no hole.
+    let mut batch = found.saturating_sub(capacity.min(MAX_BATCH))..found;
+    batch.find(|&sequence| stamp(sequence) <= sequence).unwrap_or(found)
 }
 
 impl LaneRow {
@@ -269,6 +277,30 @@ mod tests {
         for capacity in [2, 4, 8, 16] {
             for published in 0..=5 * capacity {
                 assert_eq!(committed(&ring(capacity as usize, published)), published, "of {capacity} entries");
+            }
+        }
+    }
+
+    /// Stores what a writer of `ring(8, before)` stored that was killed in a batch when `stored` stamps were there.
+    fn cut_off(before: u64, batch: u64, stored: u64) -> Ring {
+        let ring = ring(8, before);
+        for sequence in (before..before + batch).rev().take(stored as usize) {
+            ring.entry(sequence).stamp.store(sequence + 1, Ordering::Relaxed);
+        }
+        ring
+    }
+
+    #[test]
+    fn a_batch_whose_writer_died_in_it_does_not_count() {
+        let ring = cut_off(3, 3, 2);
+        let stamps: Vec<u64> = (0..8).map(|at| ring.entry(at).stamp.load(Ordering::Relaxed)).collect();
+        assert_eq!(stamps, [1, 2, 3, 0, 5, 6, 0, 0]);
+        assert_eq!(committed(&ring), 3);
+        for before in 0..=24 {
+            for batch in 1..=8 {
+                for stored in 0..batch {
+                    assert_eq!(committed(&cut_off(before, batch, stored)), before, "{stored} of {batch}");
+                }
             }
         }
     }
