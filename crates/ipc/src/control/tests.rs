@@ -8,12 +8,10 @@ use zcmi_mem::payload::Message as Payload;
 
 use crate::directory::{Facts, Role, RuntimeDirectory};
 use crate::name::{Incarnation, ServiceName};
-use crate::scratch::{Child, Scratch};
+use crate::scratch::{Child, PATIENCE, STRANGER, Scratch, soon};
 use crate::socket::{Connection, Listener, MAX_DESCRIPTORS, MAX_MESSAGE_BYTES, Received, SendOutcome};
 use crate::wire::{Hello, Message, VERSION, VERSION_MIN};
 use crate::{Process, Service};
-
-const PATIENCE: Duration = Duration::from_secs(20);
 
 fn directory(path: impl AsRef<OsStr>) -> RuntimeDirectory {
     RuntimeDirectory::at(Path::new(path.as_ref())).expect("a directory")
@@ -21,15 +19,6 @@ fn directory(path: impl AsRef<OsStr>) -> RuntimeDirectory {
 
 fn service<M: Payload + ?Sized>(process: &Process, name: &str) -> Service<M> {
     Service::with(ServiceName::new(name).expect("a name"), process.clone()).expect("a service")
-}
-
-/// Waits for what happens soon, and fails if it does not.
-fn soon(what: &str, mut happened: impl FnMut() -> bool) {
-    let end = Instant::now() + PATIENCE;
-    while !happened() {
-        assert!(Instant::now() < end, "{what} did not happen");
-        std::thread::yield_now();
-    }
 }
 
 /// A process's socket that does only what the test says.
@@ -196,9 +185,6 @@ fn a_publisher_that_stays_unfinished_counts_and_keeps_nobody_waiting_for_ever() 
     drop(other);
     assert_eq!(std::fs::read_dir(&services).expect("s").count(), 0, "nothing is left");
 }
-
-/// A user of no process but those that this test starts.
-const STRANGER: u32 = 61_001;
 
 /// Regions of ours that this process has open, those of tests beside this one included.
 fn open_regions() -> usize {

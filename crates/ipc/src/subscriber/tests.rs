@@ -1,7 +1,7 @@
 //! Tests that look behind a subscriber's handle.
 
 use std::ffi::OsStr;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use zcmi_mem::payload::Message;
 use zcmi_ring::layout::HOLD_IN_KERNEL;
@@ -10,10 +10,8 @@ use zcmi_ring::sync::Ordering;
 use super::{Event, Subscriber, SubscriberError};
 use crate::directory::RuntimeDirectory;
 use crate::name::ServiceName;
-use crate::scratch::{Child, Scratch};
+use crate::scratch::{Child, PATIENCE, Scratch, soon};
 use crate::{Process, Service, WhenFull};
-
-const PATIENCE: Duration = Duration::from_secs(20);
 
 fn open(path: impl AsRef<OsStr>) -> Process {
     let path = std::path::Path::new(path.as_ref());
@@ -22,15 +20,6 @@ fn open(path: impl AsRef<OsStr>) -> Process {
 
 fn service<M: Message + ?Sized>(process: &Process, name: &str) -> Service<M> {
     Service::with(ServiceName::new(name).expect("a name"), process.clone()).expect("a service")
-}
-
-/// Waits for what happens soon, and fails if it does not.
-fn soon(what: &str, mut happened: impl FnMut() -> bool) {
-    let end = Instant::now() + PATIENCE;
-    while !happened() {
-        assert!(Instant::now() < end, "{what} did not happen");
-        std::thread::yield_now();
-    }
 }
 
 /// Memory of the process's lanes and pools that nobody has.

@@ -11,11 +11,24 @@ use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{ChildStdin, ChildStdout, Command, Stdio};
 use std::sync::atomic::{AtomicU32, Ordering};
+use std::time::{Duration, Instant};
 
 /// A user that nobody is.
 pub(crate) const STRANGER: u32 = 61001;
 
+/// How long is waited for what happens soon.
+pub(crate) const PATIENCE: Duration = Duration::from_secs(20);
+
 const DIRECTORY: &str = "ZCMI_TEST_CHILD_DIRECTORY";
+
+/// Waits for what happens soon, and fails if it does not.
+pub(crate) fn soon(what: &str, mut happened: impl FnMut() -> bool) {
+    let end = Instant::now() + PATIENCE;
+    while !happened() {
+        assert!(Instant::now() < end, "{what} did not happen");
+        std::thread::yield_now();
+    }
+}
 
 /// How a child's answers begin, among what the test harness prints.
 const ANSWER: &str = "answer: ";
