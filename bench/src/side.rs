@@ -1,6 +1,6 @@
 //! The memory of a two-sided measurement: each side writes a region of its own and maps the other's read-only.
 //!
-//! Two processes get sealed memfd regions, with 4 KiB pages; two threads get anonymous memory of the same page size.
+//! Two processes get sealed memfd regions; two threads get anonymous memory, of transparent huge pages like those.
 
 use std::os::fd::{BorrowedFd, OwnedFd};
 use std::sync::Arc;
@@ -66,8 +66,7 @@ impl Side {
     /// # Errors
     /// There is too little memory, or the system refuses.
     pub fn create(bytes: usize) -> Result<Self, SideError> {
-        let region =
-            Region::options(bytes).huge_pages(false).create().map_err(|source| SideError::Create { bytes, source })?;
+        let region = Region::options(bytes).create().map_err(|source| SideError::Create { bytes, source })?;
         Ok(Self { memory: Memory::Ours(Arc::new(region)) })
     }
 

@@ -6,13 +6,12 @@
 use std::sync::mpsc::{Receiver, Sender, channel};
 use std::thread::JoinHandle;
 
-use rustix::thread::{disable_transparent_huge_pages, transparent_huge_pages_are_disabled};
 use rustix::time::{ClockId, clock_gettime};
 
 use crate::bare::{Bare, Geometry};
 use crate::link::{Answer, Far, Link, LinkError, Near, Order, obey};
 use crate::pin::{self, Pair};
-use crate::side::{Side, SideError};
+use crate::side::Side;
 
 /// Processor time that this thread has used.
 #[must_use]
@@ -93,19 +92,10 @@ impl Drop for FarThread {
 /// No memory or no thread.
 pub fn open<const WORDS: usize>(payload_bytes: usize, pair: Pair) -> Result<Near<Bare<WORDS>, FarThread>, LinkError> {
     let geometry = Geometry::new(payload_bytes);
-    let (left, right) = small_pages(|| Side::two_anonymous(geometry.region_bytes()))?;
+    let (left, right) = Side::two_anonymous(geometry.region_bytes())?;
     let far = Bare::<WORDS>::open(geometry, &right, &left.peer())?;
     let near = Bare::<WORDS>::open(geometry, &left, &right.peer())?;
     Ok(Near::new(near, FarThread::spawn(far, pair.far)?, payload_bytes))
-}
-
-/// Makes memory while transparent huge pages are off for this process, so that both kinds of memory have small pages.
-fn small_pages<R>(make: impl FnOnce() -> Result<R, SideError>) -> Result<R, LinkError> {
-    let before = transparent_huge_pages_are_disabled()?;
-    disable_transparent_huge_pages(true)?;
-    let made = make();
-    disable_transparent_huge_pages(before)?;
-    Ok(made?)
 }
 
 #[cfg(test)]

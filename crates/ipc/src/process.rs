@@ -16,7 +16,7 @@ use std::thread::JoinHandle;
 use zcmi_mem::ledger::FallbackReason;
 use zcmi_mem::ledger::region::LEDGER_BYTES;
 use zcmi_mem::region::arena::{Arena, Extent};
-use zcmi_mem::region::{HUGE_PAGES_FROM_BYTES, RegionError, RegionKind};
+use zcmi_mem::region::{HugePage, HugePages, RegionError, RegionKind};
 use zcmi_ring::LifeMark;
 use zcmi_ring::seat::Barrier;
 use zcmi_ring::sync::{AtomicBool, AtomicU32, Ordering};
@@ -189,8 +189,8 @@ impl Memories {
         if shared.len() >= MAX_AUDIENCES {
             return Err(MemoryForError::TooManyAudiences);
         }
-        // Strangers refuse huge pages, in which holes cannot be seen.
-        let arena = Arena::new(RegionKind::SealedMemfd, SHARED_FIRST_BYTES).huge_pages(false);
+        // Strangers refuse reserved huge pages, in which holes cannot be seen.
+        let arena = Arena::new(RegionKind::SealedMemfd, SHARED_FIRST_BYTES).huge_pages(HugePages::Transparent);
         let memory = Memory { arena: Arc::new(Mutex::new(arena)), audience: Arc::new(audience.clone()) };
         let extent = memory.allocate(bytes, align)?;
         shared.push((audience.clone(), memory));
@@ -225,7 +225,7 @@ impl Memory {
         let is_new = arena.regions().count() > before;
         drop(arena);
         let region = extent.region();
-        let is_large = region.len() - region.data_offset() > HUGE_PAGES_FROM_BYTES;
+        let is_large = region.len() >= HugePage::Mib2.bytes();
         let wanted_huge_pages = is_new && is_large && !region.facts().huge_pages.is_yes();
         let (arena, audience) = (Arc::clone(&self.arena), Arc::clone(&self.audience));
         Ok(ExtentGuard { extent: Some(extent), arena, audience, wanted_huge_pages })

@@ -360,6 +360,9 @@ impl<M: Message + ?Sized> Publisher<M> {
                 // Its slot, if it had one, belongs to the lane now.
                 core::mem::forget(lease);
                 reading.wake_sleepers();
+                if reading.writer.ask_is_due() {
+                    ask_ahead(&mut reading.writer, self.pool.as_mut());
+                }
                 return Ok(sequence);
             }
         }
@@ -683,6 +686,16 @@ impl<T: zcmi_mem::payload::Payload> Publisher<[T]> {
         lease.as_mut_message_bytes().copy_from_slice(message.as_bytes());
         self.count_copied(&lease);
         self.publish(lease).map_err(|error| error.reason.into())
+    }
+}
+
+/// Takes back what readers are done with while the message just published is under way.
+#[cold]
+#[inline(never)]
+fn ask_ahead(writer: &mut Writer, pool: Option<&mut Pool>) {
+    match pool {
+        Some(pool) => raw::reclaim(writer, pool),
+        None => writer.reclaim(&mut |_| {}),
     }
 }
 

@@ -192,6 +192,7 @@ impl<M: Message + ?Sized> Subscriber<M> {
     fn receive_rest(&mut self) -> Result<Option<Sample<M>>, ReceiveError> {
         let odd = |lane: &Lane| lane.reader.has_message() || lane.state != LaneState::Live;
         if self.shared.is_calm() && !self.lanes.iter().any(odd) {
+            self.lanes.iter_mut().for_each(|lane| lane.reader.refill_holds());
             return Ok(None);
         }
         self.receive_slow()

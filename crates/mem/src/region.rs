@@ -46,8 +46,8 @@ use crate::fork::{ForkGuard, ForkGuardError};
 use backing::{Backing, FileName, Place, SegmentName};
 use sys::{Access, Mapping, SystemVId, failed};
 
-/// Sealed memfds of more data than this try huge pages first.
-pub const HUGE_PAGES_FROM_BYTES: usize = 256 << 20;
+/// Sealed memfds of more data than this try reserved huge pages first.
+pub const RESERVED_HUGE_PAGES_FROM_BYTES: usize = 256 << 20;
 
 /// What the kernel may take for the tables of a small region.
 const TABLES_BYTES: u64 = 256 << 10;
@@ -103,6 +103,20 @@ impl HugePage {
             Self::Gib1 => 1 << 30,
         }
     }
+}
+
+/// Which huge pages a region may take without being asked for them by name. Fewer pages mean fewer misses of the
+/// translation cache, whose cost a message of megabytes feels.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum HugePages {
+    /// None.
+    Never,
+    /// Transparent ones: 2 MiB of free memory in one piece, which the kernel finds or not.
+    Transparent,
+    /// Reserved ones (`sysctl vm.nr_hugepages`) for a sealed memfd of more than [`RESERVED_HUGE_PAGES_FROM_BYTES`],
+    /// else transparent ones.
+    #[default]
+    Any,
 }
 
 /// What a region's memory is, and how others come to it.
@@ -211,7 +225,7 @@ impl core::fmt::Display for Outcome {
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct RegionFacts {
-    /// The size of the pages behind the region.
+    /// The size of the pages in which the region is counted: that of transparent huge pages is not seen here.
     pub page_bytes: usize,
     /// Whether the available memory was compared with the region's size.
     pub compared: Outcome,
@@ -223,7 +237,7 @@ pub struct RegionFacts {
     pub locked: Outcome,
     /// Whether the pages lie on the node that was asked for.
     pub numa: Outcome,
-    /// Whether huge pages were taken.
+    /// Whether huge pages were taken: reserved ones, or a transparent one for each whole 2 MiB.
     pub huge_pages: Outcome,
     /// Whether the kernel refuses others to change the region (a wake page: its size).
     pub sealed: Outcome,
@@ -343,7 +357,7 @@ pub struct RegionOptions {
     populate: bool,
     lock: bool,
     numa_node: Option<u32>,
-    huge_pages: bool,
+    huge_pages: HugePages,
     mode: u32,
 }
 
@@ -373,10 +387,12 @@ impl RegionOptions {
         Self { numa_node: node, ..self }
     }
 
-    /// Whether a sealed memfd of more than [`HUGE_PAGES_FROM_BYTES`] may take huge pages. Default: yes.
+    /// Which huge pages a sealed memfd or anonymous memory may take. Default: [`HugePages::Any`]. What came of it is in
+    /// [`RegionFacts::huge_pages`].
     ///
-    /// Say no for a region whose audience is other users: they refuse huge pages, in which holes cannot be seen.
-    pub fn huge_pages(self, allowed: bool) -> Self {
+    /// Transparent at most for a region whose audience is other users: they refuse reserved ones, in which holes cannot
+    /// be seen.
+    pub fn huge_pages(self, allowed: HugePages) -> Self {
         Self { huge_pages: allowed, ..self }
     }
 
@@ -391,40 +407,56 @@ impl RegionOptions {
     /// [`RegionError`]; whatever was made until then is gone again.
     ///
     /// # Kernel
-    /// `memfd_create` with `F_SEAL_FUTURE_WRITE` (5.1). `MFD_NOEXEC_SEAL` (6.3) and `MADV_POPULATE_WRITE` (5.14) are
-    /// used where they exist; the second one's absence is told by [`RegionFacts::populated`].
+    /// `memfd_create` with `F_SEAL_FUTURE_WRITE` (5.1). `MFD_NOEXEC_SEAL` (6.3), `MADV_POPULATE_WRITE` (5.14) and
+    /// `MADV_COLLAPSE` (6.1) are used where they exist; the absence of the latter two is told by
+    /// [`RegionFacts::populated`] and [`RegionFacts::huge_pages`].
     ///
     /// # Sources
     /// memfd_create(2), fcntl(2) "File Sealing", fallocate(2), madvise(2), mbind(2), shm_open(3), shmget(2).
     pub fn create(self) -> Result<Region, RegionError> {
-        let no_huge_pages = match self.tried_page() {
-            Ok(None) => Outcome::no("not asked for"),
-            Ok(Some(page)) => match self.build(Some(page), Outcome::Yes) {
-                Ok(region) => return Ok(region),
-                // Asked for by name: its absence is the caller's error, and not a reason for other pages.
-                Err(error) if matches!(self.kind, RegionKind::Hugetlb(_)) => return Err(error),
-                Err(error) => Outcome::No(describe(&error).into()),
-            },
-            Err(reason) => reason,
-        };
-        self.build(None, no_huge_pages)
-    }
-
-    /// The huge pages to try, nothing where none are wanted, or why they are not tried.
-    fn tried_page(&self) -> Result<Option<HugePage>, Outcome> {
-        match self.kind {
-            RegionKind::Hugetlb(page) => Ok(Some(page)),
-            RegionKind::SealedMemfd if self.bytes <= HUGE_PAGES_FROM_BYTES => {
-                Err(Outcome::no("the region is too small to be worth them"))
+        let Some(page) = self.reserved_page() else { return self.build(None) };
+        match self.build(Some(page)) {
+            // Asked for by name: its absence is the caller's error, and not a reason for other pages.
+            Err(error) if !matches!(self.kind, RegionKind::Hugetlb(_)) => {
+                let mut region = self.build(None)?;
+                if let Outcome::No(reason) = &mut region.facts.huge_pages {
+                    *reason = format!("{}; {reason}", describe(&error)).into();
+                }
+                Ok(region)
             }
-            RegionKind::SealedMemfd if !self.huge_pages => Err(Outcome::no("the options rule them out")),
-            RegionKind::SealedMemfd => Ok(Some(HugePage::Mib2)),
-            _ => Ok(None),
+            result => result,
         }
     }
 
+    /// The reserved huge pages to try.
+    fn reserved_page(&self) -> Option<HugePage> {
+        let is_large = self.bytes > RESERVED_HUGE_PAGES_FROM_BYTES;
+        match self.kind {
+            RegionKind::Hugetlb(page) => Some(page),
+            RegionKind::SealedMemfd if is_large && self.huge_pages == HugePages::Any => Some(HugePage::Mib2),
+            _ => None,
+        }
+    }
+
+    /// Has transparent huge pages put behind an empty mapping, where they may be.
+    fn take_transparent_pages(&self, mapping: &Mapping, will_be_filled: bool) -> Outcome {
+        if !matches!(self.kind, RegionKind::SealedMemfd | RegionKind::Anonymous) {
+            return Outcome::no("not tried for memory of this kind");
+        }
+        if self.huge_pages == HugePages::Never {
+            return Outcome::no("the options rule them out");
+        }
+        if mapping.len() < HugePage::Mib2.bytes() {
+            return Outcome::no("the region is smaller than one");
+        }
+        if !will_be_filled {
+            return Outcome::no("its pages are to come at the first access");
+        }
+        mapping.collapse().map_or_else(|error| Outcome::No(error.to_string().into()), |()| Outcome::Yes)
+    }
+
     /// Builds the region of these pages. Whatever fails, the values made so far undo their part when they drop.
-    fn build(&self, huge: Option<HugePage>, huge_pages: Outcome) -> Result<Region, RegionError> {
+    fn build(&self, huge: Option<HugePage>) -> Result<Region, RegionError> {
         let page_bytes = huge.map_or_else(rustix::param::page_size, HugePage::bytes);
         let len = self.mapping_bytes(page_bytes)?;
         if self.kind == RegionKind::WakePage && len > received::WAKE_PAGE_BYTES {
@@ -447,7 +479,7 @@ impl RegionOptions {
             Backing::File { fd, .. } => {
                 refuse_long_file(len as u64)?;
                 sys::set_size(fd.as_fd(), len)?;
-                Mapping::file(fd.as_fd(), len, Access::ReadWrite)?
+                Mapping::file(fd.as_fd(), len, Access::ReadWrite, huge.is_some())?
             }
             Backing::SystemV { name } => {
                 let segment = SystemVId::create(name.key, len, self.mode)?;
@@ -461,13 +493,17 @@ impl RegionOptions {
 
         // The node is chosen before the first page is.
         let preferred = self.numa_node.map(|node| (node, mapping.prefer_node(node)));
+        let must_fill = self.kind.must_be_filled();
+        let huge_pages = match huge {
+            Some(_) => Outcome::Yes,
+            None => self.take_transparent_pages(&mapping, self.populate || must_fill),
+        };
         let by_file = if let Backing::File { fd, .. } = &backing {
             sys::reserve(fd.as_fd(), len, page_bytes)?;
             true
         } else {
             false
         };
-        let must_fill = self.kind.must_be_filled();
         let populated = match fill(&mapping, self.populate || must_fill) {
             Err(Errno::INVAL) if !must_fill => Outcome::no("the kernel does not know MADV_POPULATE_WRITE"),
             other => other.map_err(failed("madvise(MADV_POPULATE_WRITE)"))?,
@@ -655,7 +691,7 @@ impl Region {
             populate: true,
             lock: false,
             numa_node: None,
-            huge_pages: true,
+            huge_pages: HugePages::default(),
             mode: 0o600,
         }
     }

@@ -7,8 +7,8 @@ use std::path::{Path, PathBuf};
 
 use region_rig::{is_root, mapping_of, passed_on};
 use zcmi_mem::region::{
-    HEADER_BYTES, HugePage, LimitSource, Outcome, PeerRegion, PeerTrust, RefusedRegion, Region, RegionError,
-    RegionKind, memory,
+    HEADER_BYTES, HugePage, HugePages, LimitSource, Outcome, PeerRegion, PeerTrust, RefusedRegion, Region, RegionError,
+    RegionKind, Span, memory,
 };
 use zcmi_ring::sync::{AtomicU64, Ordering};
 
@@ -193,13 +193,13 @@ fn locking_and_node_binding_answer_honestly() {
 }
 
 /// Huge pages added to the machine's pool for this test, and taken away again.
-struct HugePages {
+struct ReservedPages {
     added: u64,
 }
 
 const POOL: &str = "/sys/kernel/mm/hugepages/hugepages-2048kB/nr_hugepages";
 
-impl HugePages {
+impl ReservedPages {
     fn in_pool() -> Option<u64> {
         std::fs::read_to_string(POOL).ok()?.trim().parse().ok()
     }
@@ -213,7 +213,7 @@ impl HugePages {
     }
 }
 
-impl Drop for HugePages {
+impl Drop for ReservedPages {
     fn drop(&mut self) {
         // By what was added, because others may have changed the pool meanwhile.
         let now = Self::in_pool().expect("the pool was there");
@@ -229,15 +229,17 @@ fn huge_pages_are_taken_where_they_exist_and_their_absence_is_told() {
         let error = Region::options(LARGE).kind(RegionKind::Hugetlb(HugePage::Mib2)).create().expect_err("none free");
         let RegionError::NotEnoughMemory { limit_source, .. } = error else { panic!("{error:?}") };
         assert_eq!(limit_source, LimitSource::HugePages(HugePage::Mib2));
-        let region = Region::options(LARGE).create().expect("257 MiB of ordinary pages");
-        assert!(matches!(&region.facts().huge_pages, Outcome::No(reason) if reason.contains("huge pages")));
+        let region = Region::options(LARGE).create().expect("257 MiB of other pages");
+        // Transparent ones, or the reasons why there are none of either.
+        let facts = &region.facts().huge_pages;
+        assert!(matches!(facts, Outcome::Yes) || matches!(facts, Outcome::No(reason) if reason.contains("; madvise")));
         assert_eq!(region.page_bytes(), rustix::param::page_size());
     }
     if !is_root() {
         println!("SKIP: reserving huge pages takes root");
         return;
     }
-    let _pages = match HugePages::add(140) {
+    let _pages = match ReservedPages::add(140) {
         Ok(pages) => pages,
         Err(reason) => {
             println!("SKIP: {reason}");
@@ -261,7 +263,53 @@ fn huge_pages_are_taken_where_they_exist_and_their_absence_is_told() {
     let small = Region::options(1).kind(RegionKind::Hugetlb(HugePage::Mib2)).create().expect("one huge page");
     assert_eq!((small.len(), small.facts().huge_pages.is_yes()), (2 << 20, true));
     PeerRegion::receive(passed_on(&small), &small.claim(), PeerTrust::SameUser).expect("same user");
-    let ruled_out = Region::options(LARGE).huge_pages(false).create().expect("257 MiB of ordinary pages");
-    assert_eq!(ruled_out.facts().huge_pages, Outcome::No("the options rule them out".into()));
-    PeerRegion::receive(passed_on(&ruled_out), &ruled_out.claim(), PeerTrust::Stranger).expect("ordinary pages");
+    let not_reserved = Region::options(LARGE).huge_pages(HugePages::Transparent).create().expect("257 MiB");
+    assert_eq!(not_reserved.page_bytes(), rustix::param::page_size());
+    PeerRegion::receive(passed_on(&not_reserved), &not_reserved.claim(), PeerTrust::Stranger).expect("it sees all");
+}
+
+/// Bytes of the mappings of a region, this one's name, that transparent huge pages of shared memory map.
+fn mapped_by_huge_pages(address: usize) -> u64 {
+    let smaps = std::fs::read_to_string("/proc/self/smaps").expect("a process reads its own");
+    let head = format!("{address:x}-");
+    let mapping = smaps.split_once(&head).expect("it is mapped").1;
+    let field = mapping.split_once("ShmemPmdMapped:").expect("the kernel counts them").1;
+    let number = field.trim_start().split_once(' ').expect("a number and kB").0;
+    number.parse::<u64>().expect("a number") << 10
+}
+
+#[test]
+fn transparent_huge_pages_are_behind_each_whole_block_for_owner_and_peer() {
+    const BYTES: usize = (5 << 20) + 12_345;
+    let region = Region::options(BYTES).create().expect("5 MiB");
+    check_facts(&region);
+    if let Outcome::No(reason) = &region.facts().huge_pages {
+        println!("SKIP: {reason}");
+        return;
+    }
+    let begin = |span: Span| span.base().addr().get() - HEADER_BYTES;
+    let data = |offset| (offset, 4096);
+    let (offset, len) = data(region.data_offset());
+    let ours = begin(region.bytes(offset, len).expect("data"));
+    assert_eq!((ours % (2 << 20), mapped_by_huge_pages(ours)), (0, 4 << 20));
+    store(&region, WORD);
+    for trust in [PeerTrust::SameUser, PeerTrust::Stranger] {
+        let peer = PeerRegion::receive(passed_on(&region), &region.claim(), trust).expect("no hole");
+        let last = peer.view::<AtomicU64>(peer.len() - 8, 1).expect("data");
+        assert_eq!(last.at(0).load(Ordering::Relaxed), WORD);
+        let theirs = begin(peer.bytes(offset, len).expect("data"));
+        // A stranger's is mapped page by page as it is read.
+        if trust == PeerTrust::SameUser {
+            assert_eq!((theirs % (2 << 20), mapped_by_huge_pages(theirs)), (0, 4 << 20));
+        }
+    }
+    let never = Region::options(BYTES).huge_pages(HugePages::Never).create().expect("5 MiB");
+    assert_eq!(never.facts().huge_pages, Outcome::No("the options rule them out".into()));
+    assert_eq!(mapped_by_huge_pages(begin(never.bytes(offset, len).expect("data"))), 0);
+    let small = Region::options(1 << 20).create().expect("1 MiB");
+    assert_eq!(small.facts().huge_pages, Outcome::No("the region is smaller than one".into()));
+    let later = Region::options(BYTES).kind(RegionKind::Anonymous).populate(false).create().expect("5 MiB");
+    assert_eq!(later.facts().huge_pages, Outcome::No("its pages are to come at the first access".into()));
+    let private = Region::options(BYTES).kind(RegionKind::Anonymous).create().expect("5 MiB");
+    assert!(private.facts().huge_pages.is_yes(), "{:?}", private.facts());
 }

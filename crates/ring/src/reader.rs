@@ -180,6 +180,12 @@ impl Reader {
         self.ring.entry(self.cursor).stamp.load(Ordering::Relaxed) > self.cursor
     }
 
+    /// Looks for places for holds while there is nothing to read, so that the next message need not wait for that.
+    #[inline]
+    pub fn refill_holds(&mut self) {
+        self.holds.refill();
+    }
+
     /// Looks for the next message. A message with a slot is held until its [`Hold`] is dropped.
     ///
     /// # Errors

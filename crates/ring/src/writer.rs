@@ -163,6 +163,8 @@ pub struct Writer {
     tail: u64,
     /// Messages may be written below this.
     limit: u64,
+    /// The tail at which the readers are asked before there is need; see [`ask_is_due`](Self::ask_is_due).
+    ask_at: u64,
     control: Single<LaneControl>,
     retired: u64,
     /// Everything below was freed or is in `kept`.
@@ -200,6 +202,7 @@ impl Writer {
             ring,
             tail: options.start,
             limit: (options.start + capacity).min(options.end),
+            ask_at: ask_at(options.start, options.start + capacity),
             control,
             retired: options.start,
             reclaimed: options.start,
@@ -248,6 +251,18 @@ impl Writer {
     #[must_use]
     pub fn parkers(&self) -> u64 {
         self.parkers
+    }
+
+    /// Whether this is the time to [`reclaim`](Self::reclaim) before there is need: half of the room that was known is
+    /// used up. Whoever does so behind a message, when its readers have it already, spares a later message the wait for
+    /// the readers' answer.
+    ///
+    /// Due once for each answer, and not where the answer left room for fewer than 16 messages: it would come with
+    /// every few of them.
+    #[inline(always)]
+    #[must_use]
+    pub fn ask_is_due(&self) -> bool {
+        self.tail == self.ask_at
     }
 
     /// Whether the next message can be written now, after asking the readers if need be; freed slots go to `free`.
@@ -511,6 +526,7 @@ impl Writer {
             fence(Ordering::SeqCst);
         }
         self.limit = (target + capacity).min(self.end).max(self.tail);
+        self.ask_at = ask_at(self.tail, self.limit);
     }
 
     fn free_below_retired(&mut self, free: &mut impl FnMut(u32)) {
@@ -725,6 +741,13 @@ impl Writer {
         self.reclaim(free);
         self.readers.iter().all(|reader| reader.policy != Policy::Reliable || reader.seen >= self.tail)
     }
+}
+
+/// The tail at which half of the room between a tail and its limit is left; none where there is little.
+fn ask_at(tail: u64, limit: u64) -> u64 {
+    const LITTLE: u64 = 16;
+    let room = limit - tail;
+    if room < LITTLE { u64::MAX } else { limit - room / 2 }
 }
 
 impl ReaderState {

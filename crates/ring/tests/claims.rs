@@ -19,7 +19,11 @@ struct Lane {
 
 impl Lane {
     fn new(start: u64) -> Self {
-        let ring = Ring::new(View::heap(4, |_| Entry::default())).expect("a power of two");
+        Self::of(4, start)
+    }
+
+    fn of(capacity: usize, start: u64) -> Self {
+        let ring = Ring::new(View::heap(capacity, |_| Entry::default())).expect("a power of two");
         let control = View::heap(1, |_| LaneControl::default());
         let options = WriterOptions { start, history: 4, ..WriterOptions::default() };
         Self { writer: Writer::new(ring.clone(), control.clone(), options), ring, control, freed: Vec::new() }
@@ -306,6 +310,63 @@ fn a_reader_holds_as_much_as_its_table_has_and_finds_dropped_places_again() {
     let orphan = orphan.try_free().expect_err("two are held");
     drop((hold, kept));
     orphan.try_free().expect("nothing is held");
+}
+
+#[test]
+fn a_reader_with_nothing_to_read_finds_places_for_holds_ahead() {
+    let mut lane = Lane::new(START);
+    let (block, view) = OwnedBlock::heap();
+    view.at(0).reset([0; 3]);
+    let (_, start) = lane.writer.add_reader(view, Policy::Reliable, 0, HOLDS).expect("there is a place");
+    let holds = HoldTable::new(block, lane.control.clone(), LifeMark::always(), None, Vec::new()).limited_to(2);
+    let mut reader = Reader::new(lane.ring.clone(), lane.control.clone(), holds, Policy::Reliable, start);
+    reader.set_straight(true);
+    for slot in 0..3 {
+        lane.publish(slot);
+    }
+    let kept = [0, 1].map(|_| reader.read_slot(None).expect("two places are known"));
+    reader.refill_holds();
+    assert!(reader.read_slot(None).is_none(), "both places are taken");
+    drop(kept);
+    assert!(reader.read_slot(None).is_none(), "nobody looked whether they are free again");
+    reader.refill_holds();
+    assert_eq!(reader.read_slot(None).map(|read| read.sequence), Some(START + 2));
+}
+
+#[test]
+fn the_readers_are_asked_ahead_once_for_each_half_of_the_room() {
+    let mut lane = Lane::of(64, START);
+    let (_, _, mut reader) = lane.join(Policy::Reliable);
+    let mut due = Vec::new();
+    for sequence in START..START + 130 {
+        lane.publish(0);
+        if lane.writer.ask_is_due() {
+            due.push(sequence + 1 - START);
+            lane.reclaim();
+        }
+        assert!(matches!(reader.read(), Ok(Read::Message { .. })));
+    }
+    // The first room is the ring; then four entries of history are kept.
+    assert_eq!(due, [32, 62, 92, 122]);
+    // Whoever reads nothing is asked once: the answer changes nothing.
+    let mut lane = Lane::of(64, START);
+    let _idle = lane.join(Policy::Reliable);
+    let due = (1..=64).filter(|_| {
+        lane.publish(0);
+        let due = lane.writer.ask_is_due();
+        if due {
+            lane.reclaim();
+        }
+        due
+    });
+    assert_eq!(due.collect::<Vec<_>>(), [32]);
+    // Where there is little room it never pays.
+    let mut lane = Lane::of(8, START);
+    for _ in 0..40 {
+        lane.reclaim();
+        lane.publish(0);
+        assert!(!lane.writer.ask_is_due());
+    }
 }
 
 #[test]

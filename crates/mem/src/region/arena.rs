@@ -17,7 +17,7 @@ use std::sync::Arc;
 
 use zcmi_ring::{Shared, View};
 
-use super::{HEADER_BYTES, OutOfRegion, Region, RegionError, RegionKind, Span};
+use super::{HEADER_BYTES, HugePages, OutOfRegion, Region, RegionError, RegionKind, Span};
 
 /// Every extent begins at a multiple of this and is as long as one: a cache line.
 pub const EXTENT_UNIT_BYTES: usize = 64;
@@ -29,7 +29,7 @@ const GROWTH_CAP_BYTES: usize = 64 << 20;
 pub struct Arena {
     kind: RegionKind,
     first_bytes: usize,
-    huge_pages: bool,
+    huge_pages: HugePages,
     shelves: Vec<Shelf>,
 }
 
@@ -152,12 +152,12 @@ impl Arena {
     /// it).
     #[must_use]
     pub fn new(kind: RegionKind, first_bytes: usize) -> Self {
-        Self { kind, first_bytes, huge_pages: true, shelves: Vec::new() }
+        Self { kind, first_bytes, huge_pages: HugePages::default(), shelves: Vec::new() }
     }
 
-    /// Whether large regions may take huge pages, see [`RegionOptions::huge_pages`](super::RegionOptions::huge_pages).
+    /// Which huge pages its regions may take, see [`RegionOptions::huge_pages`](super::RegionOptions::huge_pages).
     #[must_use]
-    pub fn huge_pages(self, allowed: bool) -> Self {
+    pub fn huge_pages(self, allowed: HugePages) -> Self {
         Self { huge_pages: allowed, ..self }
     }
 

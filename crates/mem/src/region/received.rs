@@ -335,7 +335,7 @@ fn map_claimed(fd: BorrowedFd<'_>, claim: &RegionClaim, rules: &Rules) -> Result
     }
 
     let map_error = |error| RefusedRegion::Map(Box::new(error));
-    let mapping = Arc::new(Mapping::file(fd, actual as usize, rules.access).map_err(map_error)?);
+    let mapping = Arc::new(Mapping::file(fd, actual as usize, rules.access, is_hugetlb).map_err(map_error)?);
     mapping.forbid_fork().map_err(system("madvise(MADV_DONTFORK)"))?;
     mapping.forbid_dump().map_err(system("madvise(MADV_DONTDUMP)"))?;
     // A stranger's is mapped page by page as it is read: to do it at once would cost us what it chooses.

@@ -47,6 +47,15 @@ pub(super) enum Access {
     ReadWrite,
 }
 
+/// Transparent huge pages came to an end before the mapping did.
+#[derive(Clone, Copy, Debug, thiserror::Error)]
+#[error("madvise(MADV_COLLAPSE) of 2 MiB number {block} of {blocks}: {errno}")]
+pub(super) struct NotCollapsed {
+    block: usize,
+    blocks: usize,
+    errno: Errno,
+}
+
 /// How a mapping ends.
 #[derive(Clone, Copy, Debug)]
 enum Ending {
@@ -65,6 +74,49 @@ pub(super) struct Mapping {
     access: Access,
     ending: Ending,
     life: ForkGuard,
+}
+
+/// Addresses for a mapping to come: those of the kernel's choice, or reserved ones that begin at a huge page's
+/// multiple.
+struct Room {
+    base: *mut c_void,
+    flags: MapFlags,
+    /// What was reserved around it.
+    reserved: *mut c_void,
+    reserved_len: usize,
+}
+
+impl Room {
+    fn anywhere() -> Self {
+        Self { base: null_mut(), flags: MapFlags::empty(), reserved: null_mut(), reserved_len: 0 }
+    }
+
+    /// Room for `len` bytes, aligned if a huge page fits into them.
+    fn aligned(len: usize) -> Result<Self, RegionError> {
+        let page = HugePage::Mib2.bytes();
+        let Some(reserved_len) = len.checked_add(page).filter(|_| len >= page) else { return Ok(Self::anywhere()) };
+        let flags = MapFlags::PRIVATE | MapFlags::NORESERVE;
+        // SAFETY: a new mapping at an address of the kernel's choice.
+        let reserved = unsafe { rustix::mm::mmap_anonymous(null_mut(), reserved_len, ProtFlags::empty(), flags) };
+        let reserved = reserved.map_err(failed("mmap"))?;
+        let base = reserved.map_addr(|address| address.next_multiple_of(page));
+        Ok(Self { base, flags: MapFlags::FIXED, reserved, reserved_len })
+    }
+
+    /// Gives back what the mapping did not take, all of it if there is none.
+    fn trim_to(self, len: usize, mapped: rustix::io::Result<*mut c_void>) -> rustix::io::Result<*mut c_void> {
+        let kept = if mapped.is_ok() { len } else { 0 };
+        let before = self.base.addr() - self.reserved.addr();
+        let behind = self.reserved_len.saturating_sub(before + kept);
+        let parts = [(self.reserved, before), (self.base.wrapping_byte_add(kept), behind)];
+        for (base, len) in parts.into_iter().filter(|&(_, len)| len > 0) {
+            // SAFETY: a part of what was reserved here and not mapped over; nobody else knows of it. Unmapping a range
+            // of one's own fails only where it would split a mapping past their number (munmap(2)); it then stays
+            // reserved.
+            let _stays = unsafe { rustix::mm::munmap(base, len) };
+        }
+        mapped
+    }
 }
 
 // SAFETY: the range is the process's, not a thread's, and is reached only through atomics or by kernel calls.
@@ -88,24 +140,32 @@ impl Mapping {
 
     /// Maps the first `len` bytes of a file, shared. Never `MAP_NORESERVE`: a shortage of huge pages is then refused
     /// here.
-    pub(super) fn file(fd: BorrowedFd<'_>, len: usize, access: Access) -> Result<Self, RegionError> {
+    ///
+    /// The address is aligned for [huge pages](Self::collapse), except for a file of such pages, for which the kernel
+    /// knows best.
+    pub(super) fn file(fd: BorrowedFd<'_>, len: usize, access: Access, is_hugetlb: bool) -> Result<Self, RegionError> {
         let life = ForkGuard::new()?;
         let rights = match access {
             Access::ReadOnly => ProtFlags::READ,
             Access::ReadWrite => ProtFlags::READ | ProtFlags::WRITE,
         };
-        // SAFETY: a new mapping at an address of the kernel's choice.
-        let base = unsafe { rustix::mm::mmap(null_mut(), len, rights, MapFlags::SHARED, fd, 0) };
-        Self::new(base.map_err(failed("mmap"))?, len, access, Ending::Unmap, life)
+        let room = if is_hugetlb { Room::anywhere() } else { Room::aligned(len)? };
+        let flags = MapFlags::SHARED | room.flags;
+        // SAFETY: a new mapping at an address of the kernel's choice, or over addresses that were reserved for it.
+        let base = unsafe { rustix::mm::mmap(room.base, len, rights, flags, fd, 0) };
+        let base = room.trim_to(len, base).map_err(failed("mmap"))?;
+        Self::new(base, len, access, Ending::Unmap, life)
     }
 
-    /// Maps `len` bytes of anonymous memory, this process's alone.
+    /// Maps `len` bytes of anonymous memory, this process's alone, aligned for [huge pages](Self::collapse).
     pub(super) fn anonymous(len: usize) -> Result<Self, RegionError> {
         let life = ForkGuard::new()?;
         let rights = ProtFlags::READ | ProtFlags::WRITE;
-        // SAFETY: a new mapping at an address of the kernel's choice.
-        let base = unsafe { rustix::mm::mmap_anonymous(null_mut(), len, rights, MapFlags::PRIVATE) };
-        Self::new(base.map_err(failed("mmap"))?, len, Access::ReadWrite, Ending::Unmap, life)
+        let room = Room::aligned(len)?;
+        // SAFETY: a new mapping at an address of the kernel's choice, or over addresses that were reserved for it.
+        let base = unsafe { rustix::mm::mmap_anonymous(room.base, len, rights, MapFlags::PRIVATE | room.flags) };
+        let base = room.trim_to(len, base).map_err(failed("mmap"))?;
+        Self::new(base, len, Access::ReadWrite, Ending::Unmap, life)
     }
 
     /// Attaches a System V segment of `len` bytes.
@@ -158,6 +218,36 @@ impl Mapping {
             Access::ReadWrite => Advice::LinuxPopulateWrite,
         };
         rustix::io::retry_on_intr(|| self.advise(advice))
+    }
+
+    /// Has the kernel put transparent huge pages behind each whole 2 MiB, whatever
+    /// `/sys/kernel/mm/transparent_hugepage` says, before the rest is filled: zeroed huge pages come faster than as
+    /// many small ones. Stops at the first that it cannot have, because the next ones would cost time and fail too.
+    ///
+    /// `MADV_COLLAPSE` (Linux 6.1) wants at least one page of each block to be there, and zeroes what was not
+    /// (madvise(2)).
+    pub(super) fn collapse(&self) -> Result<(), NotCollapsed> {
+        let page = HugePage::Mib2.bytes();
+        let blocks = self.len / page;
+        for block in 0..blocks {
+            let base = self.base.as_ptr().wrapping_add(block * page).cast::<c_void>();
+            let touch = || {
+                // SAFETY: the block's first page, which is this mapping's own; nothing is discarded.
+                unsafe { rustix::mm::madvise(base, rustix::param::page_size(), Advice::LinuxPopulateWrite) }
+            };
+            let collapse = || {
+                // SAFETY: a block of this mapping's own; its bytes stay what they are.
+                match unsafe { libc::madvise(base, page, libc::MADV_COLLAPSE) } {
+                    0 => Ok(()),
+                    _ => Err(Errno::from_io_error(&io::Error::last_os_error()).unwrap_or(Errno::IO)),
+                }
+            };
+            // Pages that are on their way through the kernel's lists say "again".
+            let again = |error| if error == Errno::AGAIN { collapse() } else { Err(error) };
+            let done = rustix::io::retry_on_intr(touch).and_then(|()| rustix::io::retry_on_intr(collapse));
+            done.or_else(again).map_err(|errno| NotCollapsed { block, blocks, errno })?;
+        }
+        Ok(())
     }
 
     /// Locks the range into memory.

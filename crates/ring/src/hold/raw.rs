@@ -161,6 +161,15 @@ impl HoldTable {
         Some(hold)
     }
 
+    /// Looks for free places if none is known: whoever has nothing else to do spares the next [`take`](Self::take)
+    /// that.
+    #[inline]
+    pub fn refill(&mut self) {
+        if self.free_count == 0 && self.usable > 0 {
+            self.look_for_free();
+        }
+    }
+
     #[cold]
     fn look_for_free(&mut self) {
         let mut count = 0;
