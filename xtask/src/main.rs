@@ -11,6 +11,7 @@ mod packages;
 mod peers;
 mod residue;
 mod tally;
+mod targets;
 mod test;
 mod tidy;
 mod workspace;

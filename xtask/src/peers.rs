@@ -3,7 +3,7 @@
 //! `bench/peers` is a workspace of its own, so that what it depends on is never part of the default build. Each round
 //! runs its program `peers-SUITE` and then `zcmi bench SUITE`, in alternating order, so that a drift of the machine
 //! meets both. Both write a document of the schema `zcmi-bench/1`; what is printed is, for each row, size and figure,
-//! the median of the rounds and their range.
+//! the median of the rounds and their range, and then what the [targets](crate::targets) say.
 
 use std::collections::BTreeMap;
 use std::error::Error;
@@ -16,6 +16,7 @@ use serde_json::{Value, json};
 
 use crate::Outcome;
 use crate::command::{self, Ended};
+use crate::targets::{self, Turn};
 use crate::workspace;
 
 /// How long one build, or one program of one round, may take.
@@ -76,12 +77,17 @@ pub(crate) fn run(arguments: &[String]) -> Outcome {
     fs::create_dir(&scratch)?;
     let measured = measure(&plan, &theirs, &ours, &scratch);
     fs::remove_dir_all(&scratch)?;
-    let rounds = measured?;
+    let turns = measured?;
 
+    let rounds: Vec<&Value> = turns.iter().flat_map(|turn| [&turn.ours, &turn.theirs]).collect();
     let rows: Vec<&Value> = rounds.iter().filter_map(|document| document["rows"].as_array()).flatten().collect();
     for (figure, values) in collect(&rows) {
         println!("{figure}: {}", spread(values));
     }
+    let (lines, missed) = targets::compare(&plan.suite, &turns);
+    println!("\nfigures and targets; medians of the turns' own ratios, and their middle half:");
+    lines.iter().for_each(|line| println!("{line}"));
+    println!("{} of {} targets met", lines.len() - missed, lines.len());
     if let Some(out) = &plan.out {
         fs::write(out, serde_json::to_string_pretty(&json!({ "rounds": rounds }))?)?;
     }
@@ -89,15 +95,11 @@ pub(crate) fn run(arguments: &[String]) -> Outcome {
 }
 
 /// Runs all rounds and returns the documents they wrote.
-fn measure(plan: &Plan, theirs: &Path, ours: &Path, scratch: &Path) -> Result<Vec<Value>, Box<dyn Error>> {
-    let mut documents = Vec::new();
+fn measure(plan: &Plan, theirs: &Path, ours: &Path, scratch: &Path) -> Result<Vec<Turn>, Box<dyn Error>> {
+    let mut measured = Vec::new();
     for round in 0..plan.rounds {
-        let mut turns = [(theirs, None), (ours, Some(["bench", plan.suite.as_str()]))];
-        if round % 2 == 1 {
-            turns.reverse();
-        }
-        for (turn, (program, subcommand)) in turns.into_iter().enumerate() {
-            let file = scratch.join(format!("{round}-{turn}.json"));
+        let run = |program: &Path, subcommand: Option<[&str; 2]>| -> Result<Value, Box<dyn Error>> {
+            let file = scratch.join("round.json");
             let mut command = Command::new(program);
             command.args(subcommand.into_iter().flatten()).args(&plan.passed_on).arg("--json").arg(&file);
             must_end_well(&format!("round {} of {}", round + 1, program.display()), &mut command)?;
@@ -105,10 +107,18 @@ fn measure(plan: &Plan, theirs: &Path, ours: &Path, scratch: &Path) -> Result<Ve
             if document["schema"] != "zcmi-bench/1" {
                 return Err(format!("{} wrote the schema {}", program.display(), document["schema"]).into());
             }
-            documents.push(document);
-        }
+            Ok(document)
+        };
+        let bench = Some(["bench", plan.suite.as_str()]);
+        let turn = if round % 2 == 0 {
+            let theirs = run(theirs, None)?;
+            Turn { ours: run(ours, bench)?, theirs }
+        } else {
+            Turn { ours: run(ours, bench)?, theirs: run(theirs, None)? }
+        };
+        measured.push(turn);
     }
-    Ok(documents)
+    Ok(measured)
 }
 
 /// Runs `command` and turns every end but a good one into an error.
