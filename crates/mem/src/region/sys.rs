@@ -91,16 +91,18 @@ impl Room {
         Self { base: null_mut(), flags: MapFlags::empty(), reserved: null_mut(), reserved_len: 0 }
     }
 
-    /// Room for `len` bytes, aligned if a huge page fits into them.
-    fn aligned(len: usize) -> Result<Self, RegionError> {
+    /// Room for `len` bytes, aligned if a huge page fits into them and addresses can be reserved.
+    fn aligned(len: usize) -> Self {
         let page = HugePage::Mib2.bytes();
-        let Some(reserved_len) = len.checked_add(page).filter(|_| len >= page) else { return Ok(Self::anywhere()) };
+        let Some(reserved_len) = len.checked_add(page).filter(|_| len >= page) else { return Self::anywhere() };
         let flags = MapFlags::PRIVATE | MapFlags::NORESERVE;
         // SAFETY: a new mapping at an address of the kernel's choice.
         let reserved = unsafe { rustix::mm::mmap_anonymous(null_mut(), reserved_len, ProtFlags::empty(), flags) };
-        let reserved = reserved.map_err(failed("mmap"))?;
+        // Past a limit of addresses (RLIMIT_AS) the mapping alone may still fit; `collapse` tells that it is not
+        // aligned.
+        let Ok(reserved) = reserved else { return Self::anywhere() };
         let base = reserved.map_addr(|address| address.next_multiple_of(page));
-        Ok(Self { base, flags: MapFlags::FIXED, reserved, reserved_len })
+        Self { base, flags: MapFlags::FIXED, reserved, reserved_len }
     }
 
     /// Gives back what the mapping did not take, all of it if there is none.
@@ -149,7 +151,7 @@ impl Mapping {
             Access::ReadOnly => ProtFlags::READ,
             Access::ReadWrite => ProtFlags::READ | ProtFlags::WRITE,
         };
-        let room = if is_hugetlb { Room::anywhere() } else { Room::aligned(len)? };
+        let room = if is_hugetlb { Room::anywhere() } else { Room::aligned(len) };
         let flags = MapFlags::SHARED | room.flags;
         // SAFETY: a new mapping at an address of the kernel's choice, or over addresses that were reserved for it.
         let base = unsafe { rustix::mm::mmap(room.base, len, rights, flags, fd, 0) };
@@ -161,7 +163,7 @@ impl Mapping {
     pub(super) fn anonymous(len: usize) -> Result<Self, RegionError> {
         let life = ForkGuard::new()?;
         let rights = ProtFlags::READ | ProtFlags::WRITE;
-        let room = Room::aligned(len)?;
+        let room = Room::aligned(len);
         // SAFETY: a new mapping at an address of the kernel's choice, or over addresses that were reserved for it.
         let base = unsafe { rustix::mm::mmap_anonymous(room.base, len, rights, MapFlags::PRIVATE | room.flags) };
         let base = room.trim_to(len, base).map_err(failed("mmap"))?;
@@ -229,6 +231,10 @@ impl Mapping {
     pub(super) fn collapse(&self) -> Result<(), NotCollapsed> {
         let page = HugePage::Mib2.bytes();
         let blocks = self.len / page;
+        if !self.base.addr().get().is_multiple_of(page) {
+            // The kernel would take the aligned part of each block, which is none, and say that all is well.
+            return Err(NotCollapsed { block: 0, blocks, errno: Errno::INVAL });
+        }
         for block in 0..blocks {
             let base = self.base.as_ptr().wrapping_add(block * page).cast::<c_void>();
             let touch = || {
@@ -417,4 +423,23 @@ pub(super) fn is_tmpfs(fd: BorrowedFd<'_>) -> rustix::io::Result<bool> {
 pub(super) fn identity(fd: impl AsFd) -> rustix::io::Result<(u64, u64)> {
     let stat = rustix::fs::fstat(fd)?;
     Ok((stat.st_dev, stat.st_ino))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_mapping_that_is_not_aligned_has_no_huge_pages_and_says_so() {
+        let len = HugePage::Mib2.bytes() + 4096;
+        let fd = memfd(None).expect("a memfd");
+        set_size(fd.as_fd(), len).expect("a size");
+        // Where the kernel pleases, twice, one page apart: at least one of them is not aligned.
+        let mappings = [0, 1].map(|_| Mapping::file(fd.as_fd(), len, Access::ReadWrite, true).expect("a mapping"));
+        let odd = mappings.iter().find(|mapping| !mapping.base.addr().get().is_multiple_of(HugePage::Mib2.bytes()));
+        let odd = odd.expect("their sizes are no multiple of 2 MiB");
+        assert_eq!(odd.collapse().expect_err("not aligned").errno, Errno::INVAL);
+        let aligned = Mapping::file(fd.as_fd(), len, Access::ReadWrite, false).expect("a mapping");
+        assert!(aligned.base.addr().get().is_multiple_of(HugePage::Mib2.bytes()));
+    }
 }
