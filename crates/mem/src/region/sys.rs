@@ -431,15 +431,18 @@ mod tests {
 
     #[test]
     fn a_mapping_that_is_not_aligned_has_no_huge_pages_and_says_so() {
-        let len = HugePage::Mib2.bytes() + 4096;
-        let fd = memfd(None).expect("a memfd");
-        set_size(fd.as_fd(), len).expect("a size");
-        // Where the kernel pleases, twice, one page apart: at least one of them is not aligned.
-        let mappings = [0, 1].map(|_| Mapping::file(fd.as_fd(), len, Access::ReadWrite, true).expect("a mapping"));
-        let odd = mappings.iter().find(|mapping| !mapping.base.addr().get().is_multiple_of(HugePage::Mib2.bytes()));
-        let odd = odd.expect("their sizes are no multiple of 2 MiB");
+        let len = 3 * HugePage::Mib2.bytes() + 4096;
+        let is_aligned = |mapping: &Mapping| mapping.base.addr().get().is_multiple_of(HugePage::Mib2.bytes());
+        let mapping = Mapping::anonymous(len).expect("a mapping");
+        assert!(is_aligned(&mapping));
+        // Where the kernel pleases, twice: their sizes are no multiple of 2 MiB, so one of them at least is not aligned.
+        let mappings = [0, 1].map(|_| {
+            // SAFETY: a new mapping at an address of the kernel's choice.
+            let base = unsafe { rustix::mm::mmap_anonymous(null_mut(), len, ProtFlags::WRITE, MapFlags::PRIVATE) };
+            let life = ForkGuard::new().expect("a guard");
+            Mapping::new(base.expect("memory"), len, Access::ReadWrite, Ending::Unmap, life).expect("a mapping")
+        });
+        let odd = mappings.iter().find(|mapping| !is_aligned(mapping)).expect("not a multiple");
         assert_eq!(odd.collapse().expect_err("not aligned").errno, Errno::INVAL);
-        let aligned = Mapping::file(fd.as_fd(), len, Access::ReadWrite, false).expect("a mapping");
-        assert!(aligned.base.addr().get().is_multiple_of(HugePage::Mib2.bytes()));
     }
 }
