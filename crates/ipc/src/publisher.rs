@@ -23,6 +23,7 @@ use std::sync::{Arc, Condvar, Mutex, OnceLock};
 use std::time::{Duration, Instant};
 
 use zcmi_mem::lease::{LeaseMut, Loaned, is_inline};
+use zcmi_mem::ledger::lanes::MAX_BATCH;
 use zcmi_mem::ledger::{Counter, LaneCounts, LedgerWriter, ListedLane, SharedCounts};
 use zcmi_mem::payload::{Message, MessageRecord};
 use zcmi_mem::pool::{Ahead, Pool, PoolError, PoolPlan};
@@ -45,6 +46,7 @@ use crate::wire::{LaneName, Message as ControlMessage};
 const DEFAULT_BUDGET_BYTES: usize = 16 << 20;
 /// Messages that a batch writes before it takes the seat.
 const BATCH: usize = 32;
+const _: () = assert!(BATCH as u64 <= MAX_BATCH, "an observer would count a larger batch that is half committed");
 /// The largest ring.
 pub const MAX_CAPACITY: u64 = 1 << 20;
 /// The largest message.
