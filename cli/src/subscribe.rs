@@ -1,6 +1,6 @@
 //! `zcmi sub`: a stream to stdout or into files.
 
-use std::collections::BTreeSet;
+use std::collections::BTreeMap;
 use std::os::fd::AsFd;
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
@@ -140,16 +140,26 @@ impl Subscribe {
         let asked = self.from_user.iter().map(|user| account::user(user)).collect::<Result<Vec<_>, _>>()?;
         let Ok(Some(directory)) = RuntimeDirectory::open_existing() else { return Ok(None) };
         let there = self.name.parse().ok().and_then(|name| directory.participants(&name).ok()).unwrap_or_default();
-        let is_other = |one: &&Participant| {
-            one.role == Role::Publisher && one.uid != ours && !asked.contains(&one.uid) && {
-                // What a process left that is gone publishes nothing.
-                let observed = observe(&directory, one.incarnation, Some(one.facts.pid), PATIENCE);
-                observed.state != ProcessState::Dead
+        let is_other = |one: &&Participant| one.role == Role::Publisher && one.uid != ours && !asked.contains(&one.uid);
+        // Of each user: whether one of its publishers is known to live.
+        let mut users = BTreeMap::new();
+        for one in there.iter().filter(is_other) {
+            let observed = observe(&directory, one.incarnation, Some(one.facts.pid), PATIENCE);
+            // What a process left that is gone publishes nothing.
+            if observed.state != ProcessState::Dead {
+                *users.entry(one.uid).or_insert(false) |= observed.reached;
             }
-        };
-        let users: BTreeSet<u32> = there.iter().filter(is_other).map(|one| one.uid).collect();
+        }
         let name = &self.name;
-        let hints = users.iter().map(|user| format!("user {user} publishes `{name}`; add --from-user {user}"));
+        let hints = users.iter().map(|(user, lives)| {
+            if *lives {
+                format!("user {user} publishes `{name}`; add --from-user {user}")
+            } else {
+                format!(
+                    "a publisher of `{name}` is user {user}'s and could not be asked: dead, or not open to this user"
+                )
+            }
+        });
         Ok(if users.is_empty() { None } else { Some(hints.collect::<Vec<_>>().join("; or: ")) })
     }
 

@@ -76,6 +76,28 @@ fn a_stream_goes_to_a_user_who_is_allowed_and_to_no_other() {
 }
 
 #[test]
+fn a_publisher_that_keeps_others_out_is_not_said_to_live() {
+    let Some(scratch) = shared() else { return };
+    let mut publisher = start_as(&scratch, OWNER, &["pub", "s", "--wait", "1"]);
+    publisher.wait_for_words("waiting for 1 subscriber");
+    let unknown = "a publisher of `s` is user 61000's and could not be asked: dead, or not open to this user";
+    let look = || start_as(&scratch, STRANGER, &["sub", "s", "--no-wait"]).end();
+    look().expect_code(1).expect_words(unknown);
+    // Dead or alive, its socket says the same.
+    publisher.signal(rustix::process::Signal::KILL);
+    publisher.end();
+    let text = look().expect_code(1).expect_words(unknown).stderr.clone();
+    assert!(!text.contains("publishes"), "{text}");
+    // Of one that let us in we know.
+    let mut open = start_as(&scratch, OWNER, &["pub", "s", "--wait", "1", "--allow-user", "61001"]);
+    open.wait_for_words("waiting for 1 subscriber");
+    look().expect_code(1).expect_words("user 61000 publishes `s`; add --from-user 61000");
+    open.signal(rustix::process::Signal::KILL);
+    open.end();
+    look().expect_code(1).expect_words("nobody publishes `s`");
+}
+
+#[test]
 fn a_directory_of_ones_own_is_no_place_for_others() {
     let scratch = Scratch::new();
     let text = |ended: rig::Ended| ended.stderr.clone();

@@ -108,6 +108,7 @@ impl Worker {
             "scribble" => hostile::scribble(&words),
             "try-memory" => hostile::try_memory(),
             "hammer" => hostile::hammer(&words),
+            "connect-all" => hostile::connect_all(&words),
             "fork" => self.fork(&words),
             "cut" => {
                 let cut = crate::sys::cut_connections().map_err(|error| error.to_string())?;

@@ -75,7 +75,7 @@ fn main() -> ExitCode {
         eprintln!("there is no task `{name}`; `cargo xtask` lists those there are");
         return ExitCode::from(2);
     };
-    match (task.run)(rest) {
+    match workspace::check(&workspace::root()).and_then(|()| (task.run)(rest)) {
         Ok(true) => ExitCode::SUCCESS,
         Ok(false) => ExitCode::FAILURE,
         Err(error) => {

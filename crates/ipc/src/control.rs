@@ -28,7 +28,7 @@ mod subscribers;
 #[cfg(test)]
 mod tests;
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::Arc;
 use std::sync::mpsc::Sender;
@@ -126,6 +126,8 @@ pub(crate) struct Control {
     links: HashMap<LinkId, Link>,
     next_link: u64,
     peers: HashMap<Incarnation, Peer>,
+    /// Who died in this turn, and may have left something in the runtime directory.
+    died: HashSet<Incarnation>,
     publishers: HashMap<u32, PublisherEntry>,
     subscribers: HashMap<u32, SubscriberEntry>,
     orphans: Orphans,
@@ -168,6 +170,7 @@ impl Control {
             links: HashMap::new(),
             next_link: 0,
             peers: HashMap::new(),
+            died: HashSet::new(),
             publishers: HashMap::new(),
             subscribers: HashMap::new(),
             orphans: Orphans::default(),
@@ -210,6 +213,7 @@ impl Control {
             }
             // After the mailbox's wake was taken: see `zcmi_ring::owed`.
             self.send_owed_wakes();
+            self.sweep_died();
             self.send_held_back();
             self.free_orphans();
             self.unmap_unused();

@@ -71,6 +71,8 @@ pub enum ProcessState {
 pub struct Observed {
     /// How it was found.
     pub state: ProcessState,
+    /// Whether its socket took us. One that keeps us out does so when its process is dead, too.
+    pub reached: bool,
     /// Its process number as we see it; 0 where it is of another namespace.
     pub pid: u32,
     /// What it says of itself, if it answered.
@@ -86,7 +88,11 @@ pub struct Observed {
 impl Observed {
     fn without_counts(state: ProcessState, pid: u32, reason: &str) -> Self {
         let no_ledger = Some(reason.to_owned());
-        Self { state, pid, report: None, ledger: None, no_ledger, open_regions: None }
+        Self { state, reached: true, pid, report: None, ledger: None, no_ledger, open_regions: None }
+    }
+
+    fn not_reached(state: ProcessState, reason: &str) -> Self {
+        Self { reached: false, ..Self::without_counts(state, 0, reason) }
     }
 }
 
@@ -124,10 +130,10 @@ pub fn observe(
     let deadline = Instant::now() + patience;
     let connection = match Connection::connect(directory, incarnation) {
         Ok(connection) => connection,
-        Err(ConnectError::Dead(_)) => return Observed::without_counts(ProcessState::Dead, 0, "the process is gone"),
+        Err(ConnectError::Dead(_)) => return Observed::not_reached(ProcessState::Dead, "the process is gone"),
         // Its queue is full because it does not take from it.
         Err(ConnectError::Busy(_)) => return look(incarnation, said_pid.unwrap_or(0), None, "it accepts nobody"),
-        Err(error) => return Observed::without_counts(ProcessState::Unknown(error.to_string()), 0, "it was not asked"),
+        Err(error) => return Observed::not_reached(ProcessState::Unknown(error.to_string()), "it was not asked"),
     };
     let (pid, same_user) = match connection.credentials() {
         Ok(credentials) => (credentials.pid, is_same_user(credentials.uid, rustix::process::geteuid().as_raw())),
@@ -144,7 +150,7 @@ pub fn observe(
                 Err(reason) => (None, Some(reason)),
             };
             let (state, report) = (ProcessState::Running, Some(answer.report));
-            Observed { state, pid, report, ledger, no_ledger, open_regions: None }
+            Observed { state, reached: true, pid, report, ledger, no_ledger, open_regions: None }
         }
         Err(reason) => {
             let seen = look(incarnation, pid, pidfd, &reason);
@@ -304,7 +310,7 @@ fn look(incarnation: Incarnation, pid: u32, pidfd: Option<OwnedFd>, reason: &str
         Ok((Err(why), open)) => (None, Some(format!("{reason}; {why}")), Some(open)),
         Err(why) => (None, Some(format!("{reason}; {why}")), None),
     };
-    Observed { state, pid, report: None, ledger, no_ledger, open_regions }
+    Observed { state, reached: true, pid, report: None, ledger, no_ledger, open_regions }
 }
 
 /// Whether a process is stopped, by its state in `/proc/PID/stat`.

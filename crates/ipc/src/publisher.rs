@@ -7,6 +7,7 @@
 mod error;
 mod options;
 mod raw;
+mod room;
 mod wakes;
 
 pub(crate) use wakes::{Wakes, each};
@@ -21,9 +22,9 @@ use std::sync::mpsc::channel;
 use std::sync::{Arc, Condvar, Mutex, OnceLock};
 use std::time::{Duration, Instant};
 
-use rustix::event::{PollFd, PollFlags};
 use zcmi_mem::lease::{LeaseMut, Loaned, is_inline};
-use zcmi_mem::ledger::{Counter, FallbackReason, LaneCounts, LedgerWriter, ListedLane, SharedCounts};
+use zcmi_mem::ledger::lanes::MAX_BATCH;
+use zcmi_mem::ledger::{Counter, LaneCounts, LedgerWriter, ListedLane, SharedCounts};
 use zcmi_mem::payload::{Message, MessageRecord};
 use zcmi_mem::pool::{Ahead, Pool, PoolError, PoolPlan};
 use zcmi_ring::layout::INLINE_WORDS;
@@ -31,6 +32,7 @@ use zcmi_ring::sync::{AtomicUsize, Ordering};
 use zcmi_ring::{Controller, LifeMark, Occupant, PublishRefused, ReaderIndex, WakeWord, Writer};
 use zerocopy::IntoBytes;
 
+use self::room::RoomWait;
 use crate::audience::Audience;
 use crate::control::{Command, LinkId};
 use crate::ledger::EndpointCounts;
@@ -40,12 +42,11 @@ use crate::socket::{Connection, SendError as ConnectionSendError, SendOutcome};
 use crate::sys;
 use crate::wire::{LaneName, Message as ControlMessage};
 
-/// How long a blocked publisher spins before it sleeps.
-const SPIN: Duration = Duration::from_micros(50);
 /// Memory that a pool sets aside by default for what readers hold and for the ring, each.
 const DEFAULT_BUDGET_BYTES: usize = 16 << 20;
 /// Messages that a batch writes before it takes the seat.
 const BATCH: usize = 32;
+const _: () = assert!(BATCH as u64 <= MAX_BATCH, "an observer would count a larger batch that is half committed");
 /// The largest ring.
 pub const MAX_CAPACITY: u64 = 1 << 20;
 /// The largest message.
@@ -316,9 +317,9 @@ impl<M: Message + ?Sized> Publisher<M> {
     #[inline(never)]
     fn loan_slow(&mut self, bytes: usize) -> Result<LeaseMut<M>, LoanError> {
         let largest = self.largest;
-        let Some(pool) = &mut self.pool else { return Err(LoanError::TooLarge { bytes, largest }) };
         let mut deadline = None;
         loop {
+            let Some(pool) = &mut self.pool else { return Err(LoanError::TooLarge { bytes, largest }) };
             {
                 let mut reading = self.seat.sit();
                 raw::reclaim(&mut reading.writer, pool);
@@ -331,16 +332,20 @@ impl<M: Message + ?Sized> Publisher<M> {
             if pool.out() >= self.loans as usize {
                 return Err(LoanError::TooManyLoans { loans: self.loans });
             }
-            wait_for_room(
-                &mut self.seat,
-                Some(pool),
-                &self.shared,
-                &self.process,
-                &self.counts,
-                self.endpoint,
-                self.when_full,
-                &mut deadline,
-            )?;
+            self.room_wait().wait(&mut deadline)?;
+        }
+    }
+
+    /// What waiting for room needs of this publisher.
+    fn room_wait(&mut self) -> RoomWait<'_> {
+        RoomWait {
+            seat: &mut self.seat,
+            pool: self.pool.as_mut(),
+            shared: &self.shared,
+            process: &self.process,
+            counts: &self.counts,
+            endpoint: self.endpoint,
+            when_full: self.when_full,
         }
     }
 
@@ -434,18 +439,7 @@ impl<M: Message + ?Sized> Publisher<M> {
             if !matches!(refused.reason, PublishRefusal::NoRoom(NoRoom::WaitingFor { .. })) {
                 return Err(refused);
             }
-            let pool = self.pool.as_mut();
-            let waited = wait_for_room(
-                &mut self.seat,
-                pool,
-                &self.shared,
-                &self.process,
-                &self.counts,
-                self.endpoint,
-                self.when_full,
-                &mut deadline,
-            );
-            if let Err(reason) = waited {
+            if let Err(reason) = self.room_wait().wait(&mut deadline) {
                 self.seat.sit().writer.count_refused();
                 return Err(PublishError { lease: refused.lease, reason: reason.into() });
             }
@@ -730,113 +724,6 @@ fn stage_words(writer: &mut Writer, ahead: u64, bytes: u32, words: &[u64; INLINE
         4 => writer.stage_inline(ahead, bytes, &[a, b, c, d]),
         _ => writer.stage_inline(ahead, bytes, words),
     }
-}
-
-/// Waits for room as the policy says: spins a little, then sleeps on the publisher's own eventfd.
-///
-/// # Why no wake is lost
-/// The publisher stores that it wants room, fences, and asks every reader once more before it sleeps; a reader that
-/// moves its cursor fences and looks at that word (see `Reader::look_for_want`). A reader that goes is taken from the
-/// list by the control thread, which wakes the publisher too. The seat is given up before the sleep.
-#[expect(clippy::too_many_arguments, reason = "the parts of a publisher that are not borrowed elsewhere")]
-fn wait_for_room(
-    seat: &mut Occupant<Reading>,
-    pool: Option<&mut Pool>,
-    shared: &PublisherShared,
-    process: &Process,
-    counts: &EndpointCounts,
-    endpoint: u32,
-    when_full: WhenFull,
-    deadline: &mut Option<Instant>,
-) -> Result<(), NoRoom> {
-    let begin = (when_full != WhenFull::RefuseNewest).then(|| counts.begin_wait());
-    let result = wait_for_room_uncounted(seat, pool, shared, process, counts, endpoint, when_full, deadline);
-    if let Some(begin) = begin {
-        counts.end_wait(begin);
-    }
-    result
-}
-
-#[expect(clippy::too_many_arguments, reason = "as above")]
-fn wait_for_room_uncounted(
-    seat: &mut Occupant<Reading>,
-    mut pool: Option<&mut Pool>,
-    shared: &PublisherShared,
-    process: &Process,
-    counts: &EndpointCounts,
-    endpoint: u32,
-    when_full: WhenFull,
-    deadline: &mut Option<Instant>,
-) -> Result<(), NoRoom> {
-    let mut room = |want: bool| -> Result<(), NoRoom> {
-        let mut reading = seat.sit();
-        let reading = &mut *reading;
-        if want {
-            reading.writer.want_room();
-        }
-        let reserved = match &mut pool {
-            Some(pool) => raw::reserve_with_slot(&mut reading.writer, pool),
-            None => reading.writer.reserve(&mut |_| {}),
-        };
-        let result = reserved.map_err(|refused| reading.no_room(refused));
-        if want && result.is_ok() {
-            reading.writer.withdraw_want();
-        }
-        result
-    };
-    let allowed = match when_full {
-        WhenFull::RefuseNewest => Some(Duration::ZERO),
-        WhenFull::BlockFor(time) => Some(time),
-        WhenFull::Block => None,
-    };
-    let now = Instant::now();
-    if deadline.is_none() {
-        *deadline = allowed.map(|time| now + time);
-    }
-    let spin_until = now + SPIN;
-    loop {
-        match room(false) {
-            Ok(()) => return Ok(()),
-            Err(NoRoom::Ended { sequence }) => return Err(NoRoom::Ended { sequence }),
-            Err(reason) if deadline.is_some_and(|end| Instant::now() >= end) => return Err(reason),
-            Err(_) if Instant::now() >= spin_until => break,
-            Err(_) => std::hint::spin_loop(),
-        }
-    }
-    let Some(eventfd) = room_waiter(shared, process, endpoint) else {
-        // No descriptor to be had: look again in a while, as often as a wake would take.
-        counts.fallback(FallbackReason::NoEventfd);
-        std::thread::sleep(SPIN);
-        return Ok(());
-    };
-    loop {
-        let result = room(true);
-        let left = deadline.map(|end| end.saturating_duration_since(Instant::now()));
-        match result {
-            Ok(()) => return Ok(()),
-            Err(reason) if left == Some(Duration::ZERO) => {
-                seat.sit().writer.withdraw_want();
-                return Err(reason);
-            }
-            Err(_) => {}
-        }
-        let mut polled = [PollFd::from_borrowed_fd(eventfd.as_fd(), PollFlags::IN)];
-        // An error or an interruption is a reason to look again, which is what happens next.
-        counts.add(Counter::Parks, 1);
-        let _look_again = sys::poll(&mut polled, left);
-        let _taken = sys::take_wakes(eventfd.as_fd());
-    }
-}
-
-/// The publisher's eventfd, made and handed to its readers when it first waits.
-fn room_waiter(shared: &PublisherShared, process: &Process, endpoint: u32) -> Option<Arc<OwnedFd>> {
-    if let Some(eventfd) = shared.room.get() {
-        return Some(Arc::clone(eventfd));
-    }
-    let eventfd = Arc::new(sys::eventfd().ok()?);
-    let eventfd = Arc::clone(shared.room.get_or_init(|| eventfd));
-    process.mailbox().send(Command::RoomWaiter { endpoint, eventfd: Arc::clone(&eventfd) });
-    Some(eventfd)
 }
 
 impl<M: Message + ?Sized> Drop for Publisher<M> {

@@ -193,18 +193,10 @@ impl Reader {
     #[inline]
     pub fn read(&mut self) -> Result<Read, LaneFault> {
         let sequence = self.cursor;
-        let entry = self.ring.entry(sequence);
-        let stamp = entry.stamp.load(Ordering::Relaxed);
-        if stamp != sequence + 1 {
-            return self.read_other(stamp);
-        }
-        // C1 (acquire): the entry and its payload are visible. Pairs with P1 in `Writer`.
-        fence(Ordering::Acquire);
-        let head = Head(entry.head.load(Ordering::Relaxed));
-        let mut body = [0; INLINE_WORDS];
-        for (to, from) in body.iter_mut().zip(&entry.body) {
-            *to = from.load(Ordering::Relaxed);
-        }
+        let message = match self.copy_entry(sequence) {
+            Ok(message) => message,
+            Err(stamp) => return self.read_other(stamp),
+        };
         if self.policy == Policy::DropOldest {
             // C2 (acquire): if a word above was overwritten, `retired` is seen past it. Pairs with R1.
             fence(Ordering::Acquire);
@@ -213,9 +205,9 @@ impl Reader {
                 return self.overtaken(retired);
             }
         }
-        check_head(sequence, head)?;
+        check_head(sequence, message.head)?;
         let mut hold = None;
-        if head.kind() == Kind::Slot {
+        if message.head.kind() == Kind::Slot {
             let Some(taken) = self.holds.take(sequence) else { return Ok(Read::TooManyHeld) };
             if self.policy == Policy::DropOldest {
                 // C3 (SeqCst): either the publisher sees the hold, or we see that the sequence was retired. Pairs with
@@ -230,7 +222,25 @@ impl Reader {
             hold = Some(taken);
         }
         self.advance(sequence + 1);
-        Ok(Read::Message { sequence, message: Message { head, body }, hold })
+        Ok(Read::Message { sequence, message, hold })
+    }
+
+    /// Copies the entry of this sequence, if it is there; else its stamp is the error.
+    #[inline(always)]
+    fn copy_entry(&self, sequence: u64) -> Result<Message, u64> {
+        let entry = self.ring.entry(sequence);
+        let stamp = entry.stamp.load(Ordering::Relaxed);
+        if stamp != sequence + 1 {
+            return Err(stamp);
+        }
+        // C1 (acquire): the entry and its payload are visible. Pairs with P1 in `Writer`.
+        fence(Ordering::Acquire);
+        let head = Head(entry.head.load(Ordering::Relaxed));
+        let mut body = [0; INLINE_WORDS];
+        for (to, from) in body.iter_mut().zip(&entry.body) {
+            *to = from.load(Ordering::Relaxed);
+        }
+        Ok(Message { head, body })
     }
 
     /// Looks for the next message, and has `copy` copy what lies in a slot: no hold is taken, and nothing of the
@@ -253,25 +263,16 @@ impl Reader {
         copy: impl FnOnce(u64, &Message) -> Result<(), LaneFault>,
     ) -> Result<Read, LaneFault> {
         let sequence = self.cursor;
-        let entry = self.ring.entry(sequence);
-        let stamp = entry.stamp.load(Ordering::Relaxed);
-        if stamp != sequence + 1 {
-            return self.read_other(stamp);
-        }
-        // C1 (acquire): as in `read`.
-        fence(Ordering::Acquire);
-        let head = Head(entry.head.load(Ordering::Relaxed));
-        let mut body = [0; INLINE_WORDS];
-        for (to, from) in body.iter_mut().zip(&entry.body) {
-            *to = from.load(Ordering::Relaxed);
-        }
+        let message = match self.copy_entry(sequence) {
+            Ok(message) => message,
+            Err(stamp) => return self.read_other(stamp),
+        };
         // Before the descriptor is used: a torn one is no fault of the publisher's.
         if let Some(overtaken) = self.second_look(sequence)? {
             return Ok(overtaken);
         }
-        check_head(sequence, head)?;
-        let message = Message { head, body };
-        if head.kind() == Kind::Slot {
+        check_head(sequence, message.head)?;
+        if message.head.kind() == Kind::Slot {
             copy(sequence, &message)?;
             if let Some(overtaken) = self.second_look(sequence)? {
                 return Ok(overtaken);
@@ -306,7 +307,7 @@ impl Reader {
         if entry.stamp.load(Ordering::Relaxed) != next || !self.straight {
             return None;
         }
-        // C1 (acquire): as in `read`.
+        // C1 (acquire): as in `copy_entry`.
         fence(Ordering::Acquire);
         let head = Head(entry.head.load(Ordering::Relaxed));
         if exactly.map_or(head.kind() != Kind::Slot, |bytes| head != Head::new(Kind::Slot, bytes)) {
@@ -356,7 +357,7 @@ impl Reader {
         if entry.stamp.load(Ordering::Relaxed) != sequence + 1 {
             return None;
         }
-        // C1 (acquire): as in `read`.
+        // C1 (acquire): as in `copy_entry`.
         fence(Ordering::Acquire);
         if entry.head.load(Ordering::Relaxed) != Head::new(Kind::Inline, bytes).0 {
             return None;
@@ -397,22 +398,16 @@ impl Reader {
         let mut sequence = begin;
         let mut result = Ok(());
         while sequence - begin < most {
-            let entry = self.ring.entry(sequence);
-            let stamp = entry.stamp.load(Ordering::Relaxed);
-            if stamp != sequence + 1 {
-                if stamp > sequence {
-                    result = Err(self.stamp_fault(stamp, sequence));
+            let message = match self.copy_entry(sequence) {
+                Ok(message) => message,
+                Err(stamp) => {
+                    if stamp > sequence {
+                        result = Err(self.stamp_fault(stamp, sequence));
+                    }
+                    break;
                 }
-                break;
-            }
-            // C1 (acquire): as in `read`.
-            fence(Ordering::Acquire);
-            let head = Head(entry.head.load(Ordering::Relaxed));
-            let mut body = [0; INLINE_WORDS];
-            for (to, from) in body.iter_mut().zip(&entry.body) {
-                *to = from.load(Ordering::Relaxed);
-            }
-            result = check_head(sequence, head).and_then(|()| each(sequence, &Message { head, body }));
+            };
+            result = check_head(sequence, message.head).and_then(|()| each(sequence, &message));
             if result.is_err() {
                 break;
             }
@@ -498,7 +493,7 @@ impl Reader {
             if entry.stamp.load(Ordering::Relaxed) != sequence + 1 {
                 break;
             }
-            // C1 (acquire): as in `read`.
+            // C1 (acquire): as in `copy_entry`.
             fence(Ordering::Acquire);
             let head = Head(entry.head.load(Ordering::Relaxed));
             if exactly.map_or(head.kind() != Kind::Slot, |bytes| head != Head::new(Kind::Slot, bytes))

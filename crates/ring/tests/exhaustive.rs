@@ -15,15 +15,17 @@ use zcmi_ring::{
 const END: u64 = 255;
 
 /// A reliable reader keeps `backlog` messages behind the tail, from `start` to the end of the lane: so every state of
-/// (start, tail, cursor) is met, and room, reading, freeing and the end are checked in each.
-fn walk(capacity: u64, start: u64, backlog: u64, policy: Policy) -> u64 {
+/// (start, tail, cursor) is met, and room, reading, freeing and the end are checked in each. One that copies holds
+/// nothing, and copies each slot once, before it comes back.
+fn walk(capacity: u64, start: u64, backlog: u64, policy: Policy, copies: bool) -> u64 {
     let ring = Ring::new(View::heap(capacity as usize, |_| Entry::default())).expect("a power of two");
     let control = View::heap(1, |_| LaneControl::default());
     let options = WriterOptions { start, end: END, history: 0, slots: true };
     let mut writer = Writer::new(ring.clone(), control.clone(), options);
     let (block, view) = OwnedBlock::heap();
     view.at(0).reset([0; 3]);
-    let (_, begin) = writer.add_reader(view, policy, 0, HOLDS).expect("a fresh lane has places");
+    let (_, begin) =
+        writer.add_reader(view, policy, 0, if copies { 0 } else { HOLDS }).expect("a fresh lane has places");
     assert_eq!(begin, start);
     let holds = HoldTable::new(block, control.clone(), LifeMark::always(), None, Vec::new());
     let mut reader = Reader::new(ring, control.clone(), holds, policy, start);
@@ -33,13 +35,24 @@ fn walk(capacity: u64, start: u64, backlog: u64, policy: Policy) -> u64 {
         while reader.cursor() + backlog < sequence {
             let cursor = reader.cursor();
             let retired = control.at(0).retired.load(Relaxed);
-            match reader.read().expect("an honest publisher") {
+            let mut copied = None;
+            let read = if copies {
+                reader.read_copying(|sequence, message| {
+                    assert!(message.body[0] >= freed, "the slot came back before it was copied");
+                    assert_eq!(copied.replace(sequence), None, "a slot is copied once");
+                    Ok(())
+                })
+            } else {
+                reader.read()
+            };
+            match read.expect("an honest publisher") {
                 Read::Message { sequence, message, hold } => {
-                    assert_eq!((sequence, message.body[0], hold.is_some()), (cursor, cursor, true));
+                    assert_eq!((sequence, message.body[0], hold.is_none()), (cursor, cursor, copies));
+                    assert_eq!(copied, copies.then_some(cursor));
                     assert!(policy == Policy::Reliable || cursor >= retired);
                 }
                 Read::Overtaken { lost: now } => {
-                    assert_eq!((now, policy), (retired - cursor, Policy::DropOldest));
+                    assert_eq!((now, policy, copied), (retired - cursor, Policy::DropOldest, None));
                     lost += now;
                 }
                 other => panic!("{other:?} at {cursor} of {sequence}"),
@@ -80,10 +93,14 @@ fn every_start_tail_cursor_and_capacity_of_eight_bits_behaves() {
     for capacity in [2, 4, 8, 16, 32, 64] {
         for start in 0..END {
             for backlog in 0..=capacity {
-                states += walk(capacity, start, backlog, Policy::Reliable);
+                states += walk(capacity, start, backlog, Policy::Reliable, false);
             }
             for backlog in [0, 1, capacity / 2, capacity - 1, capacity, capacity + 1, 2 * capacity] {
-                states += walk(capacity, start, backlog, Policy::DropOldest);
+                states += walk(capacity, start, backlog, Policy::DropOldest, false);
+                states += walk(capacity, start, backlog, Policy::DropOldest, true);
+                if backlog <= capacity {
+                    states += walk(capacity, start, backlog, Policy::Reliable, true);
+                }
             }
         }
     }
@@ -131,6 +148,8 @@ fn every_sequence(
 
 const RELIABLE: Op = Op::Add { reliable: true, history: 2, late: false };
 const OVERTAKEN: Op = Op::Add { reliable: false, history: 2, late: false };
+const COPYING: Op = Op::AddCopying { reliable: false, history: 2 };
+const COPYING_RELIABLE: Op = Op::AddCopying { reliable: true, history: 2 };
 
 #[test]
 fn every_sequence_of_operations_on_two_entries_behaves() {
@@ -146,7 +165,13 @@ fn every_sequence_of_operations_on_two_entries_behaves() {
     ];
     let mut runs = 0;
     for history in [0, 2] {
-        for first in [[RELIABLE, OVERTAKEN], [OVERTAKEN, OVERTAKEN], [RELIABLE, RELIABLE]] {
+        for first in [
+            [RELIABLE, OVERTAKEN],
+            [OVERTAKEN, OVERTAKEN],
+            [RELIABLE, RELIABLE],
+            [RELIABLE, COPYING],
+            [COPYING_RELIABLE, OVERTAKEN],
+        ] {
             let options = WriterOptions { start: 0, end: SEQUENCE_END, history, slots: true };
             runs += every_sequence(2, 3, options, &first, &ops, 6);
         }
@@ -168,7 +193,7 @@ fn every_sequence_of_operations_on_four_entries_behaves() {
         Op::Remove(0),
     ];
     let mut runs = 0;
-    for first in [[OVERTAKEN, RELIABLE], [RELIABLE, RELIABLE]] {
+    for first in [[OVERTAKEN, RELIABLE], [RELIABLE, RELIABLE], [COPYING, COPYING_RELIABLE]] {
         let options = WriterOptions { start: (1 << 32) - 4, end: SEQUENCE_END, history: 3, slots: true };
         runs += every_sequence(4, 5, options, &first, &ops, 6);
     }
@@ -189,7 +214,7 @@ fn every_sequence_of_operations_at_the_end_of_a_lane_behaves() {
         Op::Remove(0),
         Op::Reclaim,
     ];
-    for first in [OVERTAKEN, RELIABLE] {
+    for first in [OVERTAKEN, RELIABLE, COPYING] {
         let options = WriterOptions { start: SEQUENCE_END - 3, end: SEQUENCE_END, history: 1, slots: true };
         let runs = every_sequence(2, 3, options, &[first], &ops, 6);
         assert!(runs > 10_000, "only {runs} runs");

@@ -25,6 +25,7 @@ fn op() -> impl Strategy<Value = Op> {
         1 => (any::<u8>(), any::<bool>()).prop_map(|(who, holds)| Op::Release(who, holds)),
         2 => (any::<bool>(), 0u8..70, any::<bool>())
             .prop_map(|(reliable, history, late)| Op::Add { reliable, history, late }),
+        1 => (any::<bool>(), 0u8..70).prop_map(|(reliable, history)| Op::AddCopying { reliable, history }),
         1 => any::<u8>().prop_map(Op::Remove),
         2 => Just(Op::Reclaim),
     ]

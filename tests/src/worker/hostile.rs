@@ -1,6 +1,7 @@
 //! What a process does that means harm: it writes nonsense into its own shared memory, tries to write what it was
 //! given, and says anything over its connections.
 
+use std::collections::VecDeque;
 use std::fs::{File, OpenOptions};
 use std::os::fd::{AsRawFd, OwnedFd};
 use std::os::unix::fs::FileExt;
@@ -98,6 +99,29 @@ pub(super) fn hammer(words: &Words) -> Outcome {
         open.into_iter().for_each(std::mem::forget);
     }
     Ok(format!("connected={connected} refused={refused} sent={sent}"))
+}
+
+/// Connects to the process of that name as fast as it goes, for so many milliseconds, and keeps the newest `held`
+/// connections open. It says nothing.
+pub(super) fn connect_all(words: &Words) -> Outcome {
+    let directory = std::env::var("ZCMI_RUNTIME_DIR").map_err(|error| error.to_string())?;
+    let path = format!("{directory}/p/{}", words.text("process")?);
+    let held = words.number("held")? as usize;
+    let end = Instant::now() + Duration::from_millis(words.number("ms")?);
+    let (mut connected, mut refused) = (0_u64, 0_u64);
+    let mut open = VecDeque::new();
+    while Instant::now() < end {
+        let Some(socket) = connect(&path) else {
+            refused += 1;
+            continue;
+        };
+        connected += 1;
+        open.push_back(socket);
+        if open.len() > held {
+            open.pop_front();
+        }
+    }
+    Ok(format!("connected={connected} refused={refused} held={}", open.len()))
 }
 
 /// A greeting as the protocol wants it.

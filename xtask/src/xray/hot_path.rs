@@ -4,11 +4,10 @@
 //! between two with nothing in between, are subtracted.
 
 use std::path::Path;
-use std::process::Command;
 
 use super::decode::Trait;
 use super::step::{self, Window};
-use crate::Outcome;
+use crate::{Outcome, workspace};
 
 /// What a scenario may cost.
 struct Bound {
@@ -37,14 +36,13 @@ const BOUNDS: [Bound; 8] = [
 /// # Errors
 /// If it cannot be built, run or traced.
 pub(super) fn check() -> Outcome {
-    let built = Command::new(env!("CARGO"))
+    let built = workspace::cargo()
         .args(["build", "--quiet", "--release", "--package", "zcmi-bench", "--bin", "hotpath"])
         .status()?;
     if !built.success() {
         return Err("the program of scenarios does not build".into());
     }
-    let target = std::env::var("CARGO_TARGET_DIR").unwrap_or_else(|_| "target".to_owned());
-    let program = Path::new(&target).join("release/hotpath");
+    let program = workspace::target_directory()?.join("release/hotpath");
     let empty = median(&program, "empty")?.instructions;
     let mut kept = true;
     for bound in BOUNDS {

@@ -655,23 +655,20 @@ impl Control {
         }
         self.orphans.peer_died(incarnation);
         self.peers.remove(&incarnation);
-        self.sweep(incarnation);
+        self.died.insert(incarnation);
     }
 
-    /// Removes what a dead process left in the runtime directory, as far as its services are ours too.
-    pub(super) fn sweep(&mut self, dead: Incarnation) {
+    /// Removes what the processes that died left in the runtime directory, as far as their services are ours too: once
+    /// for all that died in this turn.
+    pub(super) fn sweep_died(&mut self) {
+        if self.died.is_empty() {
+            return;
+        }
         let publishers = self.publishers.values().map(PublisherEntry::service);
         let services = publishers.chain(self.subscribers.values().map(SubscriberEntry::service));
-        let services: HashSet<_> = services.cloned().collect();
-        for service in services {
-            // What cannot be listed or removed now is the next visitor's residue.
-            for participant in self.directory.participants(&service).unwrap_or_default() {
-                if participant.incarnation == dead {
-                    let _next_visitor = self.directory.remove_participant(&service, &participant);
-                }
-            }
-        }
-        let _next_visitor = self.directory.remove_process(dead);
+        let services: HashSet<_> = services.collect();
+        self.directory.sweep_dead_of(services, &self.died);
+        self.died.clear();
     }
 
     /// The process number of a peer, for messages to people.

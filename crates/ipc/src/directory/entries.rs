@@ -5,7 +5,7 @@
 //! empty" is the only rule by which it goes or stays.
 
 use core::fmt;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashSet};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
 use rustix::fs::{AtFlags, Dir, FileType, Mode, OFlags, RenameFlags};
@@ -361,26 +361,56 @@ impl RuntimeDirectory {
         let mut dead = |incarnation| *known.entry(incarnation).or_insert_with(|| is_dead(incarnation));
         let mut swept = Swept::default();
         for service in self.service_directories()? {
-            let directory = match self.open_service(&service) {
-                Ok(Some(directory)) => directory,
-                Ok(None) | Err(EntryError::Denied { .. }) => continue,
-                Err(error) => return Err(error),
-            };
-            for file in list(directory.as_fd(), &service)? {
-                let entry = file.strip_prefix(UNFINISHED).unwrap_or(&file);
-                if parse_file_name(entry).is_some_and(|(incarnation, ..)| dead(incarnation)) {
-                    let removed = unlink(directory.as_fd(), &file, AtFlags::empty());
-                    swept.participants += swept.count(removed, "unlinkat", &file)?;
-                }
-            }
-            match unlink(self.services_directory(), &service, AtFlags::REMOVEDIR) {
-                Err(Errno::NOTEMPTY | Errno::EXIST) => {}
-                // In a shared directory an empty one of another user stays for its owner.
-                removed => swept.services += swept.count(removed, "rmdir", &service)?,
-            }
+            self.sweep_service(&service, &mut swept, &mut dead)?;
         }
         self.sweep_sockets(&mut swept, &mut dead)?;
         Ok(swept)
+    }
+
+    /// Removes what these dead processes left in these services, finished or not, and their sockets. Each service is
+    /// listed once, however many died, and no file is opened: their names tell whose they are.
+    ///
+    /// What cannot be listed or removed now is left to the next visitor.
+    pub(crate) fn sweep_dead_of<'a>(
+        &self,
+        services: impl IntoIterator<Item = &'a ServiceName>,
+        dead: &HashSet<Incarnation>,
+    ) {
+        let mut swept = Swept::default();
+        for service in services {
+            let service = service_directory(service);
+            let _next_visitor = self.sweep_service(&service, &mut swept, &mut |other| dead.contains(&other));
+        }
+        for &process in dead {
+            let _next_visitor = self.remove_process(process);
+        }
+    }
+
+    /// Removes from a service what dead processes left, and its directory if nobody is left.
+    fn sweep_service(
+        &self,
+        service: &str,
+        swept: &mut Swept,
+        is_dead: &mut impl FnMut(Incarnation) -> bool,
+    ) -> Result<(), EntryError> {
+        let directory = match self.open_service(service) {
+            Ok(Some(directory)) => directory,
+            Ok(None) | Err(EntryError::Denied { .. }) => return Ok(()),
+            Err(error) => return Err(error),
+        };
+        for file in list(directory.as_fd(), service)? {
+            let entry = file.strip_prefix(UNFINISHED).unwrap_or(&file);
+            if parse_file_name(entry).is_some_and(|(incarnation, ..)| is_dead(incarnation)) {
+                let removed = unlink(directory.as_fd(), &file, AtFlags::empty());
+                swept.participants += swept.count(removed, "unlinkat", &file)?;
+            }
+        }
+        match unlink(self.services_directory(), service, AtFlags::REMOVEDIR) {
+            Err(Errno::NOTEMPTY | Errno::EXIST) => {}
+            // In a shared directory an empty one of another user stays for its owner.
+            removed => swept.services += swept.count(removed, "rmdir", service)?,
+        }
+        Ok(())
     }
 
     /// Removes the sockets of dead processes, finished or not: what is left of those that died before they took part in
@@ -674,6 +704,41 @@ mod tests {
         let after_the_parent = directory.participants(&name).expect("listing").len();
         std::fs::remove_dir_all(&path).expect("removing the test's directory");
         assert_eq!((status, after_the_child, after_the_parent), (0, 1, 0));
+    }
+
+    #[test]
+    fn one_pass_removes_what_several_dead_processes_left_and_nothing_else() {
+        let path =
+            std::env::temp_dir().join(format!("zcmi-test-sweep-{}", Incarnation::random().expect("random bytes")));
+        let directory = RuntimeDirectory::at(&path).expect("a directory");
+        let [both, lonely, foreign] = ["both", "lonely", "foreign"].map(|name| ServiceName::new(name).expect("a name"));
+        let [one, two, living] = [1, 2, 3].map(Incarnation::from_u128);
+        let facts = Facts { version: 1, pid: 1, layout_hash: 1 };
+        let file = |service, process, endpoint| {
+            directory.create_participant(service, process, endpoint, Role::Subscriber, &facts).expect("an entry")
+        };
+        let _stays = file(&both, living, 1);
+        for left in [file(&both, one, 1), file(&both, one, 2), file(&both, two, 1), file(&lonely, two, 2)] {
+            core::mem::forget(left);
+        }
+        // Where we do not look.
+        core::mem::forget(file(&foreign, one, 3));
+        let unfinished = path
+            .join("s")
+            .join(service_directory(&both))
+            .join(format!("{UNFINISHED}{}", file_name(two, 9, Role::Publisher)));
+        std::fs::write(&unfinished, "").expect("an unfinished file");
+        for process in [one, two, living] {
+            std::fs::write(path.join("p").join(process.to_string()), "").expect("a socket's name");
+        }
+        directory.sweep_dead_of([&both, &lonely], &HashSet::from([one, two]));
+        let left = |service| directory.participants(service).expect("a listing").len();
+        let counts = (left(&both), left(&lonely), left(&foreign));
+        let sockets = std::fs::read_dir(path.join("p")).expect("a listing").count();
+        let services = std::fs::read_dir(path.join("s")).expect("a listing").count();
+        let is_left = unfinished.exists();
+        std::fs::remove_dir_all(&path).expect("removing the test's directory");
+        assert_eq!((counts, sockets, services, is_left), ((1, 0, 1), 1, 2, false));
     }
 
     #[test]

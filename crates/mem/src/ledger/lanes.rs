@@ -50,8 +50,9 @@ const PUBLISHES: u64 = 1;
 const SUBSCRIBES: u64 = 2;
 /// The largest ring that an observer searches.
 const MAX_CAPACITY: usize = 1 << 20;
-/// At least as many entries as any publisher commits at once.
-const MAX_BATCH: u64 = 64;
+/// At least as many entries as any publisher commits at once: [`committed`] looks no further back for a hole. Whoever
+/// commits batches asserts that none is larger.
+pub const MAX_BATCH: u64 = 64;
 
 /// Where something lies in a region.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -42,6 +42,11 @@ pub(crate) enum Op {
         history: u8,
         late: bool,
     },
+    /// A reader that was granted no holds: its [`Op::Read`] copies what lies in a slot.
+    AddCopying {
+        reliable: bool,
+        history: u8,
+    },
     Remove(u8),
     Reclaim,
     /// The end as a message.
@@ -66,6 +71,7 @@ enum Place {
 struct Subject {
     index: ReaderIndex,
     policy: Policy,
+    copies: bool,
     start: u64,
     view: View<ReaderBlock>,
     block: Option<OwnedBlock>,
@@ -171,7 +177,8 @@ impl Checked {
                 self.check_nothing_forgotten();
                 true
             }
-            Op::Add { reliable, history, late } => self.add(reliable, u64::from(history), late),
+            Op::Add { reliable, history, late } => self.add(reliable, u64::from(history), late, false),
+            Op::AddCopying { reliable, history } => self.add(reliable, u64::from(history), false, true),
             _ if self.subjects.is_empty() => match op {
                 Op::DropOrphaned(at) => self.drop_orphaned(at),
                 _ => false,
@@ -313,14 +320,14 @@ impl Checked {
         true
     }
 
-    fn add(&mut self, reliable: bool, history: u64, late: bool) -> bool {
+    fn add(&mut self, reliable: bool, history: u64, late: bool, copies: bool) -> bool {
         if self.subjects.len() >= 4 {
             return false;
         }
         let (block, view) = OwnedBlock::heap();
         view.at(0).reset([1, 2, 3]);
         let policy = if reliable { Policy::Reliable } else { Policy::DropOldest };
-        let added = self.writer.add_reader(view.clone(), policy, history, HOLDS);
+        let added = self.writer.add_reader(view.clone(), policy, history, if copies { 0 } else { HOLDS });
         let tail = self.tail();
         if tail >= self.end {
             assert_eq!(added, Err(AddReaderError::Ended { sequence: tail }));
@@ -333,6 +340,7 @@ impl Checked {
         self.subjects.push(Subject {
             index,
             policy,
+            copies,
             start,
             view,
             block: Some(block),
@@ -368,10 +376,23 @@ impl Checked {
     }
 
     fn read(&mut self, who: u8) -> bool {
+        // What a copy finds: under which sequence each slot lies.
+        let there: Vec<Place> = self.places.clone();
+        let mut copied = None;
         let (subject, retired, tail) = self.reading(who);
         let reader = subject.reader.as_mut().expect("it was started");
         assert_eq!(reader.has_message(), subject.cursor < tail);
-        let read = reader.read().expect("an honest publisher");
+        let copies = subject.copies;
+        let read = if copies {
+            reader.read_copying(|sequence, message| {
+                let slot = descriptor_of(sequence, message).expect("not even a torn one").slot();
+                assert_eq!(copied.replace(there[slot as usize]), None, "a slot is copied once");
+                Ok(())
+            })
+        } else {
+            reader.read()
+        };
+        let read = read.expect("an honest publisher");
         let mut slot_read = None;
         match subject.expected.front().copied() {
             None => assert!(matches!(read, Read::Empty), "{read:?} where nothing was published"),
@@ -399,8 +420,9 @@ impl Checked {
                         let descriptor = descriptor_of(sequence, &message).expect("an honest descriptor");
                         assert_eq!((message.head, descriptor.slot()), (Head::new(Kind::Slot, 64), slot));
                         slot_read = Some((slot, sequence));
-                        let hold = hold.expect("a slot is held");
-                        subject.kept.push((sequence, false, hold));
+                        assert_eq!(hold.is_none(), copies, "a slot is held or copied");
+                        assert_eq!(copied, copies.then_some(Place::Under(sequence)), "a copy of another message");
+                        subject.kept.extend(hold.map(|hold| (sequence, false, hold)));
                     }
                     Sent::End => assert_eq!(message.head.kind(), Kind::End),
                 }
@@ -409,6 +431,7 @@ impl Checked {
                 subject.delivered += 1;
             }
         }
+        assert!(copied.is_none() || slot_read.is_some(), "a slot was copied of which no message came");
         if let Some((slot, sequence)) = slot_read {
             assert_eq!(self.places[slot as usize], Place::Under(sequence), "a reader got a slot that was given away");
         }
