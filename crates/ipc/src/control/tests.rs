@@ -1,5 +1,7 @@
 //! Tests of the control thread against peers that are driven by hand.
 
+mod grants;
+
 use std::ffi::OsStr;
 use std::path::Path;
 use std::time::{Duration, Instant};
@@ -21,6 +23,16 @@ fn service<M: Payload + ?Sized>(process: &Process, name: &str) -> Service<M> {
     Service::with(ServiceName::new(name).expect("a name"), process.clone()).expect("a service")
 }
 
+/// A runtime directory that other users reach.
+fn shared_directory(scratch: &Scratch) -> std::path::PathBuf {
+    let run = scratch.path().join("run");
+    std::fs::create_dir(&run).expect("a directory");
+    for path in [scratch.path(), &run] {
+        std::fs::set_permissions(path, std::os::unix::fs::PermissionsExt::from_mode(0o711)).expect("chmod");
+    }
+    run
+}
+
 /// A process's socket that does only what the test says.
 struct Puppet {
     directory: RuntimeDirectory,
@@ -29,7 +41,10 @@ struct Puppet {
 
 impl Puppet {
     fn new(scratch: &Scratch) -> Self {
-        let directory = directory(scratch.path());
+        Self::at(directory(scratch.path()))
+    }
+
+    fn at(directory: RuntimeDirectory) -> Self {
         let incarnation = Incarnation::random().expect("random bytes");
         let listener = Listener::bind(&directory, incarnation).expect("a listener");
         Self { directory, listener }
@@ -117,8 +132,7 @@ fn a_child_of_a_dead_peer_that_writes_for_ever_is_not_listened_to_for_ever() {
 fn child_whose_child_writes_for_ever() {
     let Some(path) = Child::directory() else { return println!("SKIP: only its parent's test needs it") };
     let (directory, to) = (directory(path), Child::heard().parse().expect("an incarnation"));
-    let listener = Listener::bind(&directory, Incarnation::random().expect("random bytes")).expect("a listener");
-    let connection = Puppet { directory, listener }.connect(to);
+    let connection = Puppet::at(directory).connect(to);
     soon("the answer to the hello", || matches!(hear(&connection), Some(Message::Hello(_))));
     let mut command = std::process::Command::new(std::env::current_exe().expect("this program"));
     command.args(["--exact", "control::tests::child_that_writes_for_ever", "--ignored", "--nocapture"]);
@@ -200,11 +214,7 @@ fn a_stranger_that_reads_nothing_takes_few_descriptors() {
         return;
     }
     let scratch = Scratch::new();
-    let run = scratch.path().join("run");
-    std::fs::create_dir(&run).expect("a directory");
-    for path in [scratch.path(), &run] {
-        std::fs::set_permissions(path, std::os::unix::fs::PermissionsExt::from_mode(0o711)).expect("chmod");
-    }
+    let run = shared_directory(&scratch);
     let process = Process::open(directory(&run)).expect("a participant");
     let publisher = service::<[u8]>(&process, "s").publisher().allow(crate::Who::User(STRANGER));
     let publisher = publisher.create().expect("a publisher");
@@ -227,11 +237,9 @@ fn a_stranger_that_reads_nothing_takes_few_descriptors() {
 #[ignore = "a child of another test"]
 fn child_that_asks_and_never_reads() {
     let Some(path) = Child::directory() else { return println!("SKIP: only its parent's test needs it") };
-    let directory = directory(path);
     let to: Incarnation = Child::heard().parse().expect("an incarnation");
-    let listener = Listener::bind(&directory, Incarnation::random().expect("random bytes")).expect("a listener");
     // A stranger is who it says as long as the socket of that name is its own.
-    let puppet = Puppet { directory, listener };
+    let puppet = Puppet::at(directory(path));
     let connection = puppet.connect(to);
     soon("the answer to the hello", || matches!(hear(&connection), Some(Message::Hello(_))));
     let region = zcmi_mem::region::Region::options(4096).create().expect("a region");
