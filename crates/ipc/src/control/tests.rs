@@ -1,6 +1,7 @@
 //! Tests of the control thread against peers that are driven by hand.
 
 mod grants;
+mod joins;
 
 use std::ffi::OsStr;
 use std::path::Path;
@@ -233,6 +234,24 @@ fn a_stranger_that_reads_nothing_takes_few_descriptors() {
     soon("the stranger is nobody's reader", || publisher.subscribers() == 0);
 }
 
+/// A subscriber's join to the first publisher of that process, with its block at the beginning of the region.
+fn join_by_hand(region: &zcmi_mem::region::Region, to: Incarnation) -> crate::wire::Join {
+    let block = region.view::<zcmi_ring::ReaderBlock>(region.data_offset(), 1).expect("a block");
+    block.at(0).reset([to.as_u128() as u64, (to.as_u128() >> 64) as u64, 1]);
+    crate::wire::Join {
+        publisher: 1,
+        subscriber: 1,
+        service: ServiceName::new("s").expect("a name"),
+        drop_oldest: true,
+        history: 0,
+        holds: 0,
+        record: <[u8]>::message_record().encode(),
+        region: crate::wire::RegionName { id: region.id(), bytes: region.len() as u64, attached: true },
+        block: region.data_offset() as u64,
+        waiter: false,
+    }
+}
+
 #[test]
 #[ignore = "a child of another test"]
 fn child_that_asks_and_never_reads() {
@@ -243,20 +262,7 @@ fn child_that_asks_and_never_reads() {
     let connection = puppet.connect(to);
     soon("the answer to the hello", || matches!(hear(&connection), Some(Message::Hello(_))));
     let region = zcmi_mem::region::Region::options(4096).create().expect("a region");
-    let block = region.view::<zcmi_ring::ReaderBlock>(region.data_offset().next_multiple_of(128), 1).expect("a block");
-    block.at(0).reset([to.as_u128() as u64, (to.as_u128() >> 64) as u64, 1]);
-    let mut join = crate::wire::Join {
-        publisher: 1,
-        subscriber: 1,
-        service: ServiceName::new("s").expect("a name"),
-        drop_oldest: true,
-        history: 0,
-        holds: 0,
-        record: <[u8]>::message_record().encode(),
-        region: crate::wire::RegionName { id: region.id(), bytes: region.len() as u64, attached: true },
-        block: region.data_offset().next_multiple_of(128) as u64,
-        waiter: false,
-    };
+    let mut join = join_by_hand(&region, to);
     let descriptor = region.descriptor().expect("a memfd");
     let first = Message::Join(Box::new(join.clone())).encode();
     assert_eq!(connection.send(&first, &[descriptor]).expect("send"), SendOutcome::Sent);
