@@ -14,7 +14,7 @@ use crate::name::{Incarnation, ServiceName};
 use crate::scratch::{Child, PATIENCE, STRANGER, Scratch, soon};
 use crate::socket::{Connection, Listener, MAX_DESCRIPTORS, MAX_MESSAGE_BYTES, Received, SendOutcome};
 use crate::wire::{Hello, Message, VERSION, VERSION_MIN};
-use crate::{Process, Service};
+use crate::{Process, Service, sys};
 
 fn directory(path: impl AsRef<OsStr>) -> RuntimeDirectory {
     RuntimeDirectory::at(Path::new(path.as_ref())).expect("a directory")

@@ -1,8 +1,11 @@
 //! Joins of another user that ask in vain, or whose connection ends in the middle of them.
 
 use std::collections::HashSet;
-use std::os::fd::{AsFd, OwnedFd};
+use std::fs::{File, OpenOptions};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
+use std::os::unix::fs::FileExt;
 
+use rustix::fs::{FallocateFlags, SealFlags};
 use zcmi_mem::region::Region;
 use zcmi_ring::ReaderBlock;
 use zcmi_ring::sync::Ordering;
@@ -235,4 +238,92 @@ fn child_that_asks_in_vain() {
     assert!(matches!(answer, Message::Accepted(_)), "{answer:?}");
     Child::answer("granted");
     Child::wait_for_parent();
+}
+
+/// Tries whatever could change memory behind a descriptor; returns what the kernel allowed.
+fn allowed_by(descriptor: BorrowedFd<'_>) -> Vec<&'static str> {
+    let file = File::from(descriptor.try_clone_to_owned().expect("dup"));
+    let bytes = file.metadata().expect("fstat").len();
+    let mut allowed = sys::testing::allowed_by_mapping(descriptor, bytes as usize);
+    let mut note = |what, succeeded: bool| allowed.extend(succeeded.then_some(what));
+    note("write", file.write_at(&[0xff; 64], 0).is_ok());
+    note("write at the end", file.write_at(&[0xff; 64], bytes).is_ok());
+    note("shrink", file.set_len(0).is_ok() || file.set_len(bytes - 1).is_ok());
+    note("grow", file.set_len(bytes + 4096).is_ok());
+    let punch = FallocateFlags::PUNCH_HOLE | FallocateFlags::KEEP_SIZE;
+    note("punch", rustix::fs::fallocate(&file, punch, 4096, 4096).is_ok());
+    note("allocate past the end", rustix::fs::fallocate(&file, FallocateFlags::empty(), bytes, 4096).is_ok());
+    note("seal", rustix::fs::fcntl_add_seals(&file, SealFlags::WRITE).is_ok());
+    allowed
+}
+
+#[test]
+fn a_stranger_changes_nothing_of_what_it_was_given_by_write_truncate_punch_reopen_or_remap() {
+    if !rustix::process::geteuid().is_root() {
+        return println!("SKIP: only root can start a process of another user");
+    }
+    let scratch = Scratch::new();
+    let run = shared_directory(&scratch);
+    let process = Process::open(directory(&run)).expect("a participant");
+    let mut publisher = service::<[u8]>(&process, "s").publisher().allow(Who::User(STRANGER)).create().expect("one");
+    let mut reader = service::<[u8]>(&process, "s").subscriber().join().expect("a subscriber");
+    publisher.publish_copy_of(&[5; 3000]).expect("room");
+    let mut stranger =
+        Child::start("control::tests::joins::child_that_tries_to_change", &run, Some(STRANGER), &scratch);
+    stranger.say(&process.incarnation().to_string());
+    let regions: usize = stranger.line().parse().expect("a number of regions");
+    assert!(regions > 0);
+    for _ in 0..regions {
+        assert_eq!(stranger.line(), "as given: []");
+        // By `/proc` it has it anew, if at all, with the right to write: that is worth nothing.
+        assert_eq!(stranger.line(), "opened anew: []");
+    }
+    let own = stranger.line();
+    for tried in ["map writable", "make writable", "madvise", "write, ", "shrink", "grow", "punch", "allocate", "seal"]
+    {
+        assert!(own.contains(tried), "`{tried}` is no attempt: {own}");
+    }
+    // What was under way is whole, and so is what comes.
+    publisher.publish_copy_of(&[6; 3000]).expect("room");
+    for byte in [5, 6] {
+        let sample = reader.try_receive().expect("no error").expect("a message");
+        assert_eq!(*sample, [byte; 3000]);
+    }
+}
+
+#[test]
+#[ignore = "a child of another test"]
+fn child_that_tries_to_change() {
+    let Some(path) = Child::directory() else { return println!("SKIP: only its parent's test needs it") };
+    let to: Incarnation = Child::heard().parse().expect("an incarnation");
+    let puppet = Puppet::at(directory(path));
+    let connection = puppet.connect(to);
+    let region = Region::options(4096).create().expect("a region");
+    let join = Message::Join(Box::new(join_by_hand(&region, to))).encode();
+    let descriptor = region.descriptor().expect("a memfd");
+    assert_eq!(connection.send(&join, &[descriptor]).expect("send"), SendOutcome::Sent);
+    let (mut given, mut buffer) = (Vec::new(), [0; MAX_MESSAGE_BYTES]);
+    soon("the grant", || match connection.receive(&mut buffer).expect("recvmsg") {
+        Received::Message { len, descriptors } => {
+            given = descriptors;
+            matches!(Message::decode(&buffer[..len]), Ok(Message::Accepted(_)))
+        }
+        _ => false,
+    });
+    Child::answer(&given.len().to_string());
+    for descriptor in &given {
+        Child::answer(&format!("as given: {:?}", allowed_by(descriptor.as_fd())));
+        let path = format!("/proc/self/fd/{}", descriptor.as_raw_fd());
+        let mut allowed = Vec::new();
+        // Opening it to be emptied fails, whatever its mode.
+        allowed.extend(OpenOptions::new().write(true).truncate(true).open(&path).is_ok().then_some("empty"));
+        if let Ok(anew) = OpenOptions::new().read(true).write(true).open(&path) {
+            allowed.extend(allowed_by(anew.as_fd()));
+        }
+        Child::answer(&format!("opened anew: {allowed:?}"));
+    }
+    // The same attempts succeed where no seal is in the way, so that they are attempts.
+    let unsealed = rustix::fs::memfd_create("own", rustix::fs::MemfdFlags::ALLOW_SEALING).expect("memfd_create");
+    rustix::fs::ftruncate(&unsealed, 16384).expect("ftruncate");
+    Child::answer(&format!("its own: {}", allowed_by(unsealed.as_fd()).join(", ")));
 }
