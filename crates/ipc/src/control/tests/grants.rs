@@ -373,6 +373,88 @@ fn child_that_hands_over_forgeries() {
     Child::answer(if heard { "heard" } else { "not heard" });
 }
 
+/// The memory of a file that this process has in its page tables, bytes; nothing where it is not mapped.
+fn resident(inode: u64) -> Option<u64> {
+    let maps = std::fs::read_to_string("/proc/self/smaps").expect("the mappings");
+    let (mut ours, mut bytes) = (false, None);
+    for line in maps.lines() {
+        let mut words = line.split_whitespace();
+        match (words.next(), words.next()) {
+            (Some("Rss:"), Some(kibibytes)) if ours => {
+                *bytes.get_or_insert(0) += kibibytes.parse::<u64>().expect("a number") << 10;
+            }
+            (Some(first), Some(_)) if !first.ends_with(':') => ours = words.nth(2) == Some(inode.to_string().as_str()),
+            _ => {}
+        }
+    }
+    bytes
+}
+
+/// Bytes of a region that would be felt if all of it was read.
+const LARGE: usize = 32 << 20;
+
+#[test]
+fn a_grant_that_nobody_waits_for_is_not_looked_at_and_a_large_one_is_not_filled() {
+    let Some(mut stage) = Stage::set() else { return };
+    let mut liar = stage.liar("child_that_grants_unasked", STRANGER);
+    let large: u64 = liar.line().parse().expect("an inode");
+    for _ in 0..2 {
+        // Each brought what would have ended its sender, had it been looked at.
+        assert_eq!(liar.line(), "three regions may come again, and left");
+        assert!(!is_mapped(large));
+        stage.others_are_received();
+        assert_eq!(stage.subscriber.next_event(), None);
+        liar.say("next");
+    }
+    assert!(matches!(stage.event(), Event::Joined { .. }));
+    let filled = resident(large).expect("the lane lies in it");
+    assert!(filled < LARGE as u64 / 4, "{filled} bytes of {LARGE} are in our page tables");
+    // A second grant of the same lane was not asked for.
+    assert_eq!(liar.line(), "three regions may come again, and left");
+    assert_eq!(stage.subscriber.publishers(), 2);
+    stage.others_are_received();
+    assert_eq!(stage.subscriber.next_event(), None);
+}
+
+#[test]
+#[ignore = "a child of another test"]
+fn child_that_grants_unasked() {
+    let Some(liar) = Liar::start() else { return };
+    let large = Region::options(LARGE).huge_pages(HugePages::Transparent).create().expect("a region");
+    let descriptor = large.descriptor().expect("a memfd");
+    Child::answer(&inode(descriptor).to_string());
+    // Claims of a region within the bounds, whose descriptors are holes, and a device.
+    let holes = memfd(LARGE as u64, REGION_SEALS, false);
+    let device = std::fs::File::open("/dev/zero").expect("a device");
+    let unasked = |lane: LaneName| {
+        let mut accepted = sound(&large, lane);
+        accepted.lane.id = RegionId::from_words([lane.publisher.into(), 1]);
+        accepted.ring_region = RegionName { id: RegionId::from_words([2, 2]), ..accepted.lane };
+        pool(&mut accepted).region.attached = true;
+        let named = [accepted.lane.id, accepted.ring_region.id, large.id()];
+        grant(&liar.connection, accepted, &[holes.as_fd(), device.as_fd(), descriptor]);
+        let mut answers = Vec::new();
+        soon("four answers", || {
+            answers.extend(hear(&liar.connection));
+            answers.len() == 4
+        });
+        let unmapped = named.map(Message::Unmapped);
+        assert_eq!((&answers[..3], &answers[3]), (&unmapped[..], &Message::Leave(lane)));
+        Child::answer("three regions may come again, and left");
+    };
+    // Of a subscriber that there is not, and of one that never asked.
+    for subscriber in [99, 1] {
+        unasked(LaneName { publisher: 77, subscriber });
+        assert_eq!(Child::heard(), "next");
+    }
+    let join = liar.announce(1);
+    let lane = LaneName { publisher: join.publisher, subscriber: join.subscriber };
+    grant(&liar.connection, sound(&large, lane), &[descriptor]);
+    soon("the end of the introduction", || matches!(hear(&liar.connection), Some(Message::Announced { .. })));
+    unasked(lane);
+    Child::wait_for_parent();
+}
+
 /// Numbers that are nearly right, or anything.
 fn number() -> impl Strategy<Value = u64> {
     prop_oneof![
