@@ -2,6 +2,7 @@
 
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::fs::MetadataExt;
+use std::sync::Arc;
 
 use proptest::prelude::*;
 use rustix::fs::{MemfdFlags, SealFlags};
@@ -77,7 +78,7 @@ const LIES: &[Lie] = &[
     (|grant| grant.capacity = 1 << 58, "end past the region"),
     (|grant| grant.capacity = u64::MAX, "end past the region"),
     (|grant| grant.control = grant.lane.bytes, "end past the region"),
-    (|grant| grant.control = u64::MAX & !127, "end past the region"),
+    (|grant| grant.control = !127, "end past the region"),
     (|grant| grant.control = 0, "in the region's header"),
     (|grant| grant.control += 64, "multiple of 128"),
     (|grant| grant.ring = grant.lane.bytes - 64, "end past the region"),
@@ -101,7 +102,7 @@ const LIES: &[Lie] = &[
     (|grant| pool(grant).classes = vec![class(64, 3)], "too small for messages of 72"),
     (|grant| pool(grant).offset += 64, "not aligned"),
     (|grant| pool(grant).offset = 0, "in the region's header"),
-    (|grant| pool(grant).offset = u64::MAX & !4095, "end past the region"),
+    (|grant| pool(grant).offset = !4095, "end past the region"),
     (|grant| grant.wake = Some((grant.ring_region, 0)), "a stranger handed over a wake page"),
     (|grant| grant.ring_region.id = RegionId::from_words([7, 7]), "was never handed over"),
     (|grant| pool(grant).region.id = RegionId::from_words([7, 7]), "was never handed over"),
@@ -505,7 +506,8 @@ proptest! {
             });
             let descriptor = region.descriptor().expect("a memfd").try_clone_to_owned().expect("dup");
             let claim = RegionClaim { id: region.id(), bytes: region.len() as u64 };
-            let peer = std::sync::Arc::new(PeerRegion::receive(descriptor, &claim, PeerTrust::Stranger).expect("sound"));
+            let peer = PeerRegion::receive(descriptor, &claim, PeerTrust::Stranger).expect("a sound region");
+            let peer = Arc::new(peer);
             let terms = LaneTerms {
                 pid: 1,
                 least_bytes: size_of::<Words>(),
@@ -528,10 +530,10 @@ proptest! {
                     })
                 });
             let block = own.view::<ReaderBlock>(own.data_offset(), 1).expect("a block");
-            let pool = accepted.pool.clone().map(|name| (std::sync::Arc::clone(&peer), name));
-            let ring = std::sync::Arc::clone(&peer);
+            let pool = accepted.pool.clone().map(|name| (Arc::clone(&peer), name));
+            let ring = Arc::clone(&peer);
             let offer = LaneOffer { peer: process.incarnation(), accepted, lane: peer, ring, wake: None, pool };
-            let granted = Lane::new(offer, block, terms, process.life(), std::sync::Arc::clone(process.mailbox()));
+            let granted = Lane::new(offer, block, terms, process.life(), Arc::clone(process.mailbox()));
             prop_assert_eq!(granted.is_ok(), lawful, "{:?}", granted);
             Ok(())
         })?;
