@@ -301,6 +301,17 @@ impl Process {
     /// # Errors
     /// [`ProcessError`].
     pub fn open(directory: RuntimeDirectory) -> Result<Self, ProcessError> {
+        let (process, control) = Self::prepare(directory)?;
+        let thread = std::thread::Builder::new()
+            .name("zcmi-control".into())
+            .spawn(move || control.run())
+            .map_err(|source| ProcessError::System { call: "starting the control thread", source })?;
+        *lock(&process.inner.thread) = Some(thread);
+        Ok(process)
+    }
+
+    /// A participant, and its control thread's state, which nobody runs yet.
+    pub(crate) fn prepare(directory: RuntimeDirectory) -> Result<(Self, Control), ProcessError> {
         let guard = ForkGuard::new()?;
         let system = |call| move |source| ProcessError::System { call, source };
         let incarnation = Incarnation::random().map_err(system("getrandom"))?;
@@ -335,10 +346,6 @@ impl Process {
         let lanes = Memories::new(lanes);
         let control =
             Control::new(directory.clone(), listener, Arc::clone(&mailbox), lanes.clone(), Arc::clone(&ledger), guard);
-        let thread = std::thread::Builder::new()
-            .name("zcmi-control".into())
-            .spawn(move || control.run())
-            .map_err(system("starting the control thread"))?;
         let inner = Inner {
             incarnation,
             directory,
@@ -349,9 +356,9 @@ impl Process {
             next_endpoint: AtomicU32::new(1),
             guard,
             barrier,
-            thread: Mutex::new(Some(thread)),
+            thread: Mutex::default(),
         };
-        Ok(Self { inner: Arc::new(inner) })
+        Ok((Self { inner: Arc::new(inner) }, control))
     }
 
     /// This process's identity in its runtime directory.

@@ -293,6 +293,35 @@ pub(crate) mod testing {
         rustix::fs::fcntl_setfl(descriptor, rustix::fs::OFlags::empty()).expect("fcntl(F_SETFL)");
     }
 
+    /// Tries to get the right to write shared memory, and to take pages out of it, by mappings: one that shall be
+    /// writable, and one that is made so. Returns what the kernel allowed.
+    pub(crate) fn allowed_by_mapping(descriptor: BorrowedFd<'_>, len: usize) -> Vec<&'static str> {
+        let map = |rights| {
+            let number = descriptor.as_raw_fd();
+            // SAFETY: a mapping at an address of the kernel's choice, which no reference of this process covers.
+            unsafe { libc::mmap(core::ptr::null_mut(), len, rights, libc::MAP_SHARED, number, 0) }
+        };
+        let mut allowed = Vec::new();
+        let (writable, readable) = (map(libc::PROT_READ | libc::PROT_WRITE), map(libc::PROT_READ));
+        assert_ne!(readable, libc::MAP_FAILED, "it may be read: {}", io::Error::last_os_error());
+        if writable != libc::MAP_FAILED {
+            allowed.push("map writable");
+        }
+        // SAFETY: takes no memory; more rights to a mapping of our own break no reference.
+        if unsafe { libc::mprotect(readable, len, libc::PROT_READ | libc::PROT_WRITE) } == 0 {
+            allowed.push("make writable");
+        }
+        // SAFETY: the mapping was made above, and nothing of this process refers to it.
+        if unsafe { libc::madvise(readable, len, libc::MADV_REMOVE) } == 0 {
+            allowed.push("take pages out by madvise");
+        }
+        for mapping in [writable, readable].into_iter().filter(|&mapping| mapping != libc::MAP_FAILED) {
+            // SAFETY: the mapping was made above, and nothing of this process refers to it.
+            assert_eq!(unsafe { libc::munmap(mapping, len) }, 0, "munmap");
+        }
+        allowed
+    }
+
     /// Tries the write that cannot wait.
     pub(crate) fn write_without_waiting(eventfd: impl AsFd) -> Result<usize, Errno> {
         rustix::io::pwritev2(eventfd, &[IoSlice::new(&1_u64.to_ne_bytes())], u64::MAX, ReadWriteFlags::NOWAIT)

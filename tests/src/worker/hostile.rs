@@ -45,6 +45,17 @@ pub(super) fn try_memory() -> Outcome {
         if !crate::sys::refuses_to_be_writable(mapping.begin, mapping.end - mapping.begin) {
             return Err(format!("{} was made writable", mapping.name));
         }
+        // The way to a file whose descriptor is closed, which the kernel opens to nobody without rights.
+        let path = format!("/proc/self/map_files/{:x}-{:x}", mapping.begin, mapping.end);
+        if let Ok(file) = OpenOptions::new().write(true).open(&path) {
+            let punch = rustix::fs::FallocateFlags::PUNCH_HOLE | rustix::fs::FallocateFlags::KEEP_SIZE;
+            let changed = file.write_at(&[1], 4096).is_ok()
+                || file.set_len(0).is_ok()
+                || rustix::fs::fallocate(&file, punch, 4096, 4096).is_ok();
+            if changed {
+                return Err(format!("{} was opened anew and changed", mapping.name));
+            }
+        }
     }
     Ok(format!("foreign={}", foreign.len()))
 }

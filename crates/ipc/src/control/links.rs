@@ -406,12 +406,7 @@ impl Control {
                             let text = error.to_string();
                             self.strangers.close(vec![error.into_descriptor()]);
                             if stranger.is_some() {
-                                // To look at it cost us something, and no honest process sends such a one.
-                                for link in
-                                    self.peers.get(&incarnation).map(|peer| peer.links.clone()).unwrap_or_default()
-                                {
-                                    self.expel(link);
-                                }
+                                self.strangers.forger = Some(incarnation);
                             }
                             return Err(RegionClaimError::Refused(text));
                         }
@@ -537,6 +532,7 @@ impl Control {
         self.act_on(id, message, &mut descriptors);
         // What no message asked for.
         self.strangers.close(descriptors.into());
+        self.expel_forger();
     }
 
     fn act_on(&mut self, id: LinkId, message: Message, descriptors: &mut Descriptors) {

@@ -350,7 +350,7 @@ impl Control {
         }
     }
 
-    fn try_join(
+    pub(super) fn try_join(
         &mut self,
         link: LinkId,
         peer: Incarnation,

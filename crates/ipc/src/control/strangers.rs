@@ -63,6 +63,8 @@ pub(super) struct Strangers {
     let_in: Audience,
     /// Who is not heard, and until when.
     barred: HashMap<u32, Instant>,
+    /// Whose message brought a descriptor that was looked at and is no region.
+    pub(super) forger: Option<Incarnation>,
 }
 
 /// What may still be sent to a stranger: descriptors, by time.
@@ -175,6 +177,15 @@ impl Control {
             self.strangers.barred.insert(uid, Instant::now() + BARRED);
         }
         self.drop_link(id);
+    }
+
+    /// Hangs up on a process that handed over what is no region: to look at it cost us something, and no honest process
+    /// sends such a one. Only after its message was dealt with, so that whoever waited for it is told the reason.
+    pub(super) fn expel_forger(&mut self) {
+        let Some(forger) = self.strangers.forger.take() else { return };
+        for link in self.peers.get(&forger).map(|peer| peer.links.clone()).unwrap_or_default() {
+            self.expel(link);
+        }
     }
 
     /// Everybody with whom one of our endpoints is shared.

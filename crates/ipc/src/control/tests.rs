@@ -1,5 +1,8 @@
 //! Tests of the control thread against peers that are driven by hand.
 
+mod grants;
+mod joins;
+
 use std::ffi::OsStr;
 use std::path::Path;
 use std::time::{Duration, Instant};
@@ -11,7 +14,7 @@ use crate::name::{Incarnation, ServiceName};
 use crate::scratch::{Child, PATIENCE, STRANGER, Scratch, soon};
 use crate::socket::{Connection, Listener, MAX_DESCRIPTORS, MAX_MESSAGE_BYTES, Received, SendOutcome};
 use crate::wire::{Hello, Message, VERSION, VERSION_MIN};
-use crate::{Process, Service};
+use crate::{Process, Service, sys};
 
 fn directory(path: impl AsRef<OsStr>) -> RuntimeDirectory {
     RuntimeDirectory::at(Path::new(path.as_ref())).expect("a directory")
@@ -19,6 +22,16 @@ fn directory(path: impl AsRef<OsStr>) -> RuntimeDirectory {
 
 fn service<M: Payload + ?Sized>(process: &Process, name: &str) -> Service<M> {
     Service::with(ServiceName::new(name).expect("a name"), process.clone()).expect("a service")
+}
+
+/// A runtime directory that other users reach.
+fn shared_directory(scratch: &Scratch) -> std::path::PathBuf {
+    let run = scratch.path().join("run");
+    std::fs::create_dir(&run).expect("a directory");
+    for path in [scratch.path(), &run] {
+        std::fs::set_permissions(path, std::os::unix::fs::PermissionsExt::from_mode(0o711)).expect("chmod");
+    }
+    run
 }
 
 /// A process's socket that does only what the test says.
@@ -29,7 +42,10 @@ struct Puppet {
 
 impl Puppet {
     fn new(scratch: &Scratch) -> Self {
-        let directory = directory(scratch.path());
+        Self::at(directory(scratch.path()))
+    }
+
+    fn at(directory: RuntimeDirectory) -> Self {
         let incarnation = Incarnation::random().expect("random bytes");
         let listener = Listener::bind(&directory, incarnation).expect("a listener");
         Self { directory, listener }
@@ -117,8 +133,7 @@ fn a_child_of_a_dead_peer_that_writes_for_ever_is_not_listened_to_for_ever() {
 fn child_whose_child_writes_for_ever() {
     let Some(path) = Child::directory() else { return println!("SKIP: only its parent's test needs it") };
     let (directory, to) = (directory(path), Child::heard().parse().expect("an incarnation"));
-    let listener = Listener::bind(&directory, Incarnation::random().expect("random bytes")).expect("a listener");
-    let connection = Puppet { directory, listener }.connect(to);
+    let connection = Puppet::at(directory).connect(to);
     soon("the answer to the hello", || matches!(hear(&connection), Some(Message::Hello(_))));
     let mut command = std::process::Command::new(std::env::current_exe().expect("this program"));
     command.args(["--exact", "control::tests::child_that_writes_for_ever", "--ignored", "--nocapture"]);
@@ -200,11 +215,7 @@ fn a_stranger_that_reads_nothing_takes_few_descriptors() {
         return;
     }
     let scratch = Scratch::new();
-    let run = scratch.path().join("run");
-    std::fs::create_dir(&run).expect("a directory");
-    for path in [scratch.path(), &run] {
-        std::fs::set_permissions(path, std::os::unix::fs::PermissionsExt::from_mode(0o711)).expect("chmod");
-    }
+    let run = shared_directory(&scratch);
     let process = Process::open(directory(&run)).expect("a participant");
     let publisher = service::<[u8]>(&process, "s").publisher().allow(crate::Who::User(STRANGER));
     let publisher = publisher.create().expect("a publisher");
@@ -223,21 +234,11 @@ fn a_stranger_that_reads_nothing_takes_few_descriptors() {
     soon("the stranger is nobody's reader", || publisher.subscribers() == 0);
 }
 
-#[test]
-#[ignore = "a child of another test"]
-fn child_that_asks_and_never_reads() {
-    let Some(path) = Child::directory() else { return println!("SKIP: only its parent's test needs it") };
-    let directory = directory(path);
-    let to: Incarnation = Child::heard().parse().expect("an incarnation");
-    let listener = Listener::bind(&directory, Incarnation::random().expect("random bytes")).expect("a listener");
-    // A stranger is who it says as long as the socket of that name is its own.
-    let puppet = Puppet { directory, listener };
-    let connection = puppet.connect(to);
-    soon("the answer to the hello", || matches!(hear(&connection), Some(Message::Hello(_))));
-    let region = zcmi_mem::region::Region::options(4096).create().expect("a region");
-    let block = region.view::<zcmi_ring::ReaderBlock>(region.data_offset().next_multiple_of(128), 1).expect("a block");
+/// A subscriber's join to the first publisher of that process, with its block at the beginning of the region.
+fn join_by_hand(region: &zcmi_mem::region::Region, to: Incarnation) -> crate::wire::Join {
+    let block = region.view::<zcmi_ring::ReaderBlock>(region.data_offset(), 1).expect("a block");
     block.at(0).reset([to.as_u128() as u64, (to.as_u128() >> 64) as u64, 1]);
-    let mut join = crate::wire::Join {
+    crate::wire::Join {
         publisher: 1,
         subscriber: 1,
         service: ServiceName::new("s").expect("a name"),
@@ -246,9 +247,22 @@ fn child_that_asks_and_never_reads() {
         holds: 0,
         record: <[u8]>::message_record().encode(),
         region: crate::wire::RegionName { id: region.id(), bytes: region.len() as u64, attached: true },
-        block: region.data_offset().next_multiple_of(128) as u64,
+        block: region.data_offset() as u64,
         waiter: false,
-    };
+    }
+}
+
+#[test]
+#[ignore = "a child of another test"]
+fn child_that_asks_and_never_reads() {
+    let Some(path) = Child::directory() else { return println!("SKIP: only its parent's test needs it") };
+    let to: Incarnation = Child::heard().parse().expect("an incarnation");
+    // A stranger is who it says as long as the socket of that name is its own.
+    let puppet = Puppet::at(directory(path));
+    let connection = puppet.connect(to);
+    soon("the answer to the hello", || matches!(hear(&connection), Some(Message::Hello(_))));
+    let region = zcmi_mem::region::Region::options(4096).create().expect("a region");
+    let mut join = join_by_hand(&region, to);
     let descriptor = region.descriptor().expect("a memfd");
     let first = Message::Join(Box::new(join.clone())).encode();
     assert_eq!(connection.send(&first, &[descriptor]).expect("send"), SendOutcome::Sent);

@@ -79,8 +79,10 @@ impl Child {
         if user.is_some() {
             // The other user may have no way to where this program was built.
             let copy = scratch.path().join("program");
-            std::fs::copy(&program, &copy).expect("a copy of this program");
-            std::fs::set_permissions(&copy, PermissionsExt::from_mode(0o755)).expect("chmod");
+            if !copy.exists() {
+                std::fs::copy(&program, &copy).expect("a copy of this program");
+                std::fs::set_permissions(&copy, PermissionsExt::from_mode(0o755)).expect("chmod");
+            }
             std::fs::set_permissions(scratch.path(), PermissionsExt::from_mode(0o711)).expect("chmod");
             program = copy;
         }
