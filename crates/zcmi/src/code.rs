@@ -39,6 +39,9 @@ mod tests {
 
     #[test]
     fn the_outermost_error_with_a_code_counts() {
+        let inner = crate::region::HeaderError::Magic { found: 0 };
+        let outer = crate::region::RefusedRegion::Header(inner);
+        assert!(outer.code() != inner.code() && code_of(&outer) == Some(outer.code()));
         let full = crate::NoRoom::WaitingFor { pid: 1, behind: 2, capacity: 3 };
         let refused = crate::PublishRefusal::NoRoom(full.clone());
         assert_eq!([refused.code(), code_of(&refused).expect("it has one")], [full.code(); 2]);
