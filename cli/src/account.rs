@@ -23,7 +23,7 @@ fn number_of(text: &str, file: &str, what: &str) -> Result<u32, Failure> {
         let mut fields = line.split(':');
         (fields.next()? == text).then(|| fields.nth(1)?.parse().ok())?
     };
-    let missing = || Failure::Usage(format!("{file} has no {what} `{text}`; give the {what}'s number"));
+    let missing = || Failure::usage(format!("{file} has no {what} `{text}`; give the {what}'s number"));
     accounts.lines().find_map(of_name).ok_or_else(missing)
 }
 
@@ -34,6 +34,6 @@ mod tests {
     #[test]
     fn accounts_are_found_by_number_and_by_name() {
         assert_eq!((user("0").ok(), user("root").ok(), group("61001").ok()), (Some(0), Some(0), Some(61001)));
-        assert!(matches!(user("no such user"), Err(Failure::Usage(text)) if text.contains("no such user")));
+        assert!(matches!(user("no such user"), Err(Failure::Usage { text, .. }) if text.contains("no such user")));
     }
 }

@@ -8,7 +8,7 @@ use indicatif::ProgressBar;
 use zcmi_bench::ipc::{self, BenchError, IpcOptions};
 use zcmi_bench::table;
 
-use crate::failure::{Failure, chain};
+use crate::failure::Failure;
 use crate::say::{self, Tell};
 
 const EXAMPLES: &str = "\
@@ -94,7 +94,7 @@ impl Bench {
                 eprintln!("SKIP: {reason}");
                 return Ok(());
             }
-            Err(error @ BenchError::UnknownRow { .. }) => return Err(Failure::Usage(chain(&error))),
+            Err(error @ BenchError::UnknownRow { .. }) => return Err(Failure::usage_of(&error)),
             Err(error) => return Err(Failure::of("the bench failed", &error)),
         };
         match &ipc.json {

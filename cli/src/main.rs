@@ -6,6 +6,7 @@
 
 mod account;
 mod bench;
+mod code;
 mod demo;
 mod descriptor;
 mod failure;
@@ -71,7 +72,7 @@ fn main() -> ExitCode {
         Ok(()) => ExitCode::SUCCESS,
         Err(failure) => {
             tell(&failure, json);
-            failure.code()
+            failure.exit_code()
         }
     }
 }
@@ -79,8 +80,12 @@ fn main() -> ExitCode {
 /// Says why a command failed, on stderr.
 fn tell(failure: &Failure, json: bool) {
     if json {
-        eprintln!("{}", json!({ "schema": "zcmi-error/1", "error": failure.to_string() }));
-    } else {
+        let (code, text) = (failure.code(), failure.to_string());
+        eprintln!("{}", json!({ "schema": "zcmi-error/1", "code": code, "error": text }));
+    } else if matches!(failure, Failure::Interrupted) {
+        // Whoever pressed Ctrl-C knows, and has nothing to look up.
         eprintln!("zcmi: {failure}");
+    } else {
+        eprintln!("zcmi: error[{}]: {failure}", failure.code());
     }
 }

@@ -13,11 +13,14 @@ use clap::builder::RangedI64ValueParser;
 use indicatif::ProgressBar;
 use rustix::fs::FileType;
 use serde_json::{Value, json};
-use zcmi::{LeaseMut, LoanError, NoRoom, PublishRefusal, Publisher, PublisherError, Service, WhenFull, Who};
+use zcmi::{
+    Coded as _, LeaseMut, LoanError, NoRoom, PublishRefusal, Publisher, PublisherError, Service, WhenFull, Who,
+};
 
 use crate::account;
+use crate::code::Fault;
 use crate::descriptor::{Inlet, LOOK, ReadError};
-use crate::failure::{Failure, chain};
+use crate::failure::Failure;
 use crate::interrupt::Interrupt;
 use crate::say::{self, Tell};
 use crate::stream::{Composer, FOOT_BYTES, MAX_BODY_BYTES, MAX_MESSAGE_BYTES, Saying};
@@ -111,7 +114,7 @@ impl Publish {
     fn create(&self) -> Result<Publisher<[u8]>, Failure> {
         let name = &self.name;
         let service = Service::<[u8]>::new(name).map_err(|error| match error {
-            zcmi::ServiceError::Name(_) => Failure::Usage(chain(&error)),
+            zcmi::ServiceError::Name(_) => Failure::usage_of(&error),
             _ => Failure::of(format_args!("`{name}` cannot be published"), &error),
         })?;
         let options = service.publisher().max_len(MAX_MESSAGE_BYTES).max_publishers(1).late_joiners(false).loans(1);
@@ -122,10 +125,13 @@ impl Publish {
             options = options.may_block(who);
         }
         options.create().map_err(|error| match error {
-            PublisherError::TooManyPublishers { pid, .. } => Failure::new(format!(
-                "process {pid} publishes `{name}` already, and a stream has one publisher; wait until it ends, or use \
-                 another name"
-            )),
+            PublisherError::TooManyPublishers { pid, .. } => Failure::coded(
+                error.code(),
+                format!(
+                    "process {pid} publishes `{name}` already, and a stream has one publisher; wait until it ends, or \
+                     use another name"
+                ),
+            ),
             PublisherError::Memory(_) => {
                 Failure::of(format_args!("there is not enough memory to publish `{name}`"), &error)
             }
@@ -200,16 +206,16 @@ fn open_sources(files: &[PathBuf]) -> Result<Vec<Source>, Failure> {
     for path in files {
         let shown = say::harmless(&path.display().to_string());
         let of = |error: std::io::Error| Failure::of(format_args!("{shown} cannot be read"), &error);
-        let name = path.file_name().ok_or_else(|| Failure::Usage(format!("{shown} names no file")))?;
+        let name = path.file_name().ok_or_else(|| Failure::usage(format!("{shown} names no file")))?;
         if !names.insert(name.to_owned()) {
             let name = say::harmless(&name.to_string_lossy());
-            return Err(Failure::Usage(format!("two files are named {name}; a subscriber could store only one")));
+            return Err(Failure::usage(format!("two files are named {name}; a subscriber could store only one")));
         }
         let file = File::open(path).map_err(of)?;
         let metadata = file.metadata().map_err(of)?;
         if metadata.is_dir() {
             let text = format!("{shown} is a directory; publish it with `tar c {shown} | zcmi pub NAME`");
-            return Err(Failure::Usage(text));
+            return Err(Failure::usage(text));
         }
         sources.push(Source {
             name: name.to_owned().into_vec(),
@@ -250,7 +256,8 @@ impl Run {
         let there = self.publisher.subscribers();
         if there < self.joined {
             let text = format!("{} of {} left before the end of the stream", self.joined - there, self.joined);
-            return Err(Failure::new(format!("{text}; the others have all {} bytes", self.composer.offset())));
+            let text = format!("{text}; the others have all {} bytes", self.composer.offset());
+            return Err(Failure::new(Fault::SubscribersLeft, text));
         }
         Ok(hash)
     }
@@ -313,12 +320,13 @@ impl Run {
         self.interrupt.check()?;
         if self.publisher.subscribers() == 0 {
             let at = self.composer.offset();
-            return Err(Failure::new(format!("every subscriber has left; the stream was given up at byte {at}")));
+            let text = format!("every subscriber has left; the stream was given up at byte {at}");
+            return Err(Failure::new(Fault::SubscribersLeft, text));
         }
         Ok(())
     }
 
-    fn failed(&self, error: &dyn std::error::Error) -> Failure {
+    fn failed(&self, error: &(dyn std::error::Error + 'static)) -> Failure {
         Failure::of(format_args!("publishing failed at byte {}", self.composer.offset()), error)
     }
 

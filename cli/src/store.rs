@@ -15,6 +15,7 @@ use std::path::{Path, PathBuf};
 use rustix::fs::{AtFlags, FileType, Mode, OFlags, RenameFlags};
 use rustix::io::Errno;
 
+use crate::code::Fault;
 use crate::descriptor::{Outlet, WriteError};
 use crate::failure::Failure;
 use crate::interrupt::Interrupt;
@@ -89,7 +90,7 @@ impl Store {
             Err(Errno::NOTDIR | Errno::NOENT | Errno::ACCESS) => {}
             Err(errno) => return Err(Failure::of(format_args!("{shown} cannot be opened"), &errno)),
         }
-        let name = path.file_name().ok_or_else(|| Failure::Usage(format!("{shown} names no file")))?.to_owned();
+        let name = path.file_name().ok_or_else(|| Failure::usage(format!("{shown} names no file")))?.to_owned();
         let parent = path.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new("."));
         let directory = open(parent).map_err(|errno| {
             let parent = harmless(&parent.display().to_string());
@@ -109,21 +110,30 @@ impl Store {
     pub(crate) fn begin(&mut self, name: &[u8], left: u64) -> Result<(), Failure> {
         match self {
             Self::Stdout(_) => Ok(()),
-            Self::File(place) if left > 1 => Err(Failure::new(format!(
-                "the stream holds {left} files, and {0} is one file; nothing was written; give a directory to \
+            Self::File(place) if left > 1 => Err(Failure::new(
+                Fault::ManyFiles,
+                format!(
+                    "the stream holds {left} files, and {0} is one file; nothing was written; give a directory to \
                  --output, such as `{0}/`",
-                place.shown()
-            ))),
+                    place.shown()
+                ),
+            )),
             Self::File(place) => place.begin(place.name.clone()),
-            Self::Directory(place) if name.is_empty() => Err(Failure::new(format!(
-                "the stream has no name, because it was read from stdin, and {} is a directory; give a file to \
+            Self::Directory(place) if name.is_empty() => Err(Failure::new(
+                Fault::NoFileName,
+                format!(
+                    "the stream has no name, because it was read from stdin, and {} is a directory; give a file to \
                  --output",
-                place.shown()
-            ))),
+                    place.shown()
+                ),
+            )),
             Self::Directory(place) => {
                 let name = plain_name(name).map_err(|fault| {
                     let name = harmless(&String::from_utf8_lossy(&name[..name.len().min(MAX_NAME_BYTES)]));
-                    Failure::new(format!("the stream names a file `{name}`, which is refused: {fault}"))
+                    Failure::new(
+                        Fault::FileNameRefused,
+                        format!("the stream names a file `{name}`, which is refused: {fault}"),
+                    )
                 })?;
                 place.begin(name)
             }
@@ -135,10 +145,10 @@ impl Store {
         match self {
             Self::Stdout(outlet) => outlet.write_all(data, interrupt).map_err(|error| match error {
                 WriteError::Wait(failure) => failure,
-                WriteError::Write { done, errno: Errno::PIPE } => Failure::new(format!(
-                    "whoever read stdout has gone; the stream was given up at byte {}",
-                    at + done as u64
-                )),
+                WriteError::Write { done, errno: Errno::PIPE } => Failure::new(
+                    Fault::ReaderGone,
+                    format!("whoever read stdout has gone; the stream was given up at byte {}", at + done as u64),
+                ),
                 WriteError::Write { done, errno } => {
                     Failure::of(format_args!("stdout cannot be written at byte {}", at + done as u64), &errno)
                 }
@@ -174,11 +184,14 @@ impl Place {
                 } else {
                     format!("{} exists already", self.shown())
                 };
-                Err(Failure::new(format!("{what}; use another place, or --force to replace it")))
+                Err(Failure::new(Fault::FileExists, format!("{what}; use another place, or --force to replace it")))
             }
             Ok(stat) => match FileType::from_raw_mode(stat.st_mode) {
                 FileType::RegularFile | FileType::Symlink => Ok(()),
-                kind => Err(Failure::new(format!("{shown} is no file but {kind:?}, which is not replaced"))),
+                kind => Err(Failure::new(
+                    Fault::NotAFile,
+                    format!("{shown} is no file but {kind:?}, which is not replaced"),
+                )),
             },
         }
     }
@@ -199,7 +212,7 @@ impl Place {
     }
 
     fn write(&mut self, mut data: &[u8], at: u64) -> Result<(), Failure> {
-        let part = self.part.as_ref().ok_or_else(|| Failure::new("data came before a file began"))?;
+        let part = self.part.as_ref().ok_or_else(|| Failure::new(Fault::NoFile, "data came before a file began"))?;
         let all = data.len();
         while !data.is_empty() {
             match rustix::io::write(&part.file, data) {
@@ -218,7 +231,7 @@ impl Place {
     }
 
     fn end_of_file(&mut self) -> Result<(), Failure> {
-        let part = self.part.take().ok_or_else(|| Failure::new("a file ended before it began"))?;
+        let part = self.part.take().ok_or_else(|| Failure::new(Fault::NoFile, "a file ended before it began"))?;
         self.look_for(&part.becomes)?;
         let (from, to) = (&*part.name, &*part.becomes);
         let flags = if self.force { RenameFlags::empty() } else { RenameFlags::NOREPLACE };

@@ -10,11 +10,12 @@ use indicatif::ProgressBar;
 use serde_json::json;
 use zcmi::directory::{Participant, Role, RuntimeDirectory};
 use zcmi::observe::{ProcessState, observe};
-use zcmi::{Event, ReceiveError, Refusal, Service, ServiceError, Subscriber, SubscriberError, Who};
+use zcmi::{Coded as _, Event, ReceiveError, Refusal, Service, ServiceError, Subscriber, SubscriberError, Who};
 
 use crate::account;
+use crate::code::Fault;
 use crate::descriptor::{LOOK, Outlet};
-use crate::failure::{Failure, chain};
+use crate::failure::Failure;
 use crate::interrupt::Interrupt;
 use crate::say::{self, Tell};
 use crate::store::Store;
@@ -105,7 +106,7 @@ impl Subscribe {
             let others = self.others()?;
             if self.no_wait {
                 let nobody = || format!("nobody publishes `{name}`; run `zcmi pub {name}`, or leave out --no-wait");
-                return Err(Failure::new(others.unwrap_or_else(nobody)));
+                return Err(Failure::new(Fault::NobodyPublishes, others.unwrap_or_else(nobody)));
             }
             let hint = others.unwrap_or_else(|| format!("run `zcmi pub {name}`"));
             tell.note(format!("waiting for `{name}`; {hint}"));
@@ -165,9 +166,10 @@ impl Subscribe {
 
     fn join(&self) -> Result<Subscriber<[u8]>, Failure> {
         let name = &self.name;
-        let cannot = |error: &dyn std::error::Error| Failure::of(format_args!("`{name}` cannot be received"), error);
+        let cannot =
+            |error: &(dyn std::error::Error + 'static)| Failure::of(format_args!("`{name}` cannot be received"), error);
         let service = Service::<[u8]>::new(name).map_err(|error| match error {
-            ServiceError::Name(_) => Failure::Usage(chain(&error)),
+            ServiceError::Name(_) => Failure::usage_of(&error),
             _ => cannot(&error),
         })?;
         let mut options = service.subscriber();
@@ -184,7 +186,7 @@ impl Subscribe {
 /// A publisher's no, in this command's words.
 fn refused(name: &str, refusal: &Refusal) -> Failure {
     let (pid, text) = (refusal.pid, say::harmless(&refusal.text));
-    Failure::new(if refusal.is_late() {
+    let text = if refusal.is_late() {
         format!(
             "the stream `{name}` of process {pid} has begun already ({text}), and what went by is gone; start `zcmi \
              sub` before the stream begins, or let `zcmi pub --wait N` wait for N subscribers"
@@ -193,7 +195,8 @@ fn refused(name: &str, refusal: &Refusal) -> Failure {
         format!("`{name}` carries other messages than a stream of bytes (process {pid}: {text}); use another name")
     } else {
         format!("process {pid}, which publishes `{name}`, refused: {text}")
-    })
+    };
+    Failure::coded(refusal.code(), text)
 }
 
 /// A stream that is being received.
@@ -251,11 +254,15 @@ impl Run<'_> {
                 Some(whole) => Ok(whole),
                 None => Err(self.broken("its publisher ended without finishing it")),
             },
-            Event::Died { pid, .. } if self.whole.is_some() => Err(Failure::new(format!(
-                "`{}` arrived whole, {} bytes, but its publisher, process {pid}, died before it ended in good order",
-                self.name,
-                self.checker.offset()
-            ))),
+            Event::Died { pid, .. } if self.whole.is_some() => Err(Failure::new(
+                Fault::UncleanEnd,
+                format!(
+                    "`{}` arrived whole, {} bytes, but its publisher, process {pid}, died before it ended in good \
+                     order",
+                    self.name,
+                    self.checker.offset()
+                ),
+            )),
             Event::Died { pid, .. } => Err(self.broken(&format!("its publisher, process {pid}, died"))),
             Event::Refused(refusal) => Err(refused(self.name, &refusal)),
             Event::Faulty { pid, fault, .. } => {
@@ -271,7 +278,7 @@ impl Run<'_> {
 
     fn take(&mut self, message: &[u8]) -> Result<(), Failure> {
         let at = self.checker.offset();
-        let record = self.checker.read(message).map_err(|fault| self.broken(&chain(&fault)))?;
+        let record = self.checker.read(message).map_err(|fault| self.broken_by(fault.code(), &fault.to_string()))?;
         match record {
             Record::Begin { name, size, left } => {
                 if let Some(size) = size {
@@ -303,7 +310,12 @@ impl Run<'_> {
 
     /// The stream is not whole.
     fn broken(&self, why: &str) -> Failure {
+        self.broken_by(Fault::BrokenOff.code(), why)
+    }
+
+    /// The stream is not whole, for a reason that has its own code.
+    fn broken_by(&self, code: &'static str, why: &str) -> Failure {
         let (name, at) = (self.name, self.checker.offset());
-        Failure::new(format!("the stream `{name}` broke off at byte {at}: {why}"))
+        Failure::coded(code, format!("the stream `{name}` broke off at byte {at}: {why}"))
     }
 }

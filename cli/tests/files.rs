@@ -83,7 +83,10 @@ fn what_exists_is_kept_without_force_and_replaced_with_it() {
     let scratch = Scratch::new();
     scratch.file("a", b"new");
     scratch.file("mine", b"old");
-    scratch.run(&["sub", "stream", "-o", "mine"]).expect_code(1).expect_words("zcmi: mine exists already; use");
+    scratch
+        .run(&["sub", "stream", "-o", "mine"])
+        .expect_code(1)
+        .expect_words("zcmi: error[ZC9035]: mine exists already; use");
     let (_, received) = hand_over(&scratch, &["a"], &["-o", "mine", "--force"]);
     received.expect_code(0);
     assert_eq!(fs::read(scratch.path("mine")).expect("the file"), b"new");
@@ -227,7 +230,7 @@ fn a_stream_with_a_wrong_hash_or_position_or_from_somebody_else_is_refused() {
         liar.hash.update(b"x");
         liar.end();
     });
-    received.expect_code(1).expect_words("broke off at byte 5: the hash");
+    received.expect_code(1).expect_words("error[ZC9108]: ").expect_words("broke off at byte 5: the hash");
     let received = lie(&scratch, &[], |liar| {
         liar.say(1, b"", u64::MAX, 1);
         liar.offset = 7;

@@ -234,7 +234,11 @@ fn a_late_subscriber_is_refused_and_the_stream_goes_on() {
     let (mut publisher, subscriber) = joined(&scratch);
     let sent = noise(2_500_000, 7);
     publisher.feed(&sent);
-    scratch.run(&["sub", "stream"]).expect_code(1).expect_words("has begun already");
+    scratch
+        .run(&["sub", "stream"])
+        .expect_code(1)
+        .expect_words("zcmi: error[ZC3423]: ")
+        .expect_words("has begun already");
     publisher.close();
     publisher.end().expect_code(0);
     let received = subscriber.end();

@@ -27,6 +27,7 @@ use rustix::net::{AddressFamily, SocketFlags, SocketType, socketpair};
 use rustix::pipe::PipeFlags;
 use rustix::process::{Pid, PidfdFlags, getpid, pidfd_open};
 
+use crate::code::Fault;
 use crate::descriptor::PIPE_BYTES;
 use crate::failure::Failure;
 use crate::interrupt::Interrupt;
@@ -189,11 +190,12 @@ impl Demo {
         }
         if !outcome.hashes_agree() {
             return Err(Failure::new(
+                Fault::HashesDiffer,
                 "the hashes differ; if the directory changed meanwhile, choose another one with --dir",
             ));
         }
         if !outcome.all_in_place() {
-            return Err(Failure::new("some messages were not received in place over zcmi"));
+            return Err(Failure::new(Fault::NotInPlace, "some messages were not received in place over zcmi"));
         }
         Ok(())
     }
@@ -201,7 +203,7 @@ impl Demo {
 
 fn default_dir() -> Result<PathBuf, Failure> {
     let there = ["/usr/lib", "/usr/share", "/usr"].map(PathBuf::from).into_iter().find(|path| path.is_dir());
-    there.ok_or_else(|| Failure::Usage("there is no system directory here; choose a directory with --dir".into()))
+    there.ok_or_else(|| Failure::usage("there is no system directory here; choose a directory with --dir"))
 }
 
 /// A running part; dropping it kills it and waits for its end.
@@ -221,9 +223,10 @@ impl Player {
     /// What the part came to; its process has ended so.
     fn report(&self, status: ExitStatus) -> Result<Report, Failure> {
         if !status.success() {
-            return Err(Failure::new(format!("the demo's {} process failed ({status})", self.what)));
+            return Err(Failure::new(Fault::Demo, format!("the demo's {} process failed ({status})", self.what)));
         }
-        let unreadable = |error: &dyn std::error::Error| Failure::of("a report of the demo cannot be read", error);
+        let unreadable =
+            |error: &(dyn std::error::Error + 'static)| Failure::of("a report of the demo cannot be read", error);
         let text = fs::read(&self.report).map_err(|error| unreadable(&error))?;
         serde_json::from_slice(&text).map_err(|error| unreadable(&error))
     }
@@ -319,7 +322,7 @@ impl Stage {
             let left = deadline.saturating_duration_since(Instant::now());
             if !self.interrupt.wait(&waited, Some(left))? {
                 let text = format!("a process of the demo did not end within {} s", LIMIT.as_secs());
-                return Err(Failure::new(text));
+                return Err(Failure::new(Fault::Demo, text));
             }
             for (player, report) in players.iter_mut().zip(&mut reports).filter(|(_, report)| report.is_none()) {
                 if let Some(status) = player.ended()? {

@@ -12,6 +12,7 @@ use zcmi::observe::observe;
 
 use super::content::{Content, Frames, Tree};
 use super::road::{Receiver, Road, Sender, now_ns};
+use crate::code::Fault;
 use crate::failure::Failure;
 
 /// How long a process of the demo may take to hand over its own ledger.
@@ -89,11 +90,11 @@ pub(super) struct Report {
 
 /// Runs a part, from the words of the hidden command.
 pub(super) fn run(order: &str) -> Result<(), Failure> {
-    let order: Order = serde_json::from_str(order).map_err(|error| Failure::Usage(format!("no part: {error}")))?;
+    let order: Order = serde_json::from_str(order).map_err(|error| Failure::usage(format!("no part: {error}")))?;
     let dies_with_parent = set_parent_process_death_signal(Some(Signal::KILL));
     dies_with_parent.map_err(|errno| Failure::of("prctl failed", &errno))?;
     if getppid() != Pid::from_raw(order.parent) {
-        return Err(Failure::new("the demo has ended"));
+        return Err(Failure::new(Fault::Demo, "the demo has ended"));
     }
     let report = match order.role {
         Role::Alone => alone(&order.load)?,
@@ -125,7 +126,7 @@ fn copied_by_zcmi(road: Road) -> Result<Option<u64>, Failure> {
     let observed = observe(process.directory(), process.incarnation(), None, LEDGER_PATIENCE);
     let ledger = observed.ledger.ok_or_else(|| {
         let reason = observed.no_ledger.unwrap_or_default();
-        Failure::new(format!("the demo's ledger cannot be read: {reason}"))
+        Failure::new(Fault::Demo, format!("the demo's ledger cannot be read: {reason}"))
     })?;
     Ok(ledger.read().total().count(Counter::CopiedUser).ok())
 }

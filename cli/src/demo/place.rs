@@ -11,6 +11,7 @@ use std::path::{Path, PathBuf};
 use rustix::fs::{FlockOperation, Mode, OFlags};
 use rustix::io::Errno;
 
+use crate::code::Fault;
 use crate::failure::Failure;
 
 /// How the names begin.
@@ -52,7 +53,7 @@ impl Place {
                 }
             }
         }
-        Err(Failure::new(format!("no directory in {} stays; somebody removes them", parent.display())))
+        Err(Failure::new(Fault::Demo, format!("no directory in {} stays; somebody removes them", parent.display())))
     }
 
     /// Where it is.

@@ -11,6 +11,7 @@ use rustix::io::Errno;
 use serde::{Deserialize, Serialize};
 use zcmi::{Event, LeaseMut, Publisher, Service, Subscriber};
 
+use crate::code::Fault;
 use crate::failure::Failure;
 
 /// Bytes before the data, which stays aligned to cache lines.
@@ -70,13 +71,13 @@ impl Sender {
             let buffer = vec![1; most];
             return Ok(Self::Descriptor { fd, buffer });
         }
-        let cannot = |error: &dyn std::error::Error| Failure::of("the demo cannot publish", error);
+        let cannot = |error: &(dyn std::error::Error + 'static)| Failure::of("the demo cannot publish", error);
         let service = Service::<[u8]>::new(SERVICE).map_err(|error| cannot(&error))?;
         let options = service.publisher().max_len(most).max_publishers(1).late_joiners(false).loans(1);
         let options = if piece_bytes > 1 << 20 { options.capacity(2).reader_slots(2) } else { options };
         let publisher = Box::new(options.create().map_err(|error| cannot(&error))?);
         if publisher.wait_for_subscribers(1, PATIENCE) == 0 {
-            return Err(Failure::new("the demo's receiving process did not come"));
+            return Err(Failure::new(Fault::Demo, "the demo's receiving process did not come"));
         }
         Ok(Self::Zcmi { publisher, lease: None, most })
     }
@@ -114,7 +115,7 @@ impl Sender {
                 Ok(())
             }
             Self::Zcmi { publisher, lease, .. } => {
-                let lease = lease.take().ok_or_else(|| Failure::new("nothing was written to be sent"))?;
+                let lease = lease.take().ok_or_else(|| Failure::new(Fault::Demo, "nothing was written to be sent"))?;
                 let (loaned, _) = lease.into_parts();
                 let length = u32::try_from(HEAD_BYTES + bytes).map_err(|error| Failure::of("a length", &error))?;
                 let mut lease = LeaseMut::<[u8]>::from_parts(loaned, length);
@@ -133,7 +134,7 @@ impl Sender {
                 if publisher.wait_until_received(PATIENCE) && publisher.subscribers() > 0 {
                     return Ok(());
                 }
-                Err(Failure::new("the demo's receiving process did not receive everything"))
+                Err(Failure::new(Fault::Demo, "the demo's receiving process did not receive everything"))
             }
         }
     }
@@ -164,7 +165,7 @@ impl Receiver {
             let fd = fd.map_err(|error| Failure::of("the demo's pipe is missing", &error))?;
             return Ok(Self::Descriptor { fd, buffer: vec![1; HEAD_BYTES + piece_bytes] });
         }
-        let cannot = |error: &dyn std::error::Error| Failure::of("the demo cannot subscribe", error);
+        let cannot = |error: &(dyn std::error::Error + 'static)| Failure::of("the demo cannot subscribe", error);
         let service = Service::<[u8]>::new(SERVICE).map_err(|error| cannot(&error))?;
         let subscriber = service.subscriber().join().map_err(|error| cannot(&error))?;
         Ok(Self::Zcmi(Box::new(subscriber)))
@@ -176,7 +177,7 @@ impl Receiver {
             let word = |at: usize| message.get(at..at + 8)?.try_into().ok().map(u64::from_ne_bytes);
             Some((word(0)?, usize::try_from(word(8)?).ok()?))
         };
-        let no_message = || Failure::new("the demo received what it had not sent");
+        let no_message = || Failure::new(Fault::Demo, "the demo received what it had not sent");
         match self {
             Self::Descriptor { fd, buffer } => {
                 if !read_whole(fd, &mut buffer[..HEAD_BYTES])? {
@@ -185,7 +186,7 @@ impl Receiver {
                 let (sent_ns, length) = split(buffer).ok_or_else(no_message)?;
                 let room = buffer.get_mut(HEAD_BYTES..HEAD_BYTES.saturating_add(length)).ok_or_else(no_message)?;
                 if !read_whole(fd, room)? {
-                    return Err(Failure::new("the demo's sending process ended within a message"));
+                    return Err(Failure::new(Fault::Demo, "the demo's sending process ended within a message"));
                 }
                 each(Piece { sent_ns, data: room, in_place: false });
                 Ok(true)
@@ -201,7 +202,12 @@ impl Receiver {
                 match subscriber.next_event() {
                     None | Some(Event::Joined { .. } | Event::CutOff { .. } | Event::NotWaking { .. }) => {}
                     Some(Event::Ended { .. }) => return Ok(false),
-                    Some(event) => return Err(Failure::new(format!("the demo's sending process is gone: {event:?}"))),
+                    Some(event) => {
+                        return Err(Failure::new(
+                            Fault::Demo,
+                            format!("the demo's sending process is gone: {event:?}"),
+                        ));
+                    }
                 }
             },
         }
@@ -214,7 +220,7 @@ fn read_whole(fd: &OwnedFd, room: &mut [u8]) -> Result<bool, Failure> {
     while filled < room.len() {
         match rustix::io::read(fd, &mut room[filled..]) {
             Ok(0) if filled == 0 => return Ok(false),
-            Ok(0) => return Err(Failure::new("the demo's sending process ended within a message")),
+            Ok(0) => return Err(Failure::new(Fault::Demo, "the demo's sending process ended within a message")),
             Ok(read) => filled += read,
             Err(Errno::INTR) => {}
             Err(errno) => return Err(failed("read")(errno)),

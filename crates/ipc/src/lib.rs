@@ -7,6 +7,7 @@
 #![deny(unsafe_code)]
 
 mod audience;
+pub mod code;
 mod control;
 pub mod directory;
 mod ledger;

@@ -3,6 +3,7 @@
 // The derive names this crate by its path from outside.
 extern crate self as zcmi_mem;
 
+pub mod code;
 pub mod fork;
 pub mod lease;
 pub mod ledger;

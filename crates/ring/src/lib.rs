@@ -9,6 +9,7 @@
 //! are the business of the crates above.
 #![deny(unsafe_code)]
 
+pub mod code;
 pub mod hold;
 pub mod layout;
 pub mod life;
@@ -20,6 +21,7 @@ pub mod sync;
 pub mod wake;
 pub mod writer;
 
+pub use code::Coded;
 pub use hold::{Hold, HoldTable, Notify, Orphan, OwnedBlock};
 pub use layout::{Entry, Head, Kind, LaneControl, Message, RawDescriptor, ReaderBlock};
 pub use life::LifeMark;

@@ -1,6 +1,10 @@
 //! zcmi, a Zero-Copy Memory Interface: hand messages from one process to another without a copy.
 #![forbid(unsafe_code)]
 
+mod code;
+
+pub use code::code_of;
+pub use zcmi_ipc::code::Coded;
 pub use zcmi_ipc::{
     Armed, Event, Forked, LoanError, NoRoom, Process, ProcessError, PublishError, PublishRefusal, Publisher,
     PublisherError, PublisherOptions, ReceiveError, Refusal, SendError, Service, ServiceError, Subscriber,

@@ -4,6 +4,7 @@
 //! fails on a bad example. The files are those that git tracks or would track.
 
 mod documents;
+mod errors;
 mod lexer;
 mod manifests;
 mod sources;
@@ -87,6 +88,8 @@ const CHECKS: &[(&str, Check)] = &[
     ("imports point one way", manifests::imports_point_one_way),
     ("every dependency has its reason", manifests::dependencies_have_reasons),
     ("links lead somewhere", documents::links_lead_somewhere),
+    ("error codes and their list agree", errors::codes_are_listed),
+    ("every public error has a code", errors::errors_have_codes),
     ("the change log has an Unreleased part", documents::change_log_is_open),
 ];
 
