@@ -1,8 +1,8 @@
 //! A stranger that connects all the time: the processes of our own user go on meeting.
 //!
-//! The queue in which connections wait for a process is one for all users, and finds no place for ours now and then. What
-//! serves them all the same: every connection that waits is taken, a stranger's past its bounds is closed at once, and
-//! who found no place tries again for a second.
+//! The queue in which connections wait for a process is one for all users, and finds no place for ours now and then.
+//! What serves them all the same: every connection that waits is taken, a stranger's past its bounds is closed at once,
+//! and who found no place tries again for a second.
 
 use std::time::{Duration, Instant};
 
