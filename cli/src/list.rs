@@ -107,7 +107,7 @@ impl List {
             }));
         }
         let path = path.display();
-        say::print(&format!("nothing runs here: there is no runtime directory {path}; `zcmi pub NAME` makes one\n"))
+        say::print(&format!("nothing runs here: {path} is no runtime directory yet; `zcmi pub NAME` makes one\n"))
     }
 
     pub(crate) fn run(&self) -> Result<(), Failure> {

@@ -106,6 +106,13 @@ fn a_list_makes_no_runtime_directory_and_says_that_nothing_runs() {
     command.env("ZCMI_RUNTIME_DIR", scratch.path("bare"));
     rig::Running::new(command).end().expect_code(0);
     assert_eq!(std::fs::read_dir(scratch.path("bare")).expect("a listing").count(), 0);
+    // What can never be one is refused, as `pub` and `sub` refuse it.
+    std::fs::set_permissions(scratch.path("bare"), std::os::unix::fs::PermissionsExt::from_mode(0o777)).expect("chmod");
+    let mut command = scratch.command(&["list", "--json"]);
+    command.env("ZCMI_RUNTIME_DIR", scratch.path("bare"));
+    let refused = rig::Running::new(command).end();
+    refused.expect_code(1);
+    assert!(refused.stderr.contains("\"ZC3106\""), "{}", refused.stderr);
 }
 
 #[test]

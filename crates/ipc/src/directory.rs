@@ -257,10 +257,17 @@ impl RuntimeDirectory {
     /// # Errors
     /// As [`open`](Self::open).
     pub fn open_existing() -> Result<Option<Self>, RuntimeDirectoryError> {
-        let (path, _) = chosen(env::var_os("ZCMI_RUNTIME_DIR"), env::var_os("XDG_RUNTIME_DIR"), effective_user())?;
+        let (path, choice) = chosen(env::var_os("ZCMI_RUNTIME_DIR"), env::var_os("XDG_RUNTIME_DIR"), effective_user())?;
         let is_missing = |path: &Path| matches!(rustix::fs::lstat(path), Err(Errno::NOENT));
-        if [path.clone(), path.join("p"), path.join("s")].iter().any(|part| is_missing(part)) {
+        if is_missing(&path) {
             return Ok(None);
+        }
+        if ["p", "s"].iter().any(|part| is_missing(&path.join(part))) {
+            // Nobody has used it yet, and with this owner and mode nobody may.
+            let error = |call| RuntimeDirectoryError::of(call, &path);
+            let root = rustix::fs::open(&path, LOOK_UP, Mode::empty()).map_err(error("open"))?;
+            let stat = rustix::fs::fstat(&root).map_err(error("fstat"))?;
+            return judge(&path, &stat, choice).map(|_| None);
         }
         Self::open().map(Some)
     }
