@@ -3,7 +3,7 @@
 //! `bench/peers` is a workspace of its own, so that what it depends on is never part of the default build. Each round
 //! runs its program `peers-SUITE` and then `zcmi bench SUITE`, in alternating order, so that a drift of the machine
 //! meets both. Both write a document of the schema `zcmi-bench/1`; what is printed is, for each row, size and figure,
-//! the median of the rounds and their range, and then what the [targets](crate::targets) say.
+//! the median of the rounds and their range, and then what the [targets] say.
 
 use std::collections::BTreeMap;
 use std::error::Error;
@@ -88,6 +88,7 @@ pub(crate) fn run(arguments: &[String]) -> Outcome {
     println!("\nfigures and targets; medians of the turns' own ratios, and their middle half:");
     lines.iter().for_each(|line| println!("{line}"));
     println!("{} of {} targets met", lines.len() - missed, lines.len());
+    // To be missed is a result, and no failure of the measurement.
     if let Some(out) = &plan.out {
         fs::write(out, serde_json::to_string_pretty(&json!({ "rounds": rounds }))?)?;
     }
@@ -99,7 +100,8 @@ fn measure(plan: &Plan, theirs: &Path, ours: &Path, scratch: &Path) -> Result<Ve
     let mut measured = Vec::new();
     for round in 0..plan.rounds {
         let run = |program: &Path, subcommand: Option<[&str; 2]>| -> Result<Value, Box<dyn Error>> {
-            let file = scratch.join("round.json");
+            // Its own each time, so that one that skips is not taken for another.
+            let file = scratch.join(format!("{round}-{}.json", if subcommand.is_some() { "ours" } else { "theirs" }));
             let mut command = Command::new(program);
             command.args(subcommand.into_iter().flatten()).args(&plan.passed_on).arg("--json").arg(&file);
             must_end_well(&format!("round {} of {}", round + 1, program.display()), &mut command)?;

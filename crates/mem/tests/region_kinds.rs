@@ -194,21 +194,21 @@ fn locking_and_node_binding_answer_honestly() {
 
 /// Huge pages added to the machine's pool for this test, and taken away again.
 struct ReservedPages {
+    pool: String,
     added: u64,
 }
 
-const POOL: &str = "/sys/kernel/mm/hugepages/hugepages-2048kB/nr_hugepages";
-
 impl ReservedPages {
-    fn in_pool() -> Option<u64> {
-        std::fs::read_to_string(POOL).ok()?.trim().parse().ok()
+    fn in_pool(pool: &str) -> Option<u64> {
+        std::fs::read_to_string(pool).ok()?.trim().parse().ok()
     }
 
-    fn add(count: u64) -> Result<Self, String> {
-        let before = Self::in_pool().ok_or("the kernel has no pool of 2 MiB pages")?;
-        std::fs::write(POOL, (before + count).to_string()).map_err(|error| format!("{POOL}: {error}"))?;
-        let added = Self::in_pool().unwrap_or(before).saturating_sub(before);
-        let pages = Self { added };
+    fn add(page: HugePage, count: u64) -> Result<Self, String> {
+        let pool = format!("/sys/kernel/mm/hugepages/hugepages-{}kB/nr_hugepages", page.bytes() >> 10);
+        let before = Self::in_pool(&pool).ok_or_else(|| format!("the kernel has no {pool}"))?;
+        std::fs::write(&pool, (before + count).to_string()).map_err(|error| format!("{pool}: {error}"))?;
+        let added = Self::in_pool(&pool).unwrap_or(before).saturating_sub(before);
+        let pages = Self { pool, added };
         if added < count { Err(format!("only {added} of {count} huge pages could be reserved")) } else { Ok(pages) }
     }
 }
@@ -216,9 +216,35 @@ impl ReservedPages {
 impl Drop for ReservedPages {
     fn drop(&mut self) {
         // By what was added, because others may have changed the pool meanwhile.
-        let now = Self::in_pool().expect("the pool was there");
-        std::fs::write(POOL, now.saturating_sub(self.added).to_string()).expect("it was writable before");
+        let now = Self::in_pool(&self.pool).expect("the pool was there");
+        std::fs::write(&self.pool, now.saturating_sub(self.added).to_string()).expect("it was writable before");
     }
+}
+
+#[test]
+fn a_page_of_one_gibibyte_is_taken_and_passed_on() {
+    if !is_root() {
+        println!("SKIP: reserving huge pages takes root");
+        return;
+    }
+    let _page = match ReservedPages::add(HugePage::Gib1, 1) {
+        Ok(page) => page,
+        Err(reason) => {
+            println!("SKIP: {reason}");
+            return;
+        }
+    };
+    let region = Region::options(1).kind(RegionKind::Hugetlb(HugePage::Gib1)).create().expect("one page");
+    check_facts(&region);
+    assert_eq!((region.len(), region.page_bytes(), region.facts().huge_pages.is_yes()), (1 << 30, 1 << 30, true));
+    store(&region, WORD);
+    let peer = PeerRegion::receive(passed_on(&region), &region.claim(), PeerTrust::SameUser).expect("same user");
+    let last = peer.view::<AtomicU64>(peer.len() - 8, 1).expect("data");
+    assert_eq!(last.at(0).load(Ordering::Relaxed), WORD);
+    // There is no second one, and that is said before anything is made.
+    let error = Region::options(1).kind(RegionKind::Hugetlb(HugePage::Gib1)).create().expect_err("none is free");
+    let RegionError::NotEnoughMemory { limit_source, .. } = error else { panic!("{error:?}") };
+    assert_eq!(limit_source, LimitSource::HugePages(HugePage::Gib1));
 }
 
 #[test]
@@ -239,7 +265,7 @@ fn huge_pages_are_taken_where_they_exist_and_their_absence_is_told() {
         println!("SKIP: reserving huge pages takes root");
         return;
     }
-    let _pages = match ReservedPages::add(140) {
+    let _pages = match ReservedPages::add(HugePage::Mib2, 140) {
         Ok(pages) => pages,
         Err(reason) => {
             println!("SKIP: {reason}");
@@ -278,13 +304,23 @@ fn mapped_by_huge_pages(address: usize) -> u64 {
     number.parse::<u64>().expect("a number") << 10
 }
 
+/// Whether the machine has no huge pages to give just now, or none at all; any other reason is a fault.
+fn is_short_of_huge_pages(region: &Region) -> bool {
+    let Outcome::No(reason) = &region.facts().huge_pages else { return false };
+    let has_none = !Path::new("/sys/kernel/mm/transparent_hugepage").exists();
+    let errors = [rustix::io::Errno::AGAIN, rustix::io::Errno::NOMEM, rustix::io::Errno::BUSY];
+    let is_short = errors.iter().any(|errno| reason.contains(&errno.to_string()));
+    assert!(has_none || is_short, "{reason}");
+    println!("SKIP: {reason}");
+    true
+}
+
 #[test]
 fn transparent_huge_pages_are_behind_each_whole_block_for_owner_and_peer() {
     const BYTES: usize = (5 << 20) + 12_345;
     let region = Region::options(BYTES).create().expect("5 MiB");
     check_facts(&region);
-    if let Outcome::No(reason) = &region.facts().huge_pages {
-        println!("SKIP: {reason}");
+    if is_short_of_huge_pages(&region) {
         return;
     }
     let begin = |span: Span| span.base().addr().get() - HEADER_BYTES;
@@ -311,5 +347,5 @@ fn transparent_huge_pages_are_behind_each_whole_block_for_owner_and_peer() {
     let later = Region::options(BYTES).kind(RegionKind::Anonymous).populate(false).create().expect("5 MiB");
     assert_eq!(later.facts().huge_pages, Outcome::No("its pages are to come at the first access".into()));
     let private = Region::options(BYTES).kind(RegionKind::Anonymous).create().expect("5 MiB");
-    assert!(private.facts().huge_pages.is_yes(), "{:?}", private.facts());
+    assert!(private.facts().huge_pages.is_yes() || is_short_of_huge_pages(&private));
 }

@@ -241,3 +241,20 @@ fn a_memfd_of_the_wrong_kind_of_seals_is_refused_as_it_came() {
     let reason = refusal(fd, claim);
     assert!(matches!(reason, RefusedRegion::Unsealed { .. }), "{reason:?}");
 }
+
+#[test]
+fn a_shortage_of_our_own_is_told_from_what_was_sent() {
+    let call = || std::io::Error::from_raw_os_error(12);
+    assert!(RefusedRegion::System { call: "fstat", source: call() }.is_our_own());
+    let no_memory = zcmi_mem::region::RegionError::System { call: "mmap", source: call() };
+    assert!(RefusedRegion::Map(Box::new(no_memory)).is_our_own());
+    for sent in [
+        RefusedRegion::NotSealable { source: call() },
+        RefusedRegion::Unsealed { found: 0, missing: 1 },
+        RefusedRegion::Size { actual: 1, claimed: 2, least: 3 },
+        RefusedRegion::Sparse { first_hole: 0, bytes: 4096 },
+        RefusedRegion::HugePagesOfStranger,
+    ] {
+        assert!(!sent.is_our_own(), "{sent}");
+    }
+}

@@ -202,7 +202,7 @@ impl Writer {
             ring,
             tail: options.start,
             limit: (options.start + capacity).min(options.end),
-            ask_at: ask_at(options.start, options.start + capacity),
+            ask_at: ask_at(options.start, (options.start + capacity).min(options.end)),
             control,
             retired: options.start,
             reclaimed: options.start,

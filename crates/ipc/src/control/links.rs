@@ -403,9 +403,9 @@ impl Control {
                     match PeerRegion::receive(descriptor, &claim, trust) {
                         Ok(region) => drop(vacant.insert(Arc::new(region))),
                         Err(error) => {
-                            let text = error.to_string();
+                            let (text, is_forged) = (error.to_string(), !error.reason().is_our_own());
                             self.strangers.close(vec![error.into_descriptor()]);
-                            if stranger.is_some() {
+                            if stranger.is_some() && is_forged {
                                 self.strangers.forger = Some(incarnation);
                             }
                             return Err(RegionClaimError::Refused(text));

@@ -398,12 +398,20 @@ impl RuntimeDirectory {
             Ok(None) | Err(EntryError::Denied { .. }) => return Ok(()),
             Err(error) => return Err(error),
         };
+        let mut first_error = None;
         for file in list(directory.as_fd(), service)? {
             let entry = file.strip_prefix(UNFINISHED).unwrap_or(&file);
             if parse_file_name(entry).is_some_and(|(incarnation, ..)| is_dead(incarnation)) {
                 let removed = unlink(directory.as_fd(), &file, AtFlags::empty());
-                swept.participants += swept.count(removed, "unlinkat", &file)?;
+                match swept.count(removed, "unlinkat", &file) {
+                    Ok(count) => swept.participants += count,
+                    // What stays keeps none of the others.
+                    Err(error) => first_error = first_error.or(Some(error)),
+                }
             }
+        }
+        if let Some(error) = first_error {
+            return Err(error);
         }
         match unlink(self.services_directory(), service, AtFlags::REMOVEDIR) {
             Err(Errno::NOTEMPTY | Errno::EXIST) => {}

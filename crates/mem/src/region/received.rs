@@ -117,6 +117,15 @@ pub enum RefusedRegion {
     Map(#[source] Box<RegionError>),
 }
 
+impl RefusedRegion {
+    /// Whether the reason lies with this process (a limit of mappings or memory, a call that failed), and not with what
+    /// was sent.
+    #[must_use]
+    pub fn is_our_own(&self) -> bool {
+        matches!(self, Self::System { .. } | Self::Map(_))
+    }
+}
+
 /// A refused descriptor and the reason.
 ///
 /// Dropping this closes the descriptor. Where a hang would do harm, take it out

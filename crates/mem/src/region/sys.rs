@@ -22,6 +22,9 @@ const RESERVE_STEP_BYTES: u64 = 16 << 20;
 /// How often one step is tried again after a signal, before the signal is reported.
 const INTERRUPTS_PER_STEP: u32 = 1000;
 
+/// How often an address for huge pages is looked for again that another thread took meanwhile.
+const HINTS_LOST: u32 = 8;
+
 /// Names the call of a system error.
 pub(super) fn failed(call: &'static str) -> impl FnOnce(Errno) -> RegionError {
     move |errno| RegionError::System { call, source: errno.into() }
@@ -76,48 +79,23 @@ pub(super) struct Mapping {
     life: ForkGuard,
 }
 
-/// Addresses for a mapping to come: those of the kernel's choice, or reserved ones that begin at a huge page's
-/// multiple.
-struct Room {
-    base: *mut c_void,
-    flags: MapFlags,
-    /// What was reserved around it.
-    reserved: *mut c_void,
-    reserved_len: usize,
-}
-
-impl Room {
-    fn anywhere() -> Self {
-        Self { base: null_mut(), flags: MapFlags::empty(), reserved: null_mut(), reserved_len: 0 }
-    }
-
-    /// Room for `len` bytes, aligned if a huge page fits into them and addresses can be reserved.
-    fn aligned(len: usize) -> Self {
-        let page = HugePage::Mib2.bytes();
-        let Some(reserved_len) = len.checked_add(page).filter(|_| len >= page) else { return Self::anywhere() };
-        let flags = MapFlags::PRIVATE | MapFlags::NORESERVE;
-        // SAFETY: a new mapping at an address of the kernel's choice.
-        let reserved = unsafe { rustix::mm::mmap_anonymous(null_mut(), reserved_len, ProtFlags::empty(), flags) };
-        // Past a limit of addresses (RLIMIT_AS) the mapping alone may still fit; `collapse` tells that it is not
-        // aligned.
-        let Ok(reserved) = reserved else { return Self::anywhere() };
-        let base = reserved.map_addr(|address| address.next_multiple_of(page));
-        Self { base, flags: MapFlags::FIXED, reserved, reserved_len }
-    }
-
-    /// Gives back what the mapping did not take, all of it if there is none.
-    fn trim_to(self, len: usize, mapped: rustix::io::Result<*mut c_void>) -> rustix::io::Result<*mut c_void> {
-        let kept = if mapped.is_ok() { len } else { 0 };
-        let before = self.base.addr() - self.reserved.addr();
-        let behind = self.reserved_len.saturating_sub(before + kept);
-        let parts = [(self.reserved, before), (self.base.wrapping_byte_add(kept), behind)];
-        for (base, len) in parts.into_iter().filter(|&(_, len)| len > 0) {
-            // SAFETY: a part of what was reserved here and not mapped over; nobody else knows of it. Unmapping a range
-            // of one's own fails only where it would split a mapping past their number (munmap(2)); it then stays
-            // reserved.
-            let _stays = unsafe { rustix::mm::munmap(base, len) };
-        }
-        mapped
+/// An address at a huge page's multiple where `len` bytes were free just now: a hint, null where no huge page fits or
+/// no address was found.
+///
+/// Whoever maps there meanwhile is not harmed, for the hint is not `MAP_FIXED`: the mapping then lies elsewhere,
+/// perhaps not aligned, which [`Mapping::collapse`] tells.
+fn aligned_hint(len: usize) -> *mut c_void {
+    let page = HugePage::Mib2.bytes();
+    let Some(spare) = len.checked_add(page).filter(|_| len >= page) else { return null_mut() };
+    let flags = MapFlags::PRIVATE | MapFlags::NORESERVE;
+    // SAFETY: a new mapping at an address of the kernel's choice.
+    let found = unsafe { rustix::mm::mmap_anonymous(null_mut(), spare, ProtFlags::empty(), flags) };
+    let Ok(found) = found else { return null_mut() };
+    // SAFETY: what was mapped above, and nothing else; nobody knows of it.
+    match unsafe { rustix::mm::munmap(found, spare) } {
+        Ok(()) => found.map_addr(|address| address.next_multiple_of(page)),
+        // It stays mapped: never, for unmapping a whole mapping splits none (munmap(2)).
+        Err(_) => null_mut(),
     }
 }
 
@@ -151,23 +129,40 @@ impl Mapping {
             Access::ReadOnly => ProtFlags::READ,
             Access::ReadWrite => ProtFlags::READ | ProtFlags::WRITE,
         };
-        let room = if is_hugetlb { Room::anywhere() } else { Room::aligned(len) };
-        let flags = MapFlags::SHARED | room.flags;
-        // SAFETY: a new mapping at an address of the kernel's choice, or over addresses that were reserved for it.
-        let base = unsafe { rustix::mm::mmap(room.base, len, rights, flags, fd, 0) };
-        let base = room.trim_to(len, base).map_err(failed("mmap"))?;
-        Self::new(base, len, access, Ending::Unmap, life)
+        let map = |hint| {
+            // SAFETY: a new mapping at an address of the kernel's choice, near a hint.
+            let base = unsafe { rustix::mm::mmap(hint, len, rights, MapFlags::SHARED, fd, 0) };
+            Self::new(base.map_err(failed("mmap"))?, len, access, Ending::Unmap, life)
+        };
+        if is_hugetlb { map(null_mut()) } else { Self::aligned(len, map) }
     }
 
     /// Maps `len` bytes of anonymous memory, this process's alone, aligned for [huge pages](Self::collapse).
     pub(super) fn anonymous(len: usize) -> Result<Self, RegionError> {
         let life = ForkGuard::new()?;
         let rights = ProtFlags::READ | ProtFlags::WRITE;
-        let room = Room::aligned(len);
-        // SAFETY: a new mapping at an address of the kernel's choice, or over addresses that were reserved for it.
-        let base = unsafe { rustix::mm::mmap_anonymous(room.base, len, rights, MapFlags::PRIVATE | room.flags) };
-        let base = room.trim_to(len, base).map_err(failed("mmap"))?;
-        Self::new(base, len, Access::ReadWrite, Ending::Unmap, life)
+        Self::aligned(len, |hint| {
+            // SAFETY: a new mapping at an address of the kernel's choice, near a hint.
+            let base = unsafe { rustix::mm::mmap_anonymous(hint, len, rights, MapFlags::PRIVATE) };
+            Self::new(base.map_err(failed("mmap"))?, len, Access::ReadWrite, Ending::Unmap, life)
+        })
+    }
+
+    /// Maps at a hint, and again where it was lost to another thread.
+    fn aligned(len: usize, map: impl Fn(*mut c_void) -> Result<Self, RegionError>) -> Result<Self, RegionError> {
+        let mut mapping = map(aligned_hint(len))?;
+        for _ in 0..HINTS_LOST {
+            if len < HugePage::Mib2.bytes() || mapping.is_aligned() {
+                break;
+            }
+            drop(mapping);
+            mapping = map(aligned_hint(len))?;
+        }
+        Ok(mapping)
+    }
+
+    fn is_aligned(&self) -> bool {
+        self.base.addr().get().is_multiple_of(HugePage::Mib2.bytes())
     }
 
     /// Attaches a System V segment of `len` bytes.
@@ -222,21 +217,22 @@ impl Mapping {
         rustix::io::retry_on_intr(|| self.advise(advice))
     }
 
-    /// Has the kernel put transparent huge pages behind each whole 2 MiB, whatever
-    /// `/sys/kernel/mm/transparent_hugepage` says, before the rest is filled: zeroed huge pages come faster than as
-    /// many small ones. Stops at the first that it cannot have, because the next ones would cost time and fail too.
+    /// Has the kernel put transparent huge pages behind each whole 2 MiB, before the rest is filled: zeroed huge pages
+    /// come faster than as many small ones. Stops at the first that it cannot have, because the next ones would cost
+    /// time and fail too.
     ///
-    /// `MADV_COLLAPSE` (Linux 6.1) wants at least one page of each block to be there, and zeroes what was not
-    /// (madvise(2)).
+    /// `MADV_COLLAPSE` (Linux 6.1) needs no setting of the system; it wants at least one page of each block to be
+    /// there, and zeroes what was not (madvise(2)).
     pub(super) fn collapse(&self) -> Result<(), NotCollapsed> {
         let page = HugePage::Mib2.bytes();
         let blocks = self.len / page;
-        if !self.base.addr().get().is_multiple_of(page) {
+        if !self.is_aligned() {
             // The kernel would take the aligned part of each block, which is none, and say that all is well.
             return Err(NotCollapsed { block: 0, blocks, errno: Errno::INVAL });
         }
         for block in 0..blocks {
             let base = self.base.as_ptr().wrapping_add(block * page).cast::<c_void>();
+            let failed = |errno| NotCollapsed { block, blocks, errno };
             let touch = || {
                 // SAFETY: the block's first page, which is this mapping's own; nothing is discarded.
                 unsafe { rustix::mm::madvise(base, rustix::param::page_size(), Advice::LinuxPopulateWrite) }
@@ -248,10 +244,12 @@ impl Mapping {
                     _ => Err(Errno::from_io_error(&io::Error::last_os_error()).unwrap_or(Errno::IO)),
                 }
             };
-            // Pages that are on their way through the kernel's lists say "again".
-            let again = |error| if error == Errno::AGAIN { collapse() } else { Err(error) };
-            let done = rustix::io::retry_on_intr(touch).and_then(|()| rustix::io::retry_on_intr(collapse));
-            done.or_else(again).map_err(|errno| NotCollapsed { block, blocks, errno })?;
+            rustix::io::retry_on_intr(touch).map_err(failed)?;
+            match rustix::io::retry_on_intr(collapse) {
+                // Pages that are on their way through the kernel's lists: once more.
+                Err(Errno::AGAIN) => rustix::io::retry_on_intr(collapse).map_err(failed)?,
+                done => done.map_err(failed)?,
+            }
         }
         Ok(())
     }
@@ -431,18 +429,15 @@ mod tests {
 
     #[test]
     fn a_mapping_that_is_not_aligned_has_no_huge_pages_and_says_so() {
-        let len = 3 * HugePage::Mib2.bytes() + 4096;
-        let is_aligned = |mapping: &Mapping| mapping.base.addr().get().is_multiple_of(HugePage::Mib2.bytes());
-        let mapping = Mapping::anonymous(len).expect("a mapping");
-        assert!(is_aligned(&mapping));
-        // Where the kernel pleases, twice: their sizes are no multiple of 2 MiB, so one of them at least is not aligned.
-        let mappings = [0, 1].map(|_| {
-            // SAFETY: a new mapping at an address of the kernel's choice.
-            let base = unsafe { rustix::mm::mmap_anonymous(null_mut(), len, ProtFlags::WRITE, MapFlags::PRIVATE) };
-            let life = ForkGuard::new().expect("a guard");
-            Mapping::new(base.expect("memory"), len, Access::ReadWrite, Ending::Unmap, life).expect("a mapping")
-        });
-        let odd = mappings.iter().find(|mapping| !is_aligned(mapping)).expect("not a multiple");
+        let len = 3 * HugePage::Mib2.bytes();
+        let whole = Mapping::anonymous(len).expect("a mapping");
+        // A part of it, which the whole unmaps.
+        let life = ForkGuard::new().expect("a guard");
+        let odd =
+            Mapping::new(whole.base.as_ptr().wrapping_add(4096).cast(), len - 4096, whole.access, whole.ending, life);
+        let odd = core::mem::ManuallyDrop::new(odd.expect("an address"));
+        // One of the two is not aligned, whatever became of the hint.
+        let odd: &Mapping = if whole.is_aligned() { &odd } else { &whole };
         assert_eq!(odd.collapse().expect_err("not aligned").errno, Errno::INVAL);
     }
 }
