@@ -65,6 +65,24 @@ fn a_batch_that_finds_no_room_gives_back_what_it_had_filled() {
     }
 }
 
+#[test]
+fn a_publisher_takes_slots_back_before_it_needs_them() {
+    let scratch = Scratch::new();
+    let process = open(scratch.path());
+    let options = service::<[u64; 100]>(&process, "s").publisher().capacity(64).reader_slots(64);
+    let mut publisher = options.create().expect("a publisher");
+    let mut subscriber = service::<[u64; 100]>(&process, "s").subscriber().join().expect("a subscriber");
+    let all = free_slots(&publisher);
+    let mut least = all;
+    for number in 0..1000 {
+        publisher.publish_copy(&[number; 100]).expect("room");
+        least = least.min(free_slots(&publisher));
+        assert_eq!(subscriber.receive().expect("well").map(|message| message[0]), Some(number));
+    }
+    // Half of the ring, and the message that is under way.
+    assert!((all - 33..all).contains(&least), "{least} of {all}");
+}
+
 /// Waits for what happens soon, and fails if it does not.
 fn soon(what: &str, mut happened: impl FnMut() -> bool) {
     let end = Instant::now() + Duration::from_secs(10);
