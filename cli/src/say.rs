@@ -56,8 +56,8 @@ impl Tell {
     }
 }
 
-/// Writes a line on stderr, at once: `eprintln!` writes it in pieces, and the lines of two commands that share a terminal
-/// would mix.
+/// Writes a line on stderr, at once: `eprintln!` writes it in pieces, and the lines of two commands that share a
+/// terminal would mix.
 pub(crate) fn line(mut text: String) {
     text.push('\n');
     // Where stderr cannot be written, there is nobody to tell; what the command does goes on without.
