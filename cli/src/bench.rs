@@ -91,7 +91,7 @@ impl Bench {
         let report = match measured {
             Ok(report) => report,
             Err(BenchError::Unavailable { reason }) => {
-                eprintln!("SKIP: {reason}");
+                say::line(format!("SKIP: {reason}"));
                 return Ok(());
             }
             Err(error @ BenchError::UnknownRow { .. }) => return Err(Failure::usage_of(&error)),

@@ -59,7 +59,10 @@ enum Command {
 fn main() -> ExitCode {
     // The second process of a measurement is this executable again.
     zcmi_bench::child::maybe_run_child(zcmi_bench::ipc::ROLES);
-    let command = CommandLine::parse().command;
+    let command = match CommandLine::try_parse() {
+        Ok(line) => line.command,
+        Err(error) => return not_understood(&error),
+    };
     let (json, outcome) = match &command {
         Command::Publish(command) => (command.json(), command.run()),
         Command::Subscribe(command) => (command.json(), command.run()),
@@ -77,15 +80,29 @@ fn main() -> ExitCode {
     }
 }
 
+/// Says that the arguments are none that a command has; help and versions, which come here too, are not failures.
+fn not_understood(error: &clap::Error) -> ExitCode {
+    use clap::error::ErrorKind::{DisplayHelp, DisplayHelpOnMissingArgumentOrSubcommand, DisplayVersion};
+    if matches!(error.kind(), DisplayHelp | DisplayVersion | DisplayHelpOnMissingArgumentOrSubcommand) {
+        error.exit();
+    }
+    let text = error.render().to_string();
+    let failure = Failure::usage(text.strip_prefix("error: ").unwrap_or(&text).trim_end());
+    // No command says yet whether it is to tell programs; behind `--` the word would be a name.
+    let json = std::env::args_os().take_while(|argument| argument != "--").any(|argument| argument == "--json");
+    tell(&failure, json);
+    failure.exit_code()
+}
+
 /// Says why a command failed, on stderr.
 fn tell(failure: &Failure, json: bool) {
     if json {
         let (code, text) = (failure.code(), failure.to_string());
-        eprintln!("{}", json!({ "schema": "zcmi-error/1", "code": code, "error": text }));
+        say::line(json!({ "schema": "zcmi-error/1", "code": code, "error": text }).to_string());
     } else if matches!(failure, Failure::Interrupted) {
         // Whoever pressed Ctrl-C knows, and has nothing to look up.
-        eprintln!("zcmi: {failure}");
+        say::line(format!("zcmi: {failure}"));
     } else {
-        eprintln!("zcmi: error[{}]: {failure}", failure.code());
+        say::line(format!("zcmi: error[{}]: {failure}", failure.code()));
     }
 }

@@ -255,8 +255,12 @@ impl Run {
         }
         let there = self.publisher.subscribers();
         if there < self.joined {
-            let text = format!("{} of {} left before the end of the stream", self.joined - there, self.joined);
-            let text = format!("{text}; the others have all {} bytes", self.composer.offset());
+            let (gone, bytes) = (self.joined - there, self.composer.offset());
+            let text = format!("{gone} of {} left before the end of the stream", self.joined);
+            let text = match there {
+                0 => format!("{text}; nobody is known to have all {bytes} bytes"),
+                _ => format!("{text}; the others have all {bytes} bytes"),
+            };
             return Err(Failure::new(Fault::SubscribersLeft, text));
         }
         Ok(hash)

@@ -21,7 +21,7 @@ impl Tell {
     /// A line for people, on stderr.
     pub(crate) fn note(self, text: impl AsRef<str>) {
         if !self.json && !self.quiet {
-            eprintln!("zcmi: {}", text.as_ref());
+            line(format!("zcmi: {}", text.as_ref()));
         }
     }
 
@@ -54,6 +54,14 @@ impl Tell {
         let style = ProgressStyle::with_template("{bar:30} {pos}/{len} {msg}").expect("the template is fixed and good");
         ProgressBar::new(steps).with_style(style)
     }
+}
+
+/// Writes a line on stderr, at once: `eprintln!` writes it in pieces, and the lines of two commands that share a
+/// terminal would mix.
+pub(crate) fn line(mut text: String) {
+    text.push('\n');
+    // Where stderr cannot be written, there is nobody to tell; what the command does goes on without.
+    let _told = std::io::stderr().write_all(text.as_bytes());
 }
 
 /// Prints on stdout.

@@ -128,7 +128,7 @@ impl Subscribe {
             if self.output.is_some() {
                 say::print_json(&document)?;
             } else {
-                eprintln!("{document:#}");
+                say::line(format!("{document:#}"));
             }
         }
         Ok(())

@@ -52,3 +52,29 @@ fn what_the_command_line_finds_itself_has_a_code_too() {
     expect_code(&scratch, &["sub", "stream", "--no-wait"], 1, "ZC9021");
     expect_code(&scratch, &["sub", "stream", "-o", "mine"], 1, "ZC9035");
 }
+
+#[test]
+fn arguments_that_are_not_understood_have_a_code_too() {
+    let scratch = Scratch::new();
+    for arguments in [&["pub"][..], &["sub", "stream", "--no-such-flag"], &["no-such-command"]] {
+        expect_code(&scratch, arguments, 2, "ZC9001");
+        let told = scratch.run(arguments);
+        assert!(told.stderr.starts_with("zcmi: error[ZC9001]: "), "{}", told.stderr);
+        assert!(!told.stderr.contains("error: "), "{}", told.stderr);
+        told.expect_words("--help");
+    }
+    // Behind `--` everything is a name.
+    let told = scratch.run(&["list", "--no-such-flag", "--", "--json"]);
+    told.expect_code(2).expect_words("zcmi: error[ZC9001]: ");
+}
+
+#[test]
+fn help_and_the_version_are_no_failures() {
+    let scratch = Scratch::new();
+    for arguments in [&["--help"][..], &["--version"], &["pub", "--help", "--json"]] {
+        let told = scratch.run(arguments);
+        told.expect_code(0);
+        assert!(!told.stdout.is_empty() && told.stderr.is_empty(), "{told:?}");
+    }
+    scratch.run(&[]).expect_code(2).expect_words("Examples:");
+}

@@ -136,6 +136,23 @@ fn an_interrupted_publisher_ends_with_130_and_its_stream_is_not_whole() {
 }
 
 #[test]
+fn where_the_only_subscriber_leaves_before_the_end_nobody_is_said_to_have_everything() {
+    let scratch = Scratch::new();
+    let (mut publisher, subscriber) = joined(&scratch);
+    subscriber.signal(Signal::STOP);
+    publisher.feed(b"8 bytes.");
+    publisher.close();
+    // The beginning, the bytes, the end of the file and that of the stream are published, and wait to be received.
+    let begun = std::time::Instant::now();
+    while !String::from_utf8_lossy(&scratch.run(&["list", "--json"]).stdout).contains("\"messages\": 4") {
+        assert!(begun.elapsed() < rig::LIMIT, "the end was never published");
+    }
+    subscriber.signal(Signal::KILL);
+    let told = publisher.end();
+    told.expect_code(1).expect_words("1 of 1 left before the end of the stream; nobody is known to have all 8 bytes");
+}
+
+#[test]
 fn an_interrupted_subscriber_ends_with_130_and_its_publisher_gives_up() {
     let scratch = Scratch::new();
     let (mut publisher, subscriber) = joined(&scratch);

@@ -13,6 +13,7 @@ use rustix::io::Errno;
 
 use crate::code::Fault;
 use crate::failure::Failure;
+use crate::say;
 
 /// How the names begin.
 const PREFIX: &str = "zcmi-demo-";
@@ -65,7 +66,7 @@ impl Place {
 impl Drop for Place {
     fn drop(&mut self) {
         if let Err(error) = fs::remove_dir_all(&self.path) {
-            eprintln!("zcmi: {} could not be removed: {error}", self.path.display());
+            say::line(format!("zcmi: {} could not be removed: {error}", self.path.display()));
         }
     }
 }

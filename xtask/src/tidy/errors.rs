@@ -7,6 +7,8 @@
 use super::{File, Finding, has_word, is_word, numbered};
 
 const LIST: &str = "docs/errors.md";
+/// How the lines of the list begin that say which codes were ever given.
+const EVER_GIVEN: &str = "Given so far: ";
 
 /// A code, and what has it.
 #[derive(Debug, PartialEq, Eq)]
@@ -80,7 +82,7 @@ fn given(file: &File) -> Vec<Given> {
 /// Each code is given once, in the `code.rs` of its crate, and `docs/errors.md` has the same codes with the same
 /// errors, a cause and a next step.
 pub(super) fn codes_are_listed(files: &[File]) -> Vec<Finding> {
-    let mut findings = Vec::new();
+    let mut findings = codes_have_one_place(files);
     let mut all: Vec<Given> = Vec::new();
     for file in files.iter().filter(|file| file.is_rust() && file.name() == "code.rs") {
         for one in given(file) {
@@ -119,6 +121,9 @@ pub(super) fn codes_are_listed(files: &[File]) -> Vec<Finding> {
         match all.iter().find(|one| one.code == code) {
             // A code is not taken back, so the row of an error that has gone stays.
             None if cause.starts_with("gone since ") => {}
+            Some(_) if cause.starts_with("gone since ") => {
+                findings.push(list.at(line, format!("{code} has gone, and is never given again")));
+            }
             None => findings.push(list.at(line, format!("no error has the code {code}"))),
             Some(one) if format!("`{}`", one.error) != error => {
                 findings.push(list.at(line, format!("{code} is the code of `{}`", one.error)));
@@ -129,9 +134,56 @@ pub(super) fn codes_are_listed(files: &[File]) -> Vec<Finding> {
     for one in all.iter().filter(|one| !listed.contains(&one.code.as_str())) {
         findings.push(list.at(1, format!("{} (`{}`) has no row", one.code, one.error)));
     }
+    findings.extend(rows_stay(list, &listed));
+    for document in files.iter().filter(|file| file.is_document()) {
+        for (line, text) in numbered(&document.text) {
+            let unknown = codes(text).filter(|code| !listed.contains(code));
+            findings.extend(unknown.map(|code| document.at(line, format!("{code} is mentioned and has no row"))));
+        }
+    }
+    findings
+}
+
+/// The rows of the list are those of all codes that were ever given: so none goes unnoticed, not even the last one of
+/// its type together with its error, and none is free to be given again.
+fn rows_stay(list: &File, listed: &[&str]) -> Vec<Finding> {
+    let (mut findings, mut ever) = (Vec::new(), Vec::new());
     for (line, text) in numbered(&list.text) {
-        let unknown = codes(text).filter(|code| !listed.contains(code));
-        findings.extend(unknown.map(|code| list.at(line, format!("{code} is mentioned and has no row"))));
+        let Some(ranges) = text.strip_prefix(EVER_GIVEN) else { continue };
+        for range in ranges.trim_end_matches('.').split(", ") {
+            let (first, last) = range.split_once(" to ").unwrap_or((range, range));
+            if !is_code(first) || !is_code(last) {
+                findings.push(list.at(line, format!("`{range}` is neither a code nor `CODE to CODE`")));
+                continue;
+            }
+            let number = |code: &str| code.bytes().skip(2).fold(0_u32, |sum, digit| sum * 10 + u32::from(digit - b'0'));
+            for code in (number(first)..=number(last)).map(|number| format!("ZC{number:04}")) {
+                if !listed.contains(&code.as_str()) {
+                    let what = format!("{code} was given, and its row is missing; it stays, with `gone since`");
+                    findings.push(list.at(line, what));
+                }
+                ever.push(code);
+            }
+        }
+    }
+    let new = listed.iter().filter(|code| !ever.iter().any(|known| known == *code));
+    findings.extend(new.map(|code| list.at(1, format!("add {code} to its line `{EVER_GIVEN}`"))));
+    findings
+}
+
+/// Codes stand in the files called `code.rs` only: elsewhere a literal would escape the list. Comments and tests may
+/// name them.
+fn codes_have_one_place(files: &[File]) -> Vec<Finding> {
+    let own = |file: &&File| file.path.starts_with("crates/") || file.path.starts_with("cli/src/");
+    let mut findings = Vec::new();
+    for file in files.iter().filter(|file| file.is_rust() && file.name() != "code.rs").filter(own) {
+        if file.path.contains("/tests/") {
+            continue;
+        }
+        let lines = numbered(&file.text).take_while(|(_, text)| text.trim() != "#[cfg(test)]");
+        for (line, text) in lines.filter(|(_, text)| !text.trim_start().starts_with("//")) {
+            findings.extend(codes(text).map(|code| file.at(line, format!("{code} stands outside a code.rs"))));
+        }
     }
     findings
 }
@@ -207,13 +259,15 @@ mod tests {
         }
     "#;
     const ROWS: &str = "| ZC1001 | `Lost` | it went | look |\n| ZC1011 | `Full::Ring` | full | wait |\n\
-                        | ZC1021 | `Other::Late` | late | come early |\n";
+                        | ZC1021 | `Other::Late` | late | come early |\n\
+                        Given so far: ZC1001, ZC1011 to ZC1011, ZC1021.\n";
 
     #[test]
     fn codes_and_their_list_that_differ_are_found() {
         let good = [(RING, CODES), (LIST, ROWS)];
         let without = ROWS.lines().skip(1).collect::<Vec<_>>().join("\n");
-        let more = format!("{ROWS}| ZC1099 | `Gone` | it was | look |\n");
+        let grown = ROWS.replace("ZC1021.", "ZC1021, ZC1099.");
+        let more = format!("{grown}| ZC1099 | `Gone` | it was | look |\n");
         let twice = format!("{ROWS}| ZC1001 | `Lost` | it went | look |\n");
         let bare = ROWS.replace("look", "");
         let mentioned = format!("{ROWS}\nAs ZC1002 says.\n");
@@ -221,8 +275,38 @@ mod tests {
             tells_apart(codes_are_listed, &[(RING, CODES), (LIST, list)], &good);
         }
         tells_apart(codes_are_listed, &[(RING, CODES)], &good);
-        let gone = format!("{ROWS}| ZC1099 | `Gone` | gone since 0.2 | nothing |\n");
+        let gone = format!("{grown}| ZC1099 | `Gone` | gone since 0.2 | nothing |\n");
         tells_apart(codes_are_listed, &[(RING, CODES), (LIST, &more)], &[(RING, CODES), (LIST, &gone)]);
+    }
+
+    #[test]
+    fn a_row_that_goes_with_its_error_and_a_code_that_comes_back_are_found() {
+        let good = [(RING, CODES), (LIST, ROWS)];
+        let (codes, rows) = (CODES.replace("\"ZC1021\"", "late"), ROWS.replace("| ZC1021 |", "| was |"));
+        tells_apart(codes_are_listed, &[(RING, &codes), (LIST, &rows)], &good);
+        let unrecorded = ROWS.replace(", ZC1021.", ".");
+        let odd = ROWS.replace("ZC1011 to ZC1011", "ZC1011 and such");
+        let back = ROWS.replace("| late |", "| gone since 0.2 |");
+        for list in [&unrecorded, &odd, &back] {
+            tells_apart(codes_are_listed, &[(RING, CODES), (LIST, list)], &good);
+        }
+        tells_apart(codes_are_listed, &[(RING, CODES), (LIST, &back)], &[(RING, &codes), (LIST, &back)]);
+    }
+
+    #[test]
+    fn a_document_that_names_an_unknown_code_is_found() {
+        let good = [(RING, CODES), (LIST, ROWS), ("README.md", "As ZC1001 says.\n")];
+        tells_apart(codes_are_listed, &[(RING, CODES), (LIST, ROWS), ("README.md", "As ZC1002 says.\n")], &good);
+    }
+
+    #[test]
+    fn a_code_outside_its_file_is_found() {
+        let bad = "fn code() -> &'static str {\n    \"ZC1001\"\n}\n";
+        let tests = format!("/// ZC1001\nfn nothing() {{}}\n#[cfg(test)]\nmod tests {{\n{bad}}}\n");
+        let good = [(RING, CODES), ("crates/ring/tests/a.rs", bad), ("cli/src/a.rs", &tests), ("cli/tests/a.rs", bad)];
+        for path in ["crates/ring/src/a.rs", "cli/src/a.rs"] {
+            tells_apart(codes_have_one_place, &[(path, bad)], &good);
+        }
     }
 
     #[test]
