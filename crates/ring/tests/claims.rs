@@ -37,6 +37,14 @@ impl Lane {
         (index, view, Reader::new(self.ring.clone(), self.control.clone(), holds, policy, start))
     }
 
+    fn join_with_two_holds(&mut self) -> Reader {
+        let (block, view) = OwnedBlock::heap();
+        view.at(0).reset([0; 3]);
+        let (_, start) = self.writer.add_reader(view, Policy::Reliable, 0, HOLDS).expect("there is a place");
+        let holds = HoldTable::new(block, self.control.clone(), LifeMark::always(), None, Vec::new()).limited_to(2);
+        Reader::new(self.ring.clone(), self.control.clone(), holds, Policy::Reliable, start)
+    }
+
     fn publish(&mut self, slot: u32) {
         let freed = &mut self.freed;
         self.writer.reserve(&mut |slot| freed.push(slot)).expect("there is room");
@@ -289,11 +297,7 @@ fn a_reader_notices_a_waiting_publisher_within_a_quarter_of_the_ring() {
 #[test]
 fn a_reader_holds_as_much_as_its_table_has_and_finds_dropped_places_again() {
     let mut lane = Lane::new(START);
-    let (block, view) = OwnedBlock::heap();
-    view.at(0).reset([0; 3]);
-    let (_, start) = lane.writer.add_reader(view, Policy::Reliable, 0, HOLDS).expect("there is a place");
-    let holds = HoldTable::new(block, lane.control.clone(), LifeMark::always(), None, Vec::new()).limited_to(2);
-    let mut reader = Reader::new(lane.ring.clone(), lane.control.clone(), holds, Policy::Reliable, start);
+    let mut reader = lane.join_with_two_holds();
     for slot in 0..4 {
         lane.publish(slot);
     }
@@ -315,11 +319,7 @@ fn a_reader_holds_as_much_as_its_table_has_and_finds_dropped_places_again() {
 #[test]
 fn a_reader_with_nothing_to_read_finds_places_for_holds_ahead() {
     let mut lane = Lane::new(START);
-    let (block, view) = OwnedBlock::heap();
-    view.at(0).reset([0; 3]);
-    let (_, start) = lane.writer.add_reader(view, Policy::Reliable, 0, HOLDS).expect("there is a place");
-    let holds = HoldTable::new(block, lane.control.clone(), LifeMark::always(), None, Vec::new()).limited_to(2);
-    let mut reader = Reader::new(lane.ring.clone(), lane.control.clone(), holds, Policy::Reliable, start);
+    let mut reader = lane.join_with_two_holds();
     reader.set_straight(true);
     for slot in 0..3 {
         lane.publish(slot);

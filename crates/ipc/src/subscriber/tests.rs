@@ -35,6 +35,25 @@ fn lie(subscriber: &Subscriber<[u8]>) {
 }
 
 #[test]
+fn a_subscriber_that_finds_nothing_makes_ready_for_what_comes() {
+    let scratch = Scratch::new();
+    let process = open(scratch.path());
+    let options = service::<[u8]>(&process, "s").publisher().max_len(1 << 20).capacity(4);
+    let mut publisher = options.create().expect("a publisher");
+    let mut subscriber = service::<[u8]>(&process, "s").subscriber().join().expect("a subscriber");
+    // Of messages of this size it may hold two, and each was in use once.
+    for number in 0..2 {
+        publisher.publish_copy_of(&[number; 100]).expect("room");
+        soon("the message", || subscriber.try_receive().expect("no error").is_some());
+    }
+    // More than once, in case the first of them hears of something else.
+    assert!((0..100).all(|_| subscriber.try_receive().expect("no error").is_none()));
+    publisher.publish_copy_of(&[2; 100]).expect("room");
+    let read = subscriber.lanes[0].reader.read_slot(None);
+    assert_eq!(read.expect("by the straight way, without a look for a place").sequence, 2);
+}
+
+#[test]
 fn a_subscriber_that_lies_is_told_why_its_lane_ended() {
     let scratch = Scratch::new();
     let (here, there) = (open(scratch.path()), open(scratch.path()));
