@@ -2,5 +2,12 @@
 //! what is copied on the way is counted.
 #![deny(unsafe_code)]
 
+pub mod code;
+pub mod frame;
+pub mod incoming;
+pub mod link;
+pub mod outgoing;
 pub mod path;
+mod raw;
+pub mod slots;
 pub mod wire;

@@ -73,9 +73,16 @@ pub trait Wire {
     /// The kernel's own.
     fn notifications(&mut self, each: &mut dyn FnMut(Notification)) -> io::Result<()>;
 
+    /// How many sends are owed a notification.
+    fn owed(&self) -> u64;
+
     /// Says that nothing more will be sent; what was accepted still arrives.
     ///
     /// # Errors
     /// The kernel's own.
     fn end(&mut self) -> io::Result<()>;
+
+    /// Ends the connection at once: what the kernel has not sent yet is thrown away where the kernel can, so that the
+    /// notifications that are owed come soon.
+    fn abort(&mut self);
 }

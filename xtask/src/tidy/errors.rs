@@ -25,6 +25,7 @@ fn digit_of(path: &str) -> Option<char> {
         "crates/ring/src/code.rs" => Some('1'),
         "crates/mem/src/code.rs" => Some('2'),
         "crates/ipc/src/code.rs" => Some('3'),
+        "crates/net/src/code.rs" => Some('4'),
         "cli/src/code.rs" => Some('9'),
         _ => None,
     }

@@ -200,6 +200,17 @@ impl Pool {
         self.take(bytes)
     }
 
+    /// How many slots of one class are free now, what was dropped on other threads included; 0 for no class.
+    #[must_use]
+    pub fn free_in(&mut self, class: usize) -> usize {
+        let tokens = core::mem::take(&mut self.home().returns.lock().unwrap_or_else(PoisonError::into_inner).tokens);
+        for token in tokens {
+            self.out -= 1;
+            self.classes[token.class()].free.push_back(token);
+        }
+        self.classes.get(class).map_or(0, |class| class.free.len())
+    }
+
     /// Whether the slot is one of this pool's.
     #[inline(always)]
     #[must_use]
@@ -392,6 +403,7 @@ mod tests {
         }
         std::thread::scope(|scope| scope.spawn(|| drop(slots)).join()).expect("slots drop on another thread");
         assert_eq!(pool.free_slots(), 9);
+        assert_eq!([0, 1, 2, 3].map(|class| pool.free_in(class)), [3, 3, 3, 0]);
         assert_eq!(pool.take(200).expect("a slot again").capacity(), 256);
     }
 

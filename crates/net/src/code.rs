@@ -1,0 +1,54 @@
+//! The codes of this crate's errors, `ZC4nnn`; `docs/errors.md` says what each means and what to do.
+
+use zcmi_ring::codes;
+
+use crate::frame::FrameFault;
+use crate::incoming::PeerFault;
+use crate::link::LinkError;
+use crate::outgoing::SubmitError;
+use crate::slots::SlotsError;
+
+codes! {
+    below zcmi_mem::code::code_of_one;
+    enum FrameFault {
+        Kind = "ZC4001",
+        Version = "ZC4002",
+        Flags = "ZC4003",
+        Reserved = "ZC4004",
+        Piece = "ZC4005",
+        Magic = "ZC4006",
+        NoCommonVersion = "ZC4007",
+        Sizes = "ZC4008",
+    }
+    enum PeerFault {
+        Epoch = "ZC4021",
+        Sequence = "ZC4022",
+        Acknowledged = "ZC4023",
+        Credits = "ZC4024",
+        NoCredit = "ZC4025",
+        TooLong = "ZC4026",
+        Streams = "ZC4027",
+        Continuation = "ZC4028",
+        End = "ZC4029",
+        Confirm = "ZC4030",
+        Geometry = "ZC4031",
+        Incarnation = "ZC4032",
+        OldEpoch = "ZC4033",
+        Proof = "ZC4034",
+    } passes on { Frame }
+    enum SubmitError {
+        TooLong = "ZC4101",
+        Full = "ZC4102",
+        FullBytes = "ZC4103",
+        Streams = "ZC4104",
+        Closed = "ZC4105",
+        NoConnection = "ZC4106",
+    }
+    enum SlotsError {
+        Sizes = "ZC4121",
+    } passes on { Plan, Region, Fork, Layout }
+    enum LinkError {
+        System = "ZC4201",
+        CutOff = "ZC4202",
+    } passes on { Peer }
+}

@@ -1,0 +1,320 @@
+//! What a connection receives: frames checked one by one, credits given, acknowledgements owed. Without I/O.
+//!
+//! # Invariants
+//! - Pieces are received in the order of their numbers, each once, whatever connections come and go.
+//! - A piece changes nothing here until all of its bytes have come: a connection that breaks off within a piece leaves
+//!   everything as it was before it.
+//! - What is open of the credits (given and not used) is the number of slots that this connection may still claim.
+
+use std::collections::HashMap;
+
+use thiserror::Error;
+
+use crate::frame::{Class, FrameFault, Header, Hello, Kind};
+use crate::outgoing::{MOST_CREDITS, Note};
+
+/// What a peer said that cannot be; it ends the connection, and the session.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Error)]
+#[non_exhaustive]
+pub enum PeerFault {
+    /// Bytes that are no frame.
+    #[error(transparent)]
+    Frame(#[from] FrameFault),
+    /// A frame of another epoch.
+    #[error("the peer sent a frame of epoch {claimed} in epoch {epoch}")]
+    Epoch {
+        /// The frame's.
+        claimed: u32,
+        /// The connection's.
+        epoch: u32,
+    },
+    /// A piece out of order.
+    #[error("the peer sent piece {claimed} where {expected} was due")]
+    Sequence {
+        /// The frame's.
+        claimed: u64,
+        /// The one that was due.
+        expected: u64,
+    },
+    /// An acknowledgement of what was not sent, or less than before.
+    #[error("the peer acknowledges {claimed} pieces after {before}, of {sent} that were sent")]
+    Acknowledged {
+        /// What it says.
+        claimed: u64,
+        /// What it said before.
+        before: u64,
+        /// How many were sent.
+        sent: u64,
+    },
+    /// Credits taken back, or more than can be.
+    #[error("the peer gives {claimed} credits for {class:?} pieces after {before}")]
+    Credits {
+        /// Of which class.
+        class: Class,
+        /// What it says.
+        claimed: u32,
+        /// What it said before.
+        before: u32,
+    },
+    /// A piece without a credit for it.
+    #[error("the peer sent a {class:?} piece, all {granted} credits for which it has used")]
+    NoCredit {
+        /// Of which class.
+        class: Class,
+        /// How many it was given.
+        granted: u32,
+    },
+    /// A piece that no slot takes.
+    #[error("the peer sent a piece of {length} bytes; slots have {slot_bytes}")]
+    TooLong {
+        /// Its length.
+        length: u32,
+        /// What a slot has.
+        slot_bytes: u32,
+    },
+    /// More messages begun than may be.
+    #[error("the peer began messages on more than {streams} streams at a time")]
+    Streams {
+        /// How many may be.
+        streams: u32,
+    },
+    /// A piece that does not continue the message of its stream.
+    #[error("the peer sent {offset} of {message_bytes} bytes on stream {stream}, where {due} of {due_bytes} were due")]
+    Continuation {
+        /// The stream.
+        stream: u32,
+        /// Where the piece begins.
+        offset: u32,
+        /// The message that it says it belongs to.
+        message_bytes: u32,
+        /// Where it had to begin.
+        due: u32,
+        /// The message that was begun.
+        due_bytes: u32,
+    },
+    /// Something after the end, or an end in the midst of a message.
+    #[error("the peer ended its stream at piece {sequence}, and {fault}")]
+    End {
+        /// The piece at which it ended.
+        sequence: u64,
+        /// What is wrong with that.
+        fault: &'static str,
+    },
+    /// A proof where none is due.
+    #[error("the peer sent a proof where none was asked for")]
+    Confirm,
+    /// Another geometry than before, in the same session.
+    #[error("the peer came back to its session with slots of {slot_bytes} bytes instead of {before}")]
+    Geometry {
+        /// What it says now.
+        slot_bytes: u32,
+        /// What it said first.
+        before: u32,
+    },
+    /// Another side than the session's.
+    #[error("another peer came back to the session")]
+    Incarnation,
+    /// An epoch that was before.
+    #[error("the peer came back with epoch {claimed} after {epoch}")]
+    OldEpoch {
+        /// What it says.
+        claimed: u32,
+        /// The last one.
+        epoch: u32,
+    },
+    /// The proof is not that of our key.
+    #[error("the peer does not have our key; give both ends the same one")]
+    Proof,
+}
+
+/// A message that was begun on a stream.
+#[derive(Clone, Copy)]
+struct Begun {
+    message_bytes: u32,
+    next: u32,
+    tag: u64,
+}
+
+/// Everything that is received from one peer.
+pub struct Incoming {
+    small_bytes: u32,
+    slot_bytes: u32,
+    streams: u32,
+    epoch: u32,
+    expected: u64,
+    begun: HashMap<u32, Begun>,
+    granted: [u32; 2],
+    used: [u32; 2],
+    told: Note,
+    wants: [bool; 2],
+    ended: bool,
+}
+
+impl core::fmt::Debug for Incoming {
+    fn fmt(&self, f: &mut core::fmt::Formatter<'_>) -> core::fmt::Result {
+        f.debug_struct("Incoming").field("expected", &self.expected).field("open", &self.open()).finish_non_exhaustive()
+    }
+}
+
+impl Incoming {
+    /// Nothing received yet, by a receiver with these sizes.
+    #[must_use]
+    pub fn new(small_bytes: u32, slot_bytes: u32, streams: u32) -> Self {
+        Self {
+            small_bytes,
+            slot_bytes,
+            streams,
+            epoch: 0,
+            expected: 0,
+            begun: HashMap::new(),
+            granted: [0; 2],
+            used: [0; 2],
+            told: Note::default(),
+            wants: [false; 2],
+            ended: false,
+        }
+    }
+
+    /// The number of the next piece.
+    #[must_use]
+    pub fn expected(&self) -> u64 {
+        self.expected
+    }
+
+    /// Whether the peer said that nothing more comes.
+    #[must_use]
+    pub fn is_ended(&self) -> bool {
+        self.ended
+    }
+
+    /// How many messages were begun and not finished.
+    #[must_use]
+    pub fn begun(&self) -> usize {
+        self.begun.len()
+    }
+
+    /// Credits given and not used, by class.
+    #[must_use]
+    pub fn open(&self) -> [u32; 2] {
+        [0, 1].map(|class| self.granted[class].wrapping_sub(self.used[class]))
+    }
+
+    /// The class of slots that a piece takes here.
+    #[must_use]
+    pub fn class_of(&self, length: u32) -> Class {
+        if length <= self.small_bytes { Class::Small } else { Class::Large }
+    }
+
+    /// Begins an epoch with the credits that our hello gives.
+    pub fn begin(&mut self, hello: &Hello) {
+        self.epoch = hello.epoch;
+        (self.granted, self.used, self.wants) = (hello.granted, [0; 2], [false; 2]);
+        self.told = Note { acknowledged: hello.resume_from, granted: hello.granted };
+        // Its end comes again in the new epoch, if it came before.
+        self.ended = false;
+    }
+
+    /// Checks a frame against everything that came before it.
+    ///
+    /// # Errors
+    /// [`PeerFault`] for what no honest peer sends.
+    pub fn check(&mut self, header: &Header) -> Result<(), PeerFault> {
+        if header.epoch != self.epoch {
+            return Err(PeerFault::Epoch { claimed: header.epoch, epoch: self.epoch });
+        }
+        if header.sequence != self.expected {
+            return Err(PeerFault::Sequence { claimed: header.sequence, expected: self.expected });
+        }
+        for class in [0, 1] {
+            self.wants[class] |= header.wants[class];
+        }
+        let end = |fault| PeerFault::End { sequence: header.sequence, fault };
+        match header.kind {
+            Kind::Control => Ok(()),
+            Kind::Confirm => Err(PeerFault::Confirm),
+            Kind::End if self.ended => Err(end("ended it again")),
+            Kind::End if !self.begun.is_empty() => Err(end("a message was not finished")),
+            Kind::End => {
+                self.ended = true;
+                Ok(())
+            }
+            Kind::Data if self.ended => Err(end("a piece came after it")),
+            Kind::Data => self.check_piece(header),
+        }
+    }
+
+    fn check_piece(&self, header: &Header) -> Result<(), PeerFault> {
+        let &Header { stream, message_bytes, offset, length, tag, .. } = header;
+        if length > self.slot_bytes {
+            return Err(PeerFault::TooLong { length, slot_bytes: self.slot_bytes });
+        }
+        let class = self.class_of(length);
+        if self.used[class.index()] == self.granted[class.index()] {
+            return Err(PeerFault::NoCredit { class, granted: self.granted[class.index()] });
+        }
+        let due = self.begun.get(&stream);
+        if due.is_none() && self.begun.len() >= self.streams as usize && length < message_bytes {
+            return Err(PeerFault::Streams { streams: self.streams });
+        }
+        let due = due.copied().unwrap_or(Begun { message_bytes, next: 0, tag });
+        if (message_bytes, offset, tag) != (due.message_bytes, due.next, due.tag) {
+            let (due, due_bytes) = (due.next, due.message_bytes);
+            return Err(PeerFault::Continuation { stream, offset, message_bytes, due, due_bytes });
+        }
+        Ok(())
+    }
+
+    /// Notes that all bytes of a checked piece have come.
+    pub fn received(&mut self, header: &Header) {
+        let &Header { stream, message_bytes, offset, length, tag, .. } = header;
+        let class = self.class_of(length).index();
+        self.used[class] = self.used[class].wrapping_add(1);
+        self.expected += 1;
+        let next = offset + length;
+        if next == message_bytes {
+            self.begun.remove(&stream);
+        } else {
+            self.begun.insert(stream, Begun { message_bytes, next, tag });
+        }
+    }
+
+    /// Gives more credits; not more than can be open are given. Returns how many were.
+    pub fn grant(&mut self, class: Class, count: u32) -> u32 {
+        let index = class.index();
+        let count = count.min(MOST_CREDITS - self.open()[index]);
+        self.granted[index] = self.granted[index].wrapping_add(count);
+        count
+    }
+
+    /// Forgets what was given: the wire over which it could be used is gone.
+    pub fn forget_credits(&mut self) {
+        (self.granted, self.used, self.wants) = ([0; 2], [0; 2], [false; 2]);
+    }
+
+    /// Whether the peer said that it waits for credits of a class, and was not told of any since.
+    #[must_use]
+    pub fn wants(&self) -> [bool; 2] {
+        self.wants
+    }
+
+    /// What is to be said in the next frame.
+    #[must_use]
+    pub fn note(&self) -> Note {
+        Note { acknowledged: self.expected, granted: self.granted }
+    }
+
+    /// Notes that a frame said it.
+    pub fn told(&mut self, note: Note) {
+        for class in [0, 1] {
+            self.wants[class] &= note.granted[class] == self.told.granted[class];
+        }
+        self.told = note;
+    }
+
+    /// How many pieces were received since a frame said so, and how many credits were given, by class.
+    #[must_use]
+    pub fn untold(&self) -> (u64, [u32; 2]) {
+        let credits = [0, 1].map(|class| self.granted[class].wrapping_sub(self.told.granted[class]));
+        (self.expected - self.told.acknowledged, credits)
+    }
+}

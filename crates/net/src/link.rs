@@ -1,0 +1,793 @@
+//! A connection at work: what is to be sent goes out over a wire by some path, what comes in goes into slots.
+//!
+//! # Receiving
+//! Small pieces are read together into a stage and copied out of it, counted. Of a large piece that has begun the rest
+//! is read straight into its slot, and behind it, in the same call, headers and slots for as many more pieces of that
+//! length as fit: a stream of large messages is received without a copy in user space and with one call for several.
+//! When another length comes than was expected, what landed in the wrong place is copied, counted.
+//!
+//! # Invariants
+//! - What was accepted of a send is noted before anything else happens.
+//! - A path that is refused costs a counted fallback, never a message.
+//! - A wire that is lost leaves behind what its notifications still pin ([`Orphan`]); whoever drives links keeps it.
+
+use std::io::{self, IoSliceMut};
+
+use zcmi_mem::lease::LeaseMut;
+use zcmi_mem::pool::Slot;
+
+use crate::frame::{Class, HEADER_BYTES, Header, Hello, Kind};
+use crate::incoming::{Incoming, PeerFault};
+use crate::outgoing::{Framed, Front, Kept, NotTaken, Outgoing, Payload, QueueLimits, Token};
+use crate::path::PathKind;
+use crate::slots::Slots;
+use crate::wire::{Notification, Wire};
+
+/// Pieces from this length on are received straight into their slots.
+pub const DIRECT_BYTES: u32 = 2048;
+/// How many pieces are expected at most in one call.
+const AHEAD_PIECES: usize = 4;
+/// How many bytes are expected at most in one call.
+const AHEAD_BYTES: usize = 512 << 10;
+/// Segments of one send.
+const SEGMENTS: usize = 64;
+/// Framed bytes that wait for the socket at most, beyond one piece.
+const FRAMED_BYTES: u64 = 512 << 10;
+/// Framed pieces that wait for the socket at most.
+const FRAMED_PIECES: usize = 32;
+/// How often one turn reads or writes before others have theirs.
+const TURNS: usize = 16;
+
+/// What a link wants of the memory and the time of its peer.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct LinkLimits {
+    /// What may wait to be sent.
+    pub queue: QueueLimits,
+    /// Credits kept open for the peer, by class, as far as there are slots.
+    pub credits: [u32; 2],
+    /// How many messages the peer may have begun at a time.
+    pub streams: u32,
+    /// Bytes whose pages the kernel may read after the call: beyond it a path that copies is used.
+    pub pinned_bytes: u64,
+}
+
+impl Default for LinkLimits {
+    fn default() -> Self {
+        Self { queue: QueueLimits::default(), credits: [256, 16], streams: 1024, pinned_bytes: 64 << 20 }
+    }
+}
+
+/// What was sent by one path.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct PathCounts {
+    /// Calls that accepted bytes.
+    pub sends: u64,
+    /// Bytes accepted, headers included.
+    pub bytes: u64,
+    /// Calls that were refused, so that another path was used.
+    pub refused: u64,
+    /// Notifications that came.
+    pub notified: u64,
+    /// Of these, how many said that the kernel copied.
+    pub copied: u64,
+}
+
+/// What a link did.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct LinkCounts {
+    /// By path, in the order of [`PathKind::ALL`].
+    pub paths: [PathCounts; PathKind::ALL.len()],
+    /// Messages taken for sending.
+    pub submitted: u64,
+    /// Pieces received.
+    pub pieces_received: u64,
+    /// Bytes of payload received.
+    pub bytes_received: u64,
+    /// Bytes of payload received that were copied in user space.
+    pub copied_user: u64,
+    /// Calls that received something.
+    pub receives: u64,
+    /// Frames that carried nothing but acknowledgement and credits.
+    pub notes: u64,
+    /// Notifications for what was not owed.
+    pub stray_notifications: u64,
+    /// Sends by a path that copies because too much was pinned.
+    pub over_budget: u64,
+}
+
+/// A piece of a message that was received.
+#[derive(Debug)]
+pub struct Piece {
+    /// The stream.
+    pub stream: u32,
+    /// The sender's word.
+    pub tag: u64,
+    /// Bytes of the whole message.
+    pub message_bytes: u32,
+    /// Where in the message the piece begins.
+    pub offset: u32,
+    /// The bytes, in a slot of ours.
+    pub lease: LeaseMut<[u8]>,
+}
+
+impl Piece {
+    /// Whether the message ends with this piece.
+    #[must_use]
+    pub fn is_last(&self) -> bool {
+        self.offset as usize + self.lease.byte_len() == self.message_bytes as usize
+    }
+
+    /// Whether this is all of the message.
+    #[must_use]
+    pub fn is_whole(&self) -> bool {
+        self.offset == 0 && self.is_last()
+    }
+}
+
+/// What a turn of a link brought.
+#[derive(Debug)]
+pub enum Happened {
+    /// A piece came.
+    Received(Piece),
+    /// A message is received by the peer and free here.
+    Completed(Token),
+    /// The peer will send nothing more.
+    Ended,
+}
+
+/// Why a wire is of no use any more.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum LinkError {
+    /// The peer broke the protocol.
+    #[error(transparent)]
+    Peer(#[from] PeerFault),
+    /// A system call failed.
+    #[error("{call} failed")]
+    System {
+        /// The call.
+        call: &'static str,
+        /// The system's answer.
+        source: io::Error,
+    },
+    /// The peer's side was closed before its end.
+    #[error("the connection broke off: the peer closed it without an end")]
+    CutOff,
+}
+
+/// A wire that is lost, and what its notifications still pin.
+#[derive(Debug)]
+pub struct Orphan<W> {
+    /// The wire, on which the notifications come.
+    pub wire: W,
+    /// What must not be reused before.
+    pub kept: Vec<Kept>,
+}
+
+/// A piece that is being received.
+struct Filling {
+    header: Header,
+    slot: Option<Slot>,
+    filled: usize,
+}
+
+/// Which path is used for pieces of which size: an entry for each power of two.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Choice([PathKind; 32]);
+
+impl Choice {
+    /// One path for everything.
+    #[must_use]
+    pub fn all(path: PathKind) -> Self {
+        Self([path; 32])
+    }
+
+    /// The path for a frame: one that shares pages only where it may.
+    #[must_use]
+    pub fn path_for(&self, frame: Front) -> PathKind {
+        let path = self.0[frame.payload_bytes.checked_ilog2().unwrap_or(0) as usize];
+        if path.shares_pages() && (!frame.may_share || frame.payload_bytes == 0) { PathKind::Write } else { path }
+    }
+}
+
+/// Whether the bytes of a call were all there were.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Readiness {
+    /// Nothing is there now.
+    Drained,
+    /// More may be there.
+    More,
+    /// There is no slot for what comes; try again when one is free.
+    Starved,
+    /// The stream has ended.
+    Eof,
+}
+
+/// One side of a session with a peer.
+pub struct Link<W> {
+    wire: Option<W>,
+    outgoing: Outgoing,
+    incoming: Incoming,
+    limits: LinkLimits,
+    header: [u8; HEADER_BYTES],
+    header_filled: usize,
+    filling: Option<Filling>,
+    last_length: u32,
+    choice: Choice,
+    /// Pieces received since their promises were taken back.
+    used: [u32; 2],
+    blocked: bool,
+    counts: LinkCounts,
+    tokens: Vec<Token>,
+}
+
+impl<W> core::fmt::Debug for Link<W> {
+    fn fmt(&self, f: &mut core::fmt::Formatter<'_>) -> core::fmt::Result {
+        f.debug_struct("Link")
+            .field("outgoing", &self.outgoing)
+            .field("incoming", &self.incoming)
+            .field("connected", &self.wire.is_some())
+            .finish_non_exhaustive()
+    }
+}
+
+impl<W: Wire> Link<W> {
+    /// A link without a wire yet.
+    #[must_use]
+    pub fn new(limits: LinkLimits, slots: &Slots) -> Self {
+        let (small, large) = slots.sizes();
+        Self {
+            wire: None,
+            outgoing: Outgoing::new(limits.queue),
+            incoming: Incoming::new(small, large, limits.streams),
+            limits,
+            header: [0; HEADER_BYTES],
+            header_filled: 0,
+            filling: None,
+            last_length: 0,
+            choice: Choice::all(PathKind::Write),
+            used: [0; 2],
+            blocked: false,
+            counts: LinkCounts::default(),
+            tokens: Vec::new(),
+        }
+    }
+
+    /// Says which path is used for which pieces.
+    pub fn choose(&mut self, choice: Choice) {
+        self.choice = choice;
+    }
+
+    /// What was done so far.
+    #[must_use]
+    pub fn counts(&self) -> &LinkCounts {
+        &self.counts
+    }
+
+    /// The wire, while there is one.
+    #[must_use]
+    pub fn wire(&self) -> Option<&W> {
+        self.wire.as_ref()
+    }
+
+    /// The number of the piece that is expected next: what a hello says.
+    #[must_use]
+    pub fn expected(&self) -> u64 {
+        self.incoming.expected()
+    }
+
+    /// Promises the credits of a hello.
+    pub fn first_credits(&mut self, slots: &mut Slots) -> [u32; 2] {
+        Class::ALL.map(|class| slots.promise(class, self.limits.credits[class.index()]))
+    }
+
+    /// Goes on over a wire, on which both said hello.
+    ///
+    /// # Errors
+    /// [`PeerFault`] for a hello that does not fit what came before; the wire comes back, and nothing has changed.
+    pub fn connect(
+        &mut self,
+        wire: W,
+        ours: &Hello,
+        theirs: &Hello,
+        happened: &mut Vec<Happened>,
+    ) -> Result<(), (PeerFault, W)> {
+        debug_assert!(self.wire.is_none(), "the wire before was released");
+        if let Err(fault) = self.outgoing.begin(theirs, ours.epoch, &mut self.tokens) {
+            return Err((fault, wire));
+        }
+        self.incoming.begin(ours);
+        self.wire = Some(wire);
+        self.blocked = false;
+        self.complete(happened);
+        Ok(())
+    }
+
+    /// Lets go of the wire: what it still pins comes with it. What was not acknowledged is sent again over the next.
+    pub fn disconnect(&mut self, slots: &mut Slots, happened: &mut Vec<Happened>) -> Option<Orphan<W>> {
+        let wire = self.wire.take()?;
+        let kept = self.outgoing.release_wire(&mut self.tokens);
+        self.forget_receiving(slots);
+        self.complete(happened);
+        Some(Orphan { wire, kept })
+    }
+
+    fn forget_receiving(&mut self, slots: &mut Slots) {
+        slots.unpromise(self.incoming.open());
+        self.incoming.forget_credits();
+        self.header_filled = 0;
+        if let Some(slot) = self.filling.take().and_then(|filling| filling.slot) {
+            slots.put_back(slot);
+        }
+    }
+
+    /// Gives everything up. Returns the wire with what it pins, the messages that failed, and what must never be reused
+    /// because only an acknowledgement would have freed it.
+    pub fn fail(
+        &mut self,
+        slots: &mut Slots,
+        happened: &mut Vec<Happened>,
+    ) -> (Option<Orphan<W>>, Vec<Token>, Vec<Kept>) {
+        let failed = self.outgoing.fail();
+        self.forget_receiving(slots);
+        happened.extend(failed.completed.into_iter().map(Happened::Completed));
+        let orphan = self.wire.take().map(|wire| Orphan { wire, kept: failed.pinned });
+        (orphan, failed.tokens, failed.unanswered)
+    }
+
+    /// Takes a message for sending.
+    ///
+    /// # Errors
+    /// [`NotTaken`] with the message in it.
+    pub fn submit(
+        &mut self,
+        stream: u32,
+        tag: u64,
+        payload: Payload,
+        token: Token,
+        slots: &Slots,
+    ) -> Result<(), NotTaken> {
+        let home = slots.home(&payload);
+        self.outgoing.submit(stream, tag, payload, home, token)?;
+        self.counts.submitted += 1;
+        Ok(())
+    }
+
+    /// Takes no more messages; an end goes out behind the last.
+    pub fn close(&mut self) {
+        self.outgoing.close();
+    }
+
+    /// Whether both sides have ended, and everything that was sent is received and free.
+    #[must_use]
+    pub fn is_finished(&self) -> bool {
+        self.outgoing.is_finished() && self.incoming.is_ended() && self.incoming.untold().0 == 0
+    }
+
+    /// How many messages were taken and have not completed.
+    #[must_use]
+    pub fn unfinished(&self) -> usize {
+        self.outgoing.unfinished()
+    }
+
+    /// Whether something waits for the socket to take it.
+    #[must_use]
+    pub fn is_blocked(&self) -> bool {
+        self.blocked
+    }
+
+    /// Whether a notification is owed.
+    #[must_use]
+    pub fn is_owed(&self) -> bool {
+        self.outgoing.is_owed()
+    }
+
+    fn complete(&mut self, happened: &mut Vec<Happened>) {
+        happened.extend(self.tokens.drain(..).map(Happened::Completed));
+    }
+
+    /// Takes the notifications that have come.
+    ///
+    /// # Errors
+    /// [`LinkError::System`] if they cannot be read.
+    pub fn take_notifications(&mut self, happened: &mut Vec<Happened>) -> Result<(), LinkError> {
+        let Some(wire) = &mut self.wire else { return Ok(()) };
+        let (outgoing, tokens, counts) = (&mut self.outgoing, &mut self.tokens, &mut self.counts);
+        let read = wire.notifications(&mut |notification: Notification| {
+            let mut known = 0;
+            outgoing.notified(notification, tokens, &mut |path| {
+                let path = &mut counts.paths[path as usize];
+                known += 1;
+                path.notified += 1;
+                path.copied += u64::from(notification.copied);
+            });
+            counts.stray_notifications += (notification.last - notification.first + 1).saturating_sub(known);
+        });
+        self.complete(happened);
+        read.map_err(|source| LinkError::System { call: "reading notifications", source })
+    }
+
+    /// Frames and sends as much as the socket takes.
+    ///
+    /// With `flush`, acknowledgements that no message carried are said in a frame of their own.
+    ///
+    /// # Errors
+    /// [`LinkError`] if the wire is of no use any more.
+    pub fn send(&mut self, slots: &mut Slots, flush: bool) -> Result<(), LinkError> {
+        for _ in 0..TURNS {
+            self.fill_queue(slots, flush);
+            let Some(front) = self.outgoing.front() else {
+                self.blocked = false;
+                return Ok(());
+            };
+            if !self.send_front(front)? {
+                return Ok(());
+            }
+        }
+        // Others have their turn; this one is not done.
+        self.blocked = true;
+        Ok(())
+    }
+
+    fn fill_queue(&mut self, slots: &mut Slots, flush: bool) {
+        let note = self.incoming.note();
+        let mut bytes = 0;
+        for _ in self.outgoing.queued()..FRAMED_PIECES {
+            match self.outgoing.frame(note, &mut || slots.header()) {
+                Framed::Queued(length) => {
+                    self.incoming.told(note);
+                    bytes += u64::from(length);
+                    if bytes > FRAMED_BYTES {
+                        break;
+                    }
+                }
+                Framed::Nothing | Framed::NoCredit | Framed::NoHeader => break,
+            }
+        }
+        if !self.outgoing.has_queued() && (self.note_is_due(flush) || self.outgoing.must_ask()) {
+            self.outgoing.note(note);
+            self.incoming.told(note);
+            self.counts.notes += 1;
+        }
+    }
+
+    /// Whether what the peer does not know is worth a frame of its own.
+    fn note_is_due(&self, flush: bool) -> bool {
+        let (pieces, credits) = self.incoming.untold();
+        let many = |class: usize| u64::from(credits[class]) * 2 > u64::from(self.limits.credits[class]);
+        let wanted = |class: usize| self.incoming.wants()[class] && credits[class] > 0;
+        (flush && pieces > 0)
+            || pieces * 4 > u64::from(self.limits.credits[0].max(4))
+            || [0, 1].into_iter().any(|class| many(class) || wanted(class))
+    }
+
+    /// Gives the peer credits again, as far as there are slots, when half of them are used; `true` if it waits for some
+    /// that cannot be given.
+    pub fn top_up(&mut self, slots: &mut Slots) -> bool {
+        let mut short = false;
+        for class in Class::ALL {
+            let (open, most) = (self.incoming.open()[class.index()], self.limits.credits[class.index()]);
+            if open * 2 <= most {
+                let got = slots.promise(class, most - open);
+                self.incoming.grant(class, got);
+                short |= open + got == 0;
+            }
+        }
+        short
+    }
+
+    /// Sends from the front of the queue; `false` if the socket takes no more now.
+    fn send_front(&mut self, front: Front) -> Result<bool, LinkError> {
+        let path = self.path_for(front);
+        match self.send_by(path, front) {
+            Err(error) if path != PathKind::Write && error.kind() != io::ErrorKind::WouldBlock => {
+                // Whatever is wrong with the path or with the connection, a plain send finds out which.
+                self.counts.paths[path as usize].refused += 1;
+                self.send_by(PathKind::Write, front)
+            }
+            other => other,
+        }
+        .map_or_else(
+            |error| match error.kind() {
+                io::ErrorKind::WouldBlock => {
+                    self.blocked = true;
+                    Ok(false)
+                }
+                io::ErrorKind::Interrupted => Ok(true),
+                _ => Err(LinkError::System { call: "sendmsg", source: error }),
+            },
+            |accepted| Ok(accepted > 0),
+        )
+    }
+
+    fn send_by(&mut self, path: PathKind, first: Front) -> io::Result<usize> {
+        let Some(wire) = &mut self.wire else { return Err(io::ErrorKind::NotConnected.into()) };
+        let sent = {
+            let mut segments = Vec::with_capacity(SEGMENTS);
+            let choice = self.choice;
+            self.outgoing.segments(&|front| choice.path_for(front) == choice.path_for(first), SEGMENTS, &mut segments);
+            wire.send(path, &segments)?
+        };
+        self.outgoing.sent(path, sent.bytes, sent.release);
+        let counts = &mut self.counts.paths[path as usize];
+        counts.sends += 1;
+        counts.bytes += sent.bytes as u64;
+        Ok(sent.bytes)
+    }
+
+    /// The path for the frame at the front.
+    fn path_for(&mut self, front: Front) -> PathKind {
+        let path = self.choice.path_for(front);
+        let pinned = self.outgoing.pinned_bytes() + u64::from(front.payload_bytes);
+        if path.shares_pages() && pinned > self.limits.pinned_bytes {
+            self.counts.over_budget += 1;
+            return PathKind::Write;
+        }
+        path
+    }
+
+    /// Receives what is there, a bounded number of times.
+    ///
+    /// # Errors
+    /// [`LinkError`] if the wire is of no use any more, or the peer broke the protocol.
+    pub fn receive(&mut self, slots: &mut Slots, happened: &mut Vec<Happened>) -> Result<Readiness, LinkError> {
+        let mut read = Ok(Readiness::More);
+        for _ in 0..TURNS {
+            read = self.receive_once(slots, happened);
+            if !matches!(read, Ok(Readiness::More)) {
+                break;
+            }
+        }
+        slots.unpromise(core::mem::take(&mut self.used));
+        self.complete(happened);
+        self.top_up(slots);
+        match read? {
+            Readiness::Eof if !self.is_finished() => Err(LinkError::CutOff),
+            other => Ok(other),
+        }
+    }
+
+    fn receive_once(&mut self, slots: &mut Slots, happened: &mut Vec<Happened>) -> Result<Readiness, LinkError> {
+        if let Some(filling) = &mut self.filling
+            && filling.slot.is_none()
+        {
+            filling.slot = slots.take(self.incoming.class_of(filling.header.length));
+            if filling.slot.is_none() {
+                return Ok(Readiness::Starved);
+            }
+        }
+        if self.last_length >= DIRECT_BYTES {
+            self.receive_direct(slots, happened)
+        } else {
+            self.receive_staged(slots, happened)
+        }
+    }
+
+    /// Reads the rest of a piece, if one has begun, and behind it into the stage.
+    fn receive_staged(&mut self, slots: &mut Slots, happened: &mut Vec<Happened>) -> Result<Readiness, LinkError> {
+        let mut stage = slots.take_stage();
+        let room = stage.len();
+        let result = self.read_staged(&mut stage).and_then(|read| match read {
+            None => Ok(Readiness::Drained),
+            Some((0, 0)) => Ok(Readiness::Eof),
+            Some((direct, staged)) => {
+                self.filled(direct, happened)?;
+                self.feed(&stage[..staged], slots, happened)?;
+                Ok(if staged < room { Readiness::Drained } else { Readiness::More })
+            }
+        });
+        slots.return_stage(stage);
+        result
+    }
+
+    /// How many bytes went into the piece that has begun, and how many into the stage.
+    fn read_staged(&mut self, stage: &mut [u8]) -> Result<Option<(usize, usize)>, LinkError> {
+        let Some(wire) = &mut self.wire else { return Ok(None) };
+        let (direct, read) = match &mut self.filling {
+            Some(Filling { header, slot: Some(slot), filled }) => {
+                let rest = &mut slot.bytes_mut(header.length as usize)[*filled..];
+                let room = rest.len();
+                (room, wire.receive(&mut [IoSliceMut::new(rest), IoSliceMut::new(stage)]))
+            }
+            _ => (0, wire.receive(&mut [IoSliceMut::new(stage)])),
+        };
+        let Some(read) = received(read)? else { return Ok(None) };
+        self.counts.receives += 1;
+        Ok(Some((read.min(direct), read.saturating_sub(direct))))
+    }
+
+    /// Reads the rest of a piece or header that has begun, and behind it headers and pieces as long as the last.
+    fn receive_direct(&mut self, slots: &mut Slots, happened: &mut Vec<Happened>) -> Result<Readiness, LinkError> {
+        let expected = self.last_length as usize;
+        let mut cells = [[0_u8; HEADER_BYTES]; AHEAD_PIECES];
+        let mut ahead: [Option<Slot>; AHEAD_PIECES] = [const { None }; AHEAD_PIECES];
+        let count = (AHEAD_BYTES / expected).clamp(1, AHEAD_PIECES);
+        let large = self.incoming.class_of(self.last_length) == Class::Large;
+        for slot in &mut ahead[..count] {
+            *slot = if large { slots.take_ahead() } else { slots.take(Class::Small) };
+        }
+        let (mut lengths, mut room) = ([0; 1 + 2 * AHEAD_PIECES], 0);
+        let read = {
+            let mut buffers: [IoSliceMut<'_>; 1 + 2 * AHEAD_PIECES] = std::array::from_fn(|_| IoSliceMut::new(&mut []));
+            if let Some(Filling { header, slot: Some(slot), filled }) = &mut self.filling {
+                buffers[0] = IoSliceMut::new(&mut slot.bytes_mut(header.length as usize)[*filled..]);
+            }
+            let mut skip = self.header_filled;
+            for (index, (cell, slot)) in cells.iter_mut().zip(&mut ahead).take(count).enumerate() {
+                buffers[1 + 2 * index] = IoSliceMut::new(&mut cell[core::mem::take(&mut skip)..]);
+                let Some(slot) = slot else { break };
+                buffers[2 + 2 * index] = IoSliceMut::new(slot.bytes_mut(expected));
+            }
+            for (length, buffer) in lengths.iter_mut().zip(&buffers) {
+                *length = buffer.len();
+                room += buffer.len();
+            }
+            match &mut self.wire {
+                Some(wire) => received(wire.receive(&mut buffers)),
+                None => Ok(None),
+            }
+        };
+        let result = match read {
+            Ok(None) => Ok(Readiness::Drained),
+            Ok(Some(0)) => Ok(Readiness::Eof),
+            Ok(Some(read)) => {
+                self.counts.receives += 1;
+                let skip = self.header_filled;
+                self.place(read, &lengths, skip, &cells, &mut ahead, slots, happened)
+                    .map(|()| if read < room { Readiness::Drained } else { Readiness::More })
+            }
+            Err(error) => Err(error),
+        };
+        ahead.into_iter().flatten().for_each(|slot| slots.put_back(slot));
+        result
+    }
+
+    /// Puts to use what was read into the piece that had begun, header cells and slots.
+    #[expect(clippy::too_many_arguments, reason = "the parts of one call's buffers")]
+    fn place(
+        &mut self,
+        mut read: usize,
+        lengths: &[usize],
+        mut skip: usize,
+        cells: &[[u8; HEADER_BYTES]],
+        ahead: &mut [Option<Slot>],
+        slots: &mut Slots,
+        happened: &mut Vec<Happened>,
+    ) -> Result<(), LinkError> {
+        let mut next = |length: usize| {
+            let taken = read.min(length);
+            read -= taken;
+            taken
+        };
+        let direct = next(lengths[0]);
+        self.filled(direct, happened)?;
+        for index in 0..cells.len() {
+            let (cell, slot) = (&cells[index], &mut ahead[index]);
+            let (head, body) = (next(lengths[1 + 2 * index]), next(lengths[2 + 2 * index]));
+            let begin = core::mem::take(&mut skip);
+            self.feed(&cell[begin..begin + head], slots, happened)?;
+            if body == 0 {
+                continue;
+            }
+            let filling = self.filling.as_mut().filter(|filling| filling.filled == 0);
+            match (filling, slot.take()) {
+                // What was expected came: the slot is where the piece lives.
+                (Some(filling), Some(taken)) if body <= filling.header.length as usize && fits(filling, &taken) => {
+                    filling.slot = Some(taken);
+                    self.filled(body, happened)?;
+                }
+                (_, taken) => {
+                    // From here on everything lies in the wrong place. It is copied out first, so that the slots are
+                    // free for the pieces it consists of.
+                    let mut behind = taken.as_ref().map_or(Vec::new(), |slot| slot.bytes(body).to_vec());
+                    taken.into_iter().for_each(|slot| slots.put_back(slot));
+                    for later in index + 1..cells.len() {
+                        let (head, body) = (next(lengths[1 + 2 * later]), next(lengths[2 + 2 * later]));
+                        behind.extend_from_slice(&cells[later][..head]);
+                        if let Some(slot) = ahead[later].take() {
+                            behind.extend_from_slice(slot.bytes(body));
+                            slots.put_back(slot);
+                        }
+                    }
+                    return self.feed(&behind, slots, happened);
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// Notes bytes that were read straight into the piece that has begun.
+    fn filled(&mut self, bytes: usize, happened: &mut Vec<Happened>) -> Result<(), LinkError> {
+        if bytes == 0 {
+            return Ok(());
+        }
+        if let Some(filling) = &mut self.filling {
+            filling.filled += bytes;
+            if filling.filled == filling.header.length as usize {
+                self.finish_piece(happened);
+            }
+        }
+        Ok(())
+    }
+
+    /// Takes bytes of the stream that lie elsewhere than where they belong.
+    fn feed(&mut self, mut bytes: &[u8], slots: &mut Slots, happened: &mut Vec<Happened>) -> Result<(), LinkError> {
+        while !bytes.is_empty() {
+            if let Some(filling) = &mut self.filling {
+                if filling.slot.is_none() {
+                    filling.slot = slots.take(self.incoming.class_of(filling.header.length));
+                }
+                let Some(slot) = &mut filling.slot else {
+                    // A credit is a promise of a slot, and the promise was kept when it was given.
+                    return Err(LinkError::System {
+                        call: "taking a promised slot",
+                        source: io::ErrorKind::OutOfMemory.into(),
+                    });
+                };
+                let rest = &mut slot.bytes_mut(filling.header.length as usize)[filling.filled..];
+                let taken = rest.len().min(bytes.len());
+                rest[..taken].copy_from_slice(&bytes[..taken]);
+                self.counts.copied_user += taken as u64;
+                bytes = &bytes[taken..];
+                self.filled(taken, happened)?;
+            } else {
+                let taken = (HEADER_BYTES - self.header_filled).min(bytes.len());
+                self.header[self.header_filled..][..taken].copy_from_slice(&bytes[..taken]);
+                self.header_filled += taken;
+                bytes = &bytes[taken..];
+                if self.header_filled == HEADER_BYTES {
+                    self.header_filled = 0;
+                    self.take_header(happened)?;
+                }
+            }
+        }
+        Ok(())
+    }
+
+    fn take_header(&mut self, happened: &mut Vec<Happened>) -> Result<(), LinkError> {
+        let header = Header::decode(&self.header).map_err(PeerFault::from)?;
+        self.incoming.check(&header)?;
+        self.outgoing.granted(header.granted)?;
+        self.outgoing.acknowledged(header.acknowledged, &mut self.tokens)?;
+        match header.kind {
+            Kind::Data => {
+                self.filling = Some(Filling { header, slot: None, filled: 0 });
+                if header.length == 0 {
+                    self.finish_piece(happened);
+                }
+            }
+            Kind::End => happened.push(Happened::Ended),
+            Kind::Control | Kind::Confirm => {}
+        }
+        Ok(())
+    }
+
+    fn finish_piece(&mut self, happened: &mut Vec<Happened>) {
+        let Some(Filling { header, slot, .. }) = self.filling.take() else { return };
+        self.incoming.received(&header);
+        self.last_length = header.length;
+        self.counts.pieces_received += 1;
+        self.counts.bytes_received += u64::from(header.length);
+        self.used[self.incoming.class_of(header.length).index()] += 1;
+        let lease = match slot {
+            Some(slot) => LeaseMut::slot(slot, header.length as usize),
+            None => LeaseMut::inline(0),
+        };
+        let Header { stream, tag, message_bytes, offset, .. } = header;
+        happened.push(Happened::Received(Piece { stream, tag, message_bytes, offset, lease }));
+    }
+}
+
+/// Whether a slot takes the whole piece.
+fn fits(filling: &Filling, slot: &Slot) -> bool {
+    filling.header.length as usize <= slot.capacity()
+}
+
+/// What a call received: nothing yet, or so many bytes.
+fn received(read: io::Result<usize>) -> Result<Option<usize>, LinkError> {
+    match read {
+        Ok(bytes) => Ok(Some(bytes)),
+        Err(error) if matches!(error.kind(), io::ErrorKind::WouldBlock | io::ErrorKind::Interrupted) => Ok(None),
+        Err(source) => Err(LinkError::System { call: "recvmsg", source }),
+    }
+}

@@ -1,0 +1,248 @@
+//! The memory of a transport: one region, and in it the slots for headers, for what is received, and for what is
+//! loaned.
+//!
+//! ```text
+//! region │ header │ headers: 64 bytes each │ received: small │ received: large │ loans, by size class │
+//! ```
+//!
+//! # Invariants
+//! - A receiving slot is promised (a credit was given for it), or free, or taken; what is promised never exceeds what
+//!   is free, so that a piece that had a credit finds its slot.
+//! - Headers and payload never share a slot.
+
+use std::sync::Arc;
+
+use thiserror::Error;
+use zcmi_mem::fork::{ForkGuard, ForkGuardError};
+use zcmi_mem::lease::LeaseMut;
+use zcmi_mem::pool::{PAGE_BYTES, Pool, PoolError, PoolPlan, PoolPlanError, SizeClass, Slot, slot_bytes_for};
+use zcmi_mem::region::{OutOfRegion, Region, RegionError};
+
+use crate::frame::{Class, HEADER_BYTES, MESSAGE_BYTES};
+use crate::raw;
+use crate::wire::Home;
+
+/// Bytes that are received before it is known where they belong.
+pub(crate) const STAGE_BYTES: usize = 64 << 10;
+/// Large slots that are kept at hand for pieces that are expected.
+const AHEAD: usize = 8;
+
+/// How much memory a transport takes.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct SlotPlan {
+    /// The longest piece that takes a small slot, in bytes.
+    pub small_bytes: u32,
+    /// How many small slots there are for receiving.
+    pub small_slots: u32,
+    /// The longest piece, in bytes: longer messages arrive as several.
+    pub slot_bytes: u32,
+    /// How many large slots there are for receiving.
+    pub large_slots: u32,
+    /// Pieces that may be sent and not acknowledged, over all connections.
+    pub headers: u32,
+    /// The size classes of what is loaned for sending; none if leases come from elsewhere.
+    pub loans: Option<PoolPlan>,
+}
+
+impl Default for SlotPlan {
+    fn default() -> Self {
+        Self {
+            small_bytes: 4096,
+            small_slots: 1024,
+            slot_bytes: 256 << 10,
+            large_slots: 64,
+            headers: 4096,
+            loans: PoolPlan::doubling(4096, 1 << 20, 32).ok(),
+        }
+    }
+}
+
+/// Why there is no memory for a transport.
+#[derive(Debug, Error)]
+#[non_exhaustive]
+pub enum SlotsError {
+    /// Sizes that no receiver has.
+    #[error(
+        "slots of {small_bytes} and {slot_bytes} bytes cannot be: 1 <= small < large <= {MESSAGE_BYTES}, in whole slots"
+    )]
+    Sizes {
+        /// The small size asked for.
+        small_bytes: u32,
+        /// The large size asked for.
+        slot_bytes: u32,
+    },
+    /// A class that is impossible.
+    #[error(transparent)]
+    Plan(#[from] PoolPlanError),
+    /// The region could not be made.
+    #[error(transparent)]
+    Region(#[from] RegionError),
+    /// Forks could not be noticed.
+    #[error(transparent)]
+    Fork(#[from] ForkGuardError),
+    /// The region is too small for its plan, which is a defect.
+    #[error(transparent)]
+    Layout(#[from] OutOfRegion),
+}
+
+/// A region whose pages this process may let the kernel read.
+struct Known {
+    region: Arc<Region>,
+    base: usize,
+    len: usize,
+}
+
+/// The slots of a transport.
+pub struct Slots {
+    regions: Vec<Known>,
+    headers: Pool,
+    received: Pool,
+    loans: Option<Pool>,
+    promised: [u32; 2],
+    ahead: Vec<Slot>,
+    stage: Box<[u8]>,
+    small_bytes: u32,
+    slot_bytes: u32,
+}
+
+impl core::fmt::Debug for Slots {
+    fn fmt(&self, f: &mut core::fmt::Formatter<'_>) -> core::fmt::Result {
+        f.debug_struct("Slots").field("promised", &self.promised).finish_non_exhaustive()
+    }
+}
+
+impl Slots {
+    /// Makes the region and carves it.
+    ///
+    /// # Errors
+    /// [`SlotsError`]; nothing was taken then.
+    pub fn new(plan: &SlotPlan) -> Result<Self, SlotsError> {
+        let &SlotPlan { small_bytes, slot_bytes, .. } = plan;
+        let (small, large) = (slot_bytes_for(small_bytes as usize), slot_bytes_for(slot_bytes as usize));
+        if small_bytes == 0 || slot_bytes > MESSAGE_BYTES || small >= large {
+            return Err(SlotsError::Sizes { small_bytes, slot_bytes });
+        }
+        let headers = PoolPlan::single(HEADER_BYTES, plan.headers)?;
+        let received = PoolPlan::new(vec![
+            SizeClass { slot_bytes: small, slots: plan.small_slots },
+            SizeClass { slot_bytes: large, slots: plan.large_slots },
+        ])?;
+        let pages = |plan: &PoolPlan| plan.bytes().next_multiple_of(PAGE_BYTES);
+        let loans = plan.loans.as_ref().map_or(0, pages);
+        let region = Arc::new(Region::options(pages(&headers) + pages(&received) + loans).create()?);
+        let life = ForkGuard::new()?.life();
+        let begin = region.data_offset();
+        let base = region.bytes(begin, 1)?.base().as_ptr().addr() - begin;
+        let second = begin + pages(&headers);
+        let third = second + pages(&received);
+        Ok(Self {
+            headers: raw::pool(&region, begin, &headers, life)?,
+            received: raw::pool(&region, second, &received, life)?,
+            loans: plan.loans.as_ref().map(|plan| raw::pool(&region, third, plan, life)).transpose()?,
+            regions: vec![Known { base, len: region.len(), region }],
+            promised: [0; 2],
+            ahead: Vec::new(),
+            stage: vec![0; STAGE_BYTES].into(),
+            small_bytes,
+            slot_bytes,
+        })
+    }
+
+    /// The regions whose pages may be shared, in the order of their numbers.
+    pub fn regions(&self) -> impl Iterator<Item = &Arc<Region>> {
+        self.regions.iter().map(|known| &known.region)
+    }
+
+    /// Lets leases in `region`, which this process owns, be sent by paths that share pages. Returns its number.
+    ///
+    /// # Errors
+    /// [`OutOfRegion`] for a region that a fork left behind.
+    pub fn add_region(&mut self, region: &Arc<Region>) -> Result<usize, OutOfRegion> {
+        if let Some(number) = self.regions.iter().position(|known| known.region.id() == region.id()) {
+            return Ok(number);
+        }
+        let begin = region.data_offset();
+        let base = region.bytes(begin, 1)?.base().as_ptr().addr() - begin;
+        self.regions.push(Known { base, len: region.len(), region: Arc::clone(region) });
+        Ok(self.regions.len() - 1)
+    }
+
+    /// Where bytes lie, if in one of these regions.
+    #[must_use]
+    pub fn home(&self, bytes: &[u8]) -> Option<Home> {
+        let address = bytes.as_ptr().addr();
+        self.regions.iter().enumerate().find_map(|(region, known)| {
+            let offset = address.checked_sub(known.base)?;
+            (offset + bytes.len() <= known.len && !bytes.is_empty()).then_some(Home { region, offset })
+        })
+    }
+
+    /// The longest small piece, and the longest of all.
+    #[must_use]
+    pub fn sizes(&self) -> (u32, u32) {
+        (self.small_bytes, self.slot_bytes)
+    }
+
+    /// A lease to write a message into.
+    ///
+    /// # Errors
+    /// [`PoolError`] if all slots that fit are out, or the message is longer than any.
+    pub fn loan(&mut self, bytes: usize) -> Result<LeaseMut<[u8]>, PoolError> {
+        match &mut self.loans {
+            Some(pool) => Ok(LeaseMut::slot(pool.take(bytes)?, bytes)),
+            None => Err(PoolError::TooLarge { bytes, largest: 0 }),
+        }
+    }
+
+    /// A slot for a header.
+    pub(crate) fn header(&mut self) -> Option<Slot> {
+        self.headers.take(HEADER_BYTES).ok()
+    }
+
+    /// Promises up to `count` slots of a class; how many were.
+    pub(crate) fn promise(&mut self, class: Class, count: u32) -> u32 {
+        let index = class.index();
+        let at_hand = if class == Class::Large { self.ahead.len() } else { 0 };
+        let free = (self.received.free_in(index) + at_hand) as u32;
+        let count = count.min(free.saturating_sub(self.promised[index]));
+        self.promised[index] += count;
+        count
+    }
+
+    /// Takes promises back that nobody can claim any more.
+    pub(crate) fn unpromise(&mut self, open: [u32; 2]) {
+        for (promised, open) in self.promised.iter_mut().zip(open) {
+            *promised -= open;
+        }
+    }
+
+    /// Takes the slot for a piece that had a credit; the promise goes when the piece is whole.
+    pub(crate) fn take(&mut self, class: Class) -> Option<Slot> {
+        match class {
+            Class::Small => self.received.take(1).ok(),
+            Class::Large => self.ahead.pop().or_else(|| self.received.take(self.small_bytes as usize + 1).ok()),
+        }
+    }
+
+    /// Takes a large slot for a piece that is expected, if that breaks no promise.
+    pub(crate) fn take_ahead(&mut self) -> Option<Slot> {
+        self.take(Class::Large)
+    }
+
+    /// Gives back a slot that was not used.
+    pub(crate) fn put_back(&mut self, slot: Slot) {
+        if self.ahead.len() < AHEAD && slot.capacity() >= self.slot_bytes as usize {
+            self.ahead.push(slot);
+        }
+    }
+
+    /// The bytes that are received before it is known where they belong.
+    pub(crate) fn take_stage(&mut self) -> Box<[u8]> {
+        core::mem::take(&mut self.stage)
+    }
+
+    /// Puts the stage back.
+    pub(crate) fn return_stage(&mut self, stage: Box<[u8]>) {
+        self.stage = stage;
+    }
+}
