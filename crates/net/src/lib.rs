@@ -2,5 +2,7 @@
 //! what is copied on the way is counted.
 #![deny(unsafe_code)]
 
+pub mod notify;
 pub mod path;
+pub mod socket;
 pub mod wire;
