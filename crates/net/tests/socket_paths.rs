@@ -4,12 +4,14 @@ mod socket_rig;
 
 use std::collections::BTreeMap;
 use std::io::{ErrorKind, IoSliceMut};
+use std::os::fd::AsFd;
 use std::time::Instant;
 
 use rustix::event::PollFlags;
+use rustix::net::{AddressFamily, SocketFlags, SocketType};
 use socket_rig::{PATIENCE, Pair, Random, Slab, until, wait};
 use zcmi_net::path::{PathKind, Release};
-use zcmi_net::socket::{self, SocketWire};
+use zcmi_net::socket::{self, SocketError, SocketWire};
 use zcmi_net::wire::{Home, Segment, Wire};
 
 /// What this wire's paths are.
@@ -231,4 +233,103 @@ fn the_mutation_oracle_tells_which_paths_share_pages() {
             assert_eq!(shares_pages(pair, path), expected, "{path} over {pair:?}");
         }
     }
+}
+
+#[test]
+fn an_aborted_connection_is_reset_and_its_sends_are_notified() {
+    let slab = Slab::new(1 << 20);
+    let (near, far) = Pair::V4.connect(Some(64 << 10));
+    let (mut near, mut far) = (SocketWire::new(near).expect("a wire"), SocketWire::new(far).expect("a wire"));
+    // Another process could hold the socket as well.
+    let duplicate = near.as_fd().try_clone_to_owned().expect("dup");
+    let sent = loop {
+        match near.send(PathKind::ZeroCopy, &[Segment { bytes: slab.bytes(), home: None }]) {
+            Ok(_) => {}
+            Err(error) => break error,
+        }
+    };
+    assert_eq!(sent.kind(), ErrorKind::WouldBlock, "the socket is full");
+    socket::abort(&duplicate).expect("abort");
+    until("all sends are notified", || {
+        near.notifications(&mut |_| ()).expect("notifications");
+        near.owed_notifications() == 0
+    });
+    let mut buffer = vec![0; 1 << 20];
+    let mut ended = None;
+    until("the reset comes", || match far.receive(&mut [IoSliceMut::new(&mut buffer)]) {
+        Ok(0) => panic!("a reset is no end"),
+        Ok(_) => false,
+        Err(error) if error.kind() == ErrorKind::WouldBlock => false,
+        Err(error) => {
+            ended = Some(error.kind());
+            true
+        }
+    });
+    assert_eq!(ended, Some(ErrorKind::ConnectionReset));
+    let (unix, _far) = Pair::Unix.connect(None);
+    assert!(socket::abort(&unix).is_err(), "a Unix socket has no reset");
+}
+
+#[test]
+fn options_are_set_and_told() {
+    let (near, far) = Pair::V6.connect(None);
+    socket::set_no_delay(&near, true).expect("TCP_NODELAY");
+    assert!(rustix::net::sockopt::tcp_nodelay(&near).expect("asked"));
+    let before = socket::congestion(&near).expect("TCP_CONGESTION");
+    let other = if before == "cubic" { "reno" } else { "cubic" };
+    socket::set_congestion(&near, other).expect("TCP_CONGESTION");
+    assert_eq!(socket::congestion(&near).expect("TCP_CONGESTION"), other);
+    assert!(socket::set_congestion(&near, "carrier-pigeon").is_err());
+    socket::set_user_timeout_ms(&near, 4321).expect("TCP_USER_TIMEOUT");
+    assert_eq!(rustix::net::sockopt::tcp_user_timeout(&near).expect("asked"), 4321);
+    socket::set_send_buffer_bytes(&near, 50_000).expect("SO_SNDBUF");
+    socket::set_receive_buffer_bytes(&near, 60_000).expect("SO_RCVBUF");
+    assert_eq!(socket::send_buffer_bytes(&near).expect("SO_SNDBUF"), 100_000, "the kernel doubles it");
+    assert_eq!(socket::receive_buffer_bytes(&near).expect("SO_RCVBUF"), 120_000);
+
+    let mut near = SocketWire::new(near).expect("a wire");
+    near.send(PathKind::Write, &[Segment { bytes: &[1; 1000], home: None }]).expect("room");
+    until("all is acknowledged", || socket::unacknowledged_bytes(&near).expect("SIOCOUTQ") == 0);
+    let info = socket::tcp_info(&near).expect("TCP_INFO");
+    // The kernel counts the connection's beginning as a byte.
+    assert_eq!((info.acknowledged_bytes, info.received_bytes), (1001, 0));
+    assert!(info.segment_bytes > 500 && info.window_segments > 0);
+    assert_eq!(socket::tcp_info(&far).expect("TCP_INFO").received_bytes, 1000);
+    let (unix, _far) = Pair::Unix.connect(None);
+    assert!(socket::tcp_info(&unix).is_err() && socket::unsent_bytes(&unix).is_err());
+}
+
+#[test]
+fn what_is_no_stream_is_no_wire() {
+    let datagrams = rustix::net::socket(AddressFamily::INET, SocketType::DGRAM, None).expect("a socket");
+    let packets = rustix::net::socketpair(AddressFamily::UNIX, SocketType::SEQPACKET, SocketFlags::CLOEXEC, None)
+        .expect("a pair");
+    for socket in [datagrams, packets.0] {
+        let refused = SocketWire::new(socket).expect_err("no stream");
+        assert!(matches!(refused, SocketError::NotAStream { .. }), "{refused}");
+    }
+    let (pipe, _to) = rustix::pipe::pipe().expect("a pipe");
+    let refused = SocketWire::new(pipe).expect_err("no socket");
+    assert!(matches!(refused, SocketError::System { .. }), "{refused}");
+}
+
+#[test]
+fn a_receive_without_room_does_not_look_like_the_end() {
+    let (near, _far) = Pair::Unix.connect(None);
+    let mut near = SocketWire::new(near).expect("a wire");
+    for buffers in [&mut [][..], &mut [IoSliceMut::new(&mut [])]] {
+        assert_eq!(near.receive(buffers).expect_err("no room").kind(), ErrorKind::InvalidInput);
+    }
+}
+
+#[test]
+fn more_segments_than_a_call_takes_are_accepted_in_part() {
+    let (near, far) = Pair::Unix.connect(None);
+    let (mut near, mut far) = (SocketWire::new(near).expect("a wire"), SocketWire::new(far).expect("a wire"));
+    let bytes: Vec<u8> = (0..3000_u32).map(|at| at as u8).collect();
+    let segments: Vec<Segment<'_>> = bytes.chunks(1).map(|bytes| Segment { bytes, home: None }).collect();
+    assert_eq!(near.send(PathKind::Write, &segments).expect("room").bytes, 1024);
+    let mut received = vec![0; 3000];
+    assert_eq!(far.receive(&mut [IoSliceMut::new(&mut received)]).expect("bytes"), 1024);
+    assert_eq!(received[..1024], bytes[..1024]);
 }
