@@ -30,11 +30,10 @@ codes! {
         Streams = "ZC4027",
         Continuation = "ZC4028",
         End = "ZC4029",
-        Confirm = "ZC4030",
-        Geometry = "ZC4031",
-        Incarnation = "ZC4032",
-        OldEpoch = "ZC4033",
-        Proof = "ZC4034",
+        Geometry = "ZC4030",
+        Incarnation = "ZC4031",
+        OldEpoch = "ZC4032",
+        Proof = "ZC4033",
     } passes on { Frame }
     enum SubmitError {
         TooLong = "ZC4101",

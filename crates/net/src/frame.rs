@@ -32,8 +32,6 @@ pub enum Kind {
     Control,
     /// The sender will send no more pieces; its sequence is the number of pieces it sent.
     End,
-    /// The connecting side proves that it has the key.
-    Confirm,
 }
 
 impl Kind {
@@ -42,7 +40,6 @@ impl Kind {
             Self::Data => 1,
             Self::Control => 2,
             Self::End => 3,
-            Self::Confirm => 4,
         }
     }
 }
@@ -225,7 +222,6 @@ impl Header {
             1 => Kind::Data,
             2 => Kind::Control,
             3 => Kind::End,
-            4 => Kind::Confirm,
             other => return Err(FrameFault::Kind(other)),
         };
         if bytes[1] != VERSION {

@@ -100,9 +100,6 @@ pub enum PeerFault {
         /// What is wrong with that.
         fault: &'static str,
     },
-    /// A proof where none is due.
-    #[error("the peer sent a proof where none was asked for")]
-    Confirm,
     /// Another geometry than before, in the same session.
     #[error("the peer came back to its session with slots of {slot_bytes} bytes instead of {before}")]
     Geometry {
@@ -231,7 +228,6 @@ impl Incoming {
         let end = |fault| PeerFault::End { sequence: header.sequence, fault };
         match header.kind {
             Kind::Control => Ok(()),
-            Kind::Confirm => Err(PeerFault::Confirm),
             Kind::End if self.ended => Err(end("ended it again")),
             Kind::End if !self.begun.is_empty() => Err(end("a message was not finished")),
             Kind::End => {

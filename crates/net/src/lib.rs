@@ -4,10 +4,16 @@
 
 pub mod code;
 pub mod frame;
+mod greeting;
 pub mod incoming;
+pub mod key;
 pub mod link;
+pub mod notify;
 pub mod outgoing;
 pub mod path;
 mod raw;
 pub mod slots;
+pub mod socket;
+pub mod stream;
+pub mod transport;
 pub mod wire;

@@ -216,7 +216,7 @@ pub struct Link<W> {
     choice: Choice,
     /// Pieces received since their promises were taken back.
     used: [u32; 2],
-    blocked: bool,
+    has_turn: bool,
     counts: LinkCounts,
     tokens: Vec<Token>,
 }
@@ -247,7 +247,7 @@ impl<W: Wire> Link<W> {
             last_length: 0,
             choice: Choice::all(PathKind::Write),
             used: [0; 2],
-            blocked: false,
+            has_turn: false,
             counts: LinkCounts::default(),
             tokens: Vec::new(),
         }
@@ -262,6 +262,11 @@ impl<W: Wire> Link<W> {
     #[must_use]
     pub fn counts(&self) -> &LinkCounts {
         &self.counts
+    }
+
+    /// The wire, while there is one.
+    pub fn wire_mut(&mut self) -> Option<&mut W> {
+        self.wire.as_mut()
     }
 
     /// The wire, while there is one.
@@ -298,7 +303,6 @@ impl<W: Wire> Link<W> {
         }
         self.incoming.begin(ours);
         self.wire = Some(wire);
-        self.blocked = false;
         self.complete(happened);
         Ok(())
     }
@@ -370,10 +374,29 @@ impl<W: Wire> Link<W> {
         self.outgoing.unfinished()
     }
 
-    /// Whether something waits for the socket to take it.
+    /// Whether it could go on sending at once: its turn ended for the sake of others.
     #[must_use]
-    pub fn is_blocked(&self) -> bool {
-        self.blocked
+    pub fn has_turn(&self) -> bool {
+        self.has_turn
+    }
+
+    /// Whether the peer will send nothing more.
+    #[must_use]
+    pub fn is_ended(&self) -> bool {
+        self.incoming.is_ended()
+    }
+
+    /// Whether the peer does not know yet of everything that was received.
+    #[must_use]
+    pub fn owes_note(&self) -> bool {
+        self.incoming.untold().0 > 0
+    }
+
+    /// Whether the peer waits for credits that could not be given.
+    #[must_use]
+    pub fn is_short(&self) -> bool {
+        let (wants, open) = (self.incoming.wants(), self.incoming.open());
+        self.wire.is_some() && [0, 1].into_iter().any(|class| wants[class] && open[class] == 0)
     }
 
     /// Whether a notification is owed.
@@ -414,18 +437,17 @@ impl<W: Wire> Link<W> {
     /// # Errors
     /// [`LinkError`] if the wire is of no use any more.
     pub fn send(&mut self, slots: &mut Slots, flush: bool) -> Result<(), LinkError> {
+        self.has_turn = false;
         for _ in 0..TURNS {
             self.fill_queue(slots, flush);
             let Some(front) = self.outgoing.front() else {
-                self.blocked = false;
                 return Ok(());
             };
             if !self.send_front(front)? {
                 return Ok(());
             }
         }
-        // Others have their turn; this one is not done.
-        self.blocked = true;
+        self.has_turn = true;
         Ok(())
     }
 
@@ -489,10 +511,7 @@ impl<W: Wire> Link<W> {
         }
         .map_or_else(
             |error| match error.kind() {
-                io::ErrorKind::WouldBlock => {
-                    self.blocked = true;
-                    Ok(false)
-                }
+                io::ErrorKind::WouldBlock => Ok(false),
                 io::ErrorKind::Interrupted => Ok(true),
                 _ => Err(LinkError::System { call: "sendmsg", source: error }),
             },
@@ -757,7 +776,7 @@ impl<W: Wire> Link<W> {
                 }
             }
             Kind::End => happened.push(Happened::Ended),
-            Kind::Control | Kind::Confirm => {}
+            Kind::Control => {}
         }
         Ok(())
     }

@@ -13,7 +13,7 @@
 use std::sync::Arc;
 
 use thiserror::Error;
-use zcmi_mem::fork::{ForkGuard, ForkGuardError};
+use zcmi_mem::fork::{ForkGuard, ForkGuardError, Forked};
 use zcmi_mem::lease::LeaseMut;
 use zcmi_mem::pool::{PAGE_BYTES, Pool, PoolError, PoolPlan, PoolPlanError, SizeClass, Slot, slot_bytes_for};
 use zcmi_mem::region::{OutOfRegion, Region, RegionError};
@@ -101,6 +101,7 @@ pub struct Slots {
     promised: [u32; 2],
     ahead: Vec<Slot>,
     stage: Box<[u8]>,
+    guard: ForkGuard,
     small_bytes: u32,
     slot_bytes: u32,
 }
@@ -130,7 +131,8 @@ impl Slots {
         let pages = |plan: &PoolPlan| plan.bytes().next_multiple_of(PAGE_BYTES);
         let loans = plan.loans.as_ref().map_or(0, pages);
         let region = Arc::new(Region::options(pages(&headers) + pages(&received) + loans).create()?);
-        let life = ForkGuard::new()?.life();
+        let guard = ForkGuard::new()?;
+        let life = guard.life();
         let begin = region.data_offset();
         let base = region.bytes(begin, 1)?.base().as_ptr().addr() - begin;
         let second = begin + pages(&headers);
@@ -143,9 +145,15 @@ impl Slots {
             promised: [0; 2],
             ahead: Vec::new(),
             stage: vec![0; STAGE_BYTES].into(),
+            guard,
             small_bytes,
             slot_bytes,
         })
+    }
+
+    /// Refuses to go on in a forked child, where the memory and the sockets are the parent's.
+    pub(crate) fn check_fork(&self) -> Result<(), Forked> {
+        self.guard.check()
     }
 
     /// The regions whose pages may be shared, in the order of their numbers.

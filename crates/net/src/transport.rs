@@ -27,6 +27,11 @@ use crate::path::PathKind;
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct ConnectionId(pub(crate) u64);
 
+impl ConnectionId {
+    /// A connection that never was.
+    pub const NONE: Self = Self(u64::MAX);
+}
+
 impl fmt::Display for ConnectionId {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{}", self.0)
@@ -181,6 +186,9 @@ pub enum TransportError {
     /// The memory could not be had.
     #[error(transparent)]
     Slots(#[from] crate::slots::SlotsError),
+    /// This is a forked child: the transport is its parent's.
+    #[error(transparent)]
+    Forked(#[from] zcmi_mem::fork::Forked),
     /// The address is none that this transport can use.
     #[error("{address} cannot be used: {reason}")]
     Address {

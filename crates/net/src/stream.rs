@@ -1,0 +1,763 @@
+//! Messages over TCP and Unix stream sockets.
+//!
+//! One [`StreamTransport`] drives any number of connections with one epoll descriptor. Sockets are watched by edges: each is
+//! registered once, and read or written until it says that nothing more is there.
+//!
+//! # Sessions
+//! A connection is a session, which outlives its socket: when that breaks, the side that connected dials again, both say
+//! what they received, and what did not arrive is sent again. So each message arrives once, or the connection is
+//! [closed](crate::transport::Closed) with a reason and its messages [fail](Event::Failed).
+//!
+//! # Invariants
+//! - What a broken socket may still read is kept until the kernel says that it does not, whatever becomes of the connection
+//!   or of the transport ([`Orphan`]).
+//! - A peer that is slow, silent or hostile costs its own connection: turns are bounded, greetings are bounded in number and
+//!   time.
+
+mod address;
+mod drive;
+
+use core::fmt;
+use std::collections::{BTreeSet, HashMap, VecDeque};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use rustix::buffer::spare_capacity;
+use rustix::event::Timespec;
+use rustix::event::epoll::{self, EventData, EventFlags};
+use rustix::io::Errno;
+use rustix::net::SocketFlags;
+use zcmi_mem::lease::LeaseMut;
+use zcmi_mem::pool::PoolError;
+use zcmi_mem::region::{OutOfRegion, Region};
+use zcmi_mem::registration::Support;
+
+pub use address::Address;
+use address::failed;
+
+use crate::frame::{Class, Hello, MESSAGE_BYTES};
+use crate::greeting::{Greeted, Greeting, UNKNOWN_SESSION};
+use crate::incoming::PeerFault;
+use crate::key::Key;
+use crate::link::{Choice, Happened, Link, LinkCounts, LinkError, LinkLimits, Orphan, Readiness};
+use crate::outgoing::{Kept, NotTaken, Payload, SubmitError, Token};
+use crate::path::PathKind;
+use crate::slots::{SlotPlan, Slots};
+use crate::socket::{self, SocketWire};
+use crate::transport::{
+    Capabilities, Closed, ConnectionId, Destination, Event, ListenerId, Transport, TransportError,
+};
+use crate::wire::Wire;
+
+/// Events of one look at the descriptor.
+const EVENTS: usize = 256;
+/// Sockets that one look at a listener accepts.
+const ACCEPTS: usize = 64;
+/// How long a socket lingers after its end until the peer's end comes, so that the peer reads everything.
+const LEAVING: Duration = Duration::from_secs(2);
+/// How long the kernel may take to say that it is done with the pages of a broken socket, when the transport is dropped.
+const SETTLING: Duration = Duration::from_millis(200);
+/// How often a transport looks for free slots or late notifications while it waits for either.
+const LOOK_AGAIN: Duration = Duration::from_millis(1);
+/// Every so many turns the descriptor is looked at although something is ready.
+const LOOKS: u32 = 8;
+/// Between the first attempts to mend a connection; each waits twice as long as the one before.
+const FIRST_REDIAL: Duration = Duration::from_millis(5);
+/// The longest time between attempts.
+const LAST_REDIAL: Duration = Duration::from_secs(1);
+
+/// How a transport over streams is made.
+#[derive(Clone, Debug)]
+pub struct StreamOptions {
+    /// Its memory.
+    pub slots: SlotPlan,
+    /// What each connection may take.
+    pub limits: LinkLimits,
+    /// The key that both sides must have.
+    pub key: Option<Key>,
+    /// Whether peers on other hosts are talked with although there is no key.
+    pub insecure: bool,
+    /// The path that is used whenever it can be; none for the best.
+    pub path: Option<PathKind>,
+    /// How many connections may exist.
+    pub connections: usize,
+    /// How many sockets may be greeting at a time.
+    pub greetings: usize,
+    /// How long a greeting may take.
+    pub greeting_timeout: Duration,
+    /// How long a broken connection is mended before it is given up; zero for not at all.
+    pub resume_for: Duration,
+}
+
+impl Default for StreamOptions {
+    fn default() -> Self {
+        Self {
+            slots: SlotPlan::default(),
+            limits: LinkLimits::default(),
+            key: None,
+            insecure: false,
+            path: None,
+            connections: 16_384,
+            greetings: 256,
+            greeting_timeout: Duration::from_secs(5),
+            resume_for: Duration::from_secs(10),
+        }
+    }
+}
+
+/// What a connection is doing.
+enum Stage {
+    /// Its socket is connecting, or greeting.
+    Greeting { wire: SocketWire, greeting: Greeting, promised: [u32; 2] },
+    /// It works; the link has the wire.
+    Open,
+    /// It is broken; the connecting side dials at `next`, the accepting side waits.
+    Broken { next: Option<Instant> },
+}
+
+impl Connection {
+    /// Whether nobody could bring it another socket.
+    fn cannot_resume(&self) -> bool {
+        self.origin.is_none() && !self.accepted
+    }
+}
+
+struct Connection {
+    /// Whether the other side connected.
+    accepted: bool,
+    link: Link<SocketWire>,
+    stage: Stage,
+    session: [u8; 16],
+    /// The other side's incarnation and slots, once it said hello.
+    peer: Option<Peer>,
+    epoch: u32,
+    /// Where to dial, on the side that connects.
+    origin: Option<Address>,
+    /// Whether there was a socket that worked.
+    announced: bool,
+    /// When a greeting, or the mending, is given up.
+    deadline: Option<Instant>,
+    broken: Option<String>,
+    /// How long until the next attempt to mend it.
+    wait: Duration,
+    readable: bool,
+    in_ready: bool,
+    in_dirty: bool,
+    in_owing: bool,
+    starved: bool,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq)]
+struct Peer {
+    incarnation: [u8; 16],
+    sizes: [u32; 2],
+}
+
+/// A socket that was accepted and has not said whose it is.
+struct Stranger {
+    wire: SocketWire,
+    greeting: Greeting,
+    listener: Option<ListenerId>,
+    deadline: Instant,
+    /// The credits that our hello gave.
+    promised: [u32; 2],
+}
+
+enum Entry {
+    Connection(Box<Connection>),
+    Stranger(Box<Stranger>),
+    Listener(OwnedFd),
+}
+
+/// Numbered places; a number is never used twice.
+#[derive(Default)]
+struct Places {
+    entries: Vec<(u32, Option<Entry>)>,
+    free: Vec<u32>,
+}
+
+impl Places {
+    fn insert(&mut self, entry: Entry) -> u64 {
+        let index = self.free.pop().unwrap_or_else(|| {
+            self.entries.push((0, None));
+            self.entries.len() as u32 - 1
+        });
+        let place = &mut self.entries[index as usize];
+        place.1 = Some(entry);
+        u64::from(place.0) << 32 | u64::from(index)
+    }
+
+    fn get_mut(&mut self, key: u64) -> Option<&mut Entry> {
+        let (generation, entry) = self.entries.get_mut((key & 0xffff_ffff) as usize)?;
+        if u64::from(*generation) == key >> 32 { entry.as_mut() } else { None }
+    }
+
+    fn get(&self, key: u64) -> Option<&Entry> {
+        let (generation, entry) = self.entries.get((key & 0xffff_ffff) as usize)?;
+        if u64::from(*generation) == key >> 32 { entry.as_ref() } else { None }
+    }
+
+    fn connection(&mut self, key: u64) -> Option<&mut Connection> {
+        match self.get_mut(key)? {
+            Entry::Connection(connection) => Some(connection),
+            _ => None,
+        }
+    }
+
+    fn stranger(&mut self, key: u64) -> Option<&mut Stranger> {
+        match self.get_mut(key)? {
+            Entry::Stranger(stranger) => Some(stranger),
+            _ => None,
+        }
+    }
+
+    fn remove(&mut self, key: u64) -> Option<Entry> {
+        self.get(key)?;
+        let index = (key & 0xffff_ffff) as u32;
+        let place = &mut self.entries[index as usize];
+        place.0 = place.0.wrapping_add(1);
+        self.free.push(index);
+        place.1.take()
+    }
+
+    fn keys(&self) -> Vec<u64> {
+        let key = |(index, (generation, _)): (usize, &(u32, Option<Entry>))| u64::from(*generation) << 32 | index as u64;
+        self.entries.iter().enumerate().filter(|(_, (_, entry))| entry.is_some()).map(key).collect()
+    }
+}
+
+/// What a connection has done, and how it stands.
+#[derive(Clone, Debug)]
+pub struct ConnectionFacts {
+    /// The counts.
+    pub counts: LinkCounts,
+    /// Messages that have not completed.
+    pub unfinished: usize,
+    /// How often it was mended.
+    pub epoch: u32,
+    /// Whether it works now.
+    pub is_open: bool,
+}
+
+/// A transport over TCP and Unix sockets. See the module's documentation.
+pub struct StreamTransport {
+    options: StreamOptions,
+    incarnation: [u8; 16],
+    slots: Slots,
+    epoll: OwnedFd,
+    places: Places,
+    sessions: HashMap<[u8; 16], u64>,
+    connections: usize,
+    strangers: usize,
+    ready: VecDeque<u64>,
+    dirty: Vec<u64>,
+    owing: Vec<u64>,
+    starved: Vec<u64>,
+    timers: BTreeSet<(Instant, u64)>,
+    /// Listeners that accept nobody until there is room.
+    paused: Vec<u64>,
+    orphans: Vec<Orphan<SocketWire>>,
+    leaving: Vec<(SocketWire, Instant)>,
+    /// What somebody may read for ever; never dropped.
+    quarantined: u64,
+    gathered: Vec<epoll::Event>,
+    happened: Vec<Happened>,
+    turns: u32,
+}
+
+impl fmt::Debug for StreamTransport {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("StreamTransport")
+            .field("connections", &self.connections)
+            .field("orphans", &self.orphans.len())
+            .field("quarantined", &self.quarantined)
+            .finish_non_exhaustive()
+    }
+}
+
+fn random<const N: usize>() -> Result<[u8; N], TransportError> {
+    let mut bytes = [0; N];
+    let filled = rustix::io::retry_on_intr(|| {
+        rustix::rand::getrandom(&mut bytes[..], rustix::rand::GetRandomFlags::empty())
+    });
+    match filled {
+        Ok(filled) if filled == N => Ok(bytes),
+        Ok(_) => Err(failed("getrandom")(Errno::IO)),
+        Err(errno) => Err(failed("getrandom")(errno)),
+    }
+}
+
+impl StreamTransport {
+    /// Makes a transport without connections.
+    ///
+    /// # Errors
+    /// [`TransportError`] if memory or descriptors cannot be had.
+    pub fn new(options: StreamOptions) -> Result<Self, TransportError> {
+        Ok(Self {
+            incarnation: random()?,
+            slots: Slots::new(&options.slots)?,
+            epoll: epoll::create(epoll::CreateFlags::CLOEXEC).map_err(failed("epoll_create"))?,
+            places: Places::default(),
+            sessions: HashMap::new(),
+            connections: 0,
+            strangers: 0,
+            ready: VecDeque::new(),
+            dirty: Vec::new(),
+            owing: Vec::new(),
+            starved: Vec::new(),
+            timers: BTreeSet::new(),
+            paused: Vec::new(),
+            orphans: Vec::new(),
+            leaving: Vec::new(),
+            quarantined: 0,
+            gathered: Vec::with_capacity(EVENTS),
+            happened: Vec::new(),
+            turns: 0,
+            options,
+        })
+    }
+
+    /// Accepts connections at an address. Port 0 takes a free one, which the answer names.
+    ///
+    /// # Errors
+    /// [`TransportError`] if nobody may or can listen there.
+    pub fn listen(&mut self, address: &Address) -> Result<(ListenerId, Address), TransportError> {
+        self.check_trust(address)?;
+        let socket = address.listen()?;
+        let bound = Address::of(&socket).unwrap_or_else(|| address.clone());
+        let key = self.places.insert(Entry::Listener(socket));
+        if let Some(Entry::Listener(socket)) = self.places.get(key) {
+            watch(&self.epoll, socket.as_fd(), key, EventFlags::IN)?;
+        }
+        Ok((ListenerId(key), bound))
+    }
+
+    /// Accepts no more connections; those that exist stay.
+    pub fn stop_listening(&mut self, listener: ListenerId) {
+        if matches!(self.places.get(listener.0), Some(Entry::Listener(_))) {
+            self.places.remove(listener.0);
+        }
+    }
+
+    /// Begins a connection. [`Event::Connected`] or [`Event::Closed`] tells what came of it; messages may be submitted
+    /// at once.
+    ///
+    /// # Errors
+    /// [`TransportError`] if it cannot even be tried.
+    pub fn connect(&mut self, address: &Address) -> Result<ConnectionId, TransportError> {
+        self.check_trust(address)?;
+        self.check_room()?;
+        let socket = address.dial();
+        let key = self.new_connection(Some(address.clone()), random()?, false);
+        match socket {
+            Ok(socket) => self.begin_greeting(key, socket)?,
+            // Nobody listens yet, perhaps.
+            Err(TransportError::System { source, .. }) if !self.options.resume_for.is_zero() => {
+                self.redial_later(key, source.to_string(), &mut Vec::new());
+            }
+            Err(error) => {
+                self.forget(key);
+                return Err(error);
+            }
+        }
+        Ok(ConnectionId(key))
+    }
+
+    /// Takes a connected socket as the side that connects: it says hello. It is not dialled again when it breaks.
+    ///
+    /// # Errors
+    /// [`TransportError`] if it is no stream socket.
+    pub fn adopt_connecting(&mut self, socket: OwnedFd) -> Result<ConnectionId, TransportError> {
+        self.check_room()?;
+        let key = self.new_connection(None, random()?, false);
+        match self.begin_greeting(key, socket) {
+            Ok(()) => Ok(ConnectionId(key)),
+            Err(error) => {
+                self.forget(key);
+                Err(error)
+            }
+        }
+    }
+
+    /// Takes a connected socket as the side that accepts: it waits for a hello, and [`Event::Accepted`] follows.
+    ///
+    /// # Errors
+    /// [`TransportError`] if it is no stream socket.
+    pub fn adopt_accepting(&mut self, socket: OwnedFd) -> Result<(), TransportError> {
+        self.check_room()?;
+        self.greet_stranger(socket, None)
+    }
+
+    /// What a connection has done.
+    #[must_use]
+    pub fn facts(&self, connection: ConnectionId) -> Option<ConnectionFacts> {
+        match self.places.get(connection.0)? {
+            Entry::Connection(connection) => Some(ConnectionFacts {
+                counts: connection.link.counts().clone(),
+                unfinished: connection.link.unfinished(),
+                epoch: connection.epoch,
+                is_open: matches!(connection.stage, Stage::Open),
+            }),
+            _ => None,
+        }
+    }
+
+    /// Forces the path of a connection, or lets the best be chosen again.
+    pub fn force_path(&mut self, connection: ConnectionId, path: Option<PathKind>) {
+        if let Some(connection) = self.places.connection(connection.0) {
+            connection.link.choose(Choice::all(path.unwrap_or(PathKind::Write)));
+        }
+    }
+
+    /// Bytes that somebody may read for ever, because the acknowledgement that would have freed them never came.
+    #[must_use]
+    pub fn quarantined_bytes(&self) -> u64 {
+        self.quarantined
+    }
+
+    /// Breaks the socket of a connection, as a network would.
+    #[doc(hidden)]
+    pub fn break_off(&mut self, connection: ConnectionId) {
+        if let Some(connection) = self.places.connection(connection.0)
+            && let Some(wire) = connection.link.wire()
+        {
+            let _ = socket::abort(wire).or_else(|_| {
+                rustix::net::shutdown(wire, rustix::net::Shutdown::Both).map_err(std::io::Error::from)
+            });
+        }
+    }
+
+    /// Whether a path can be used on a TCP connection of this host.
+    fn support(&self, path: PathKind) -> Support {
+        match path {
+            PathKind::UringSend | PathKind::UringZeroCopy | PathKind::UringFixed => {
+                Support::No("this transport has no io_uring".into())
+            }
+            _ => Support::Yes,
+        }
+    }
+
+    fn check_trust(&self, address: &Address) -> Result<(), TransportError> {
+        if self.options.key.is_some() || self.options.insecure || address.is_local() {
+            return Ok(());
+        }
+        let reason = "without a key only this host's own addresses are served; give both ends a key, or allow it";
+        Err(TransportError::Address { address: address.to_string(), reason })
+    }
+
+    fn check_room(&self) -> Result<(), TransportError> {
+        let connections = self.connections + self.strangers;
+        if connections >= self.options.connections { Err(TransportError::TooMany { connections }) } else { Ok(()) }
+    }
+
+    fn new_connection(&mut self, origin: Option<Address>, session: [u8; 16], accepted: bool) -> u64 {
+        let mut link = Link::new(self.options.limits, &self.slots);
+        if let Some(path) = self.options.path {
+            link.choose(Choice::all(path));
+        }
+        let connection = Connection {
+            accepted,
+            link,
+            stage: Stage::Broken { next: None },
+            session,
+            peer: None,
+            epoch: 0,
+            origin,
+            announced: false,
+            deadline: None,
+            broken: None,
+            wait: FIRST_REDIAL,
+            readable: false,
+            in_ready: false,
+            in_dirty: false,
+            in_owing: false,
+            starved: false,
+        };
+        self.connections += 1;
+        self.places.insert(Entry::Connection(Box::new(connection)))
+    }
+
+    /// A socket as a wire that knows the regions.
+    fn wire(&self, socket: OwnedFd) -> Result<SocketWire, TransportError> {
+        // Small frames are not held back to wait for more: what belongs together is sent together.
+        let _ = socket::set_no_delay(&socket, true);
+        let mut wire = SocketWire::new(socket).map_err(|error| TransportError::System {
+            call: "looking at a socket",
+            source: std::io::Error::other(error),
+        })?;
+        for region in self.slots.regions() {
+            wire.add_region(Arc::clone(region));
+        }
+        Ok(wire)
+    }
+
+    fn hello(
+        &self,
+        session: [u8; 16],
+        epoch: u32,
+        resume_from: u64,
+        granted: [u32; 2],
+    ) -> Result<Hello, TransportError> {
+        let (small_bytes, slot_bytes) = self.slots.sizes();
+        Ok(Hello {
+            incarnation: self.incarnation,
+            session,
+            epoch,
+            resume_from,
+            small_bytes,
+            slot_bytes,
+            streams: self.options.limits.streams,
+            granted,
+            nonce: random()?,
+            proof: [0; 32],
+        })
+    }
+
+    /// Promises the credits of a hello.
+    fn first_credits(&mut self) -> [u32; 2] {
+        let credits = self.options.limits.credits;
+        Class::ALL.map(|class| self.slots.promise(class, credits[class.index()]))
+    }
+
+    /// Says hello over a socket of the connecting side.
+    fn begin_greeting(&mut self, key: u64, socket: OwnedFd) -> Result<(), TransportError> {
+        let wire = self.wire(socket)?;
+        watch(&self.epoll, wire.as_fd(), key, BY_EDGES)?;
+        let granted = self.first_credits();
+        let Some(connection) = self.places.connection(key) else { return Ok(()) };
+        let epoch = if connection.announced { connection.epoch + 1 } else { connection.epoch };
+        let (session, expected) = (connection.session, connection.link.expected());
+        let hello = self.hello(session, epoch, expected, granted)?;
+        let greeting = Greeting::connecting(hello, self.options.key.clone());
+        let deadline = Instant::now() + self.options.greeting_timeout;
+        if let Some(connection) = self.places.connection(key) {
+            connection.stage = Stage::Greeting { wire, greeting, promised: granted };
+            if !connection.announced {
+                connection.deadline = Some(deadline);
+                self.timers.insert((deadline, key));
+            }
+        }
+        self.make_ready(key);
+        Ok(())
+    }
+
+    fn greet_stranger(&mut self, socket: OwnedFd, listener: Option<ListenerId>) -> Result<(), TransportError> {
+        let wire = self.wire(socket)?;
+        let deadline = Instant::now() + self.options.greeting_timeout;
+        let greeting = Greeting::accepting(self.options.key.clone());
+        let stranger = Stranger { wire, greeting, listener, deadline, promised: [0; 2] };
+        let key = self.places.insert(Entry::Stranger(Box::new(stranger)));
+        self.strangers += 1;
+        self.timers.insert((deadline, key));
+        let watched = match self.places.stranger(key) {
+            Some(stranger) => watch(&self.epoll, stranger.wire.as_fd(), key, BY_EDGES),
+            None => Ok(()),
+        };
+        if watched.is_err() {
+            self.forget_stranger(key);
+        }
+        watched
+    }
+
+    fn make_ready(&mut self, key: u64) {
+        if let Some(connection) = self.places.connection(key) {
+            connection.readable = true;
+            if !core::mem::replace(&mut connection.in_ready, true) {
+                self.ready.push_back(key);
+            }
+        }
+    }
+
+    fn make_dirty(&mut self, key: u64) {
+        if let Some(connection) = self.places.connection(key)
+            && !core::mem::replace(&mut connection.in_dirty, true)
+        {
+            self.dirty.push(key);
+        }
+    }
+
+    /// Takes what the kernel has to tell, waiting at most `wait`. Returns how much it was.
+    fn gather(&mut self, wait: Option<Duration>) -> Result<usize, TransportError> {
+        let wait = wait.map(|wait| Timespec { tv_sec: wait.as_secs() as i64, tv_nsec: wait.subsec_nanos().into() });
+        let mut gathered = core::mem::take(&mut self.gathered);
+        gathered.clear();
+        let count = match epoll::wait(&self.epoll, spare_capacity(&mut gathered), wait.as_ref()) {
+            Ok(count) => count,
+            Err(Errno::INTR) => 0,
+            Err(errno) => {
+                self.gathered = gathered;
+                return Err(failed("epoll_wait")(errno));
+            }
+        };
+        for event in &gathered {
+            let key = event.data.u64();
+            match self.places.get_mut(key) {
+                Some(Entry::Listener(_)) => self.accept(key)?,
+                Some(Entry::Stranger(_)) => self.ready.push_back(key),
+                Some(Entry::Connection(_)) => {
+                    let flags = event.flags;
+                    if flags.intersects(EventFlags::OUT) {
+                        self.make_dirty(key);
+                    }
+                    if flags.intersects(EventFlags::IN | EventFlags::ERR | EventFlags::HUP | EventFlags::RDHUP) {
+                        self.make_ready(key);
+                    }
+                }
+                None => {}
+            }
+        }
+        self.gathered = gathered;
+        Ok(count)
+    }
+
+    fn accept(&mut self, listener: u64) -> Result<(), TransportError> {
+        for _ in 0..ACCEPTS {
+            let Some(Entry::Listener(socket)) = self.places.get(listener) else { return Ok(()) };
+            if self.strangers >= self.options.greetings || self.check_room().is_err() {
+                // They wait in the listener's queue until there is room: greetings end in time.
+                let paused = EventFlags::empty();
+                epoll::modify(&self.epoll, socket, EventData::new_u64(listener), paused)
+                    .map_err(failed("epoll_ctl"))?;
+                self.paused.push(listener);
+                return Ok(());
+            }
+            match rustix::net::accept_with(socket, SocketFlags::CLOEXEC | SocketFlags::NONBLOCK) {
+                Ok(accepted) => {
+                    let trusted = self.options.key.is_some()
+                        || self.options.insecure
+                        || Address::of_peer(&accepted).is_some_and(|address| address.is_local());
+                    if trusted {
+                        // A socket that cannot be watched is closed; others go on.
+                        let _ = self.greet_stranger(accepted, Some(ListenerId(listener)));
+                    }
+                }
+                Err(Errno::AGAIN | Errno::MFILE | Errno::NFILE | Errno::NOBUFS | Errno::NOMEM) => return Ok(()),
+                Err(Errno::INTR | Errno::CONNABORTED) => {}
+                Err(errno) => return Err(failed("accept")(errno)),
+            }
+        }
+        Ok(())
+    }
+}
+
+impl Transport for StreamTransport {
+    fn loan(&mut self, bytes: usize) -> Result<LeaseMut<[u8]>, PoolError> {
+        self.slots.loan(bytes)
+    }
+
+    fn register(&mut self, region: &Arc<Region>) -> Result<(), OutOfRegion> {
+        let before = self.slots.regions().count();
+        let number = self.slots.add_region(region)?;
+        if number == before {
+            for key in self.places.keys() {
+                let Some(connection) = self.places.connection(key) else { continue };
+                let wire = match &mut connection.stage {
+                    Stage::Greeting { wire, .. } => Some(wire),
+                    Stage::Open | Stage::Broken { .. } => connection.link.wire_mut(),
+                };
+                if let Some(wire) = wire {
+                    wire.add_region(Arc::clone(region));
+                }
+            }
+        }
+        Ok(())
+    }
+
+    fn submit(&mut self, to: Destination, payload: Payload, token: Token) -> Result<(), NotTaken> {
+        let key = to.connection.0;
+        let Some(connection) = self.places.connection(key) else {
+            return Err(NotTaken { payload, reason: SubmitError::NoConnection(key) });
+        };
+        connection.link.submit(to.stream, to.tag, payload, token, &self.slots)?;
+        if !core::mem::replace(&mut connection.in_dirty, true) {
+            self.dirty.push(key);
+        }
+        Ok(())
+    }
+
+    fn poll(&mut self, events: &mut Vec<Event>, timeout: Option<Duration>) -> Result<usize, TransportError> {
+        self.slots.check_fork()?;
+        let begin = events.len();
+        let deadline = timeout.and_then(|timeout| Instant::now().checked_add(timeout));
+        // Whoever always has something ready must not keep the others from being seen.
+        self.turns = self.turns.wrapping_add(1);
+        if self.turns.is_multiple_of(LOOKS) {
+            self.gather(Some(Duration::ZERO))?;
+        }
+        loop {
+            self.work(events)?;
+            self.timers(events)?;
+            if events.len() > begin {
+                return Ok(events.len() - begin);
+            }
+            let is_busy = !self.ready.is_empty() || !self.dirty.is_empty();
+            let mut wait = if is_busy { Some(Duration::ZERO) } else { self.wait_at_most(deadline) };
+            if !self.owing.is_empty() && wait != Some(Duration::ZERO) {
+                if self.gather(Some(Duration::ZERO))? > 0 {
+                    continue;
+                }
+                self.flush(events);
+                if events.len() > begin {
+                    return Ok(events.len() - begin);
+                }
+                wait = self.wait_at_most(deadline);
+            }
+            let count = self.gather(wait)?;
+            if count == 0 && !is_busy && deadline.is_some_and(|deadline| deadline <= Instant::now()) {
+                self.flush(events);
+                return Ok(events.len() - begin);
+            }
+        }
+    }
+
+    fn close(&mut self, connection: ConnectionId) {
+        let key = connection.0;
+        if let Some(connection) = self.places.connection(key) {
+            connection.link.close();
+            self.make_dirty(key);
+        }
+    }
+
+    fn abort(&mut self, connection: ConnectionId) {
+        self.close_with(connection.0, Closed::Aborted, &mut Vec::new());
+    }
+
+    fn capabilities(&self) -> Capabilities {
+        let paths = PathKind::ALL.map(|path| (path, self.support(path)));
+        Capabilities { paths: paths.into(), message_bytes: MESSAGE_BYTES, piece_bytes: self.slots.sizes().1 }
+    }
+
+    fn descriptor(&self) -> BorrowedFd<'_> {
+        self.epoll.as_fd()
+    }
+}
+
+impl Drop for StreamTransport {
+    fn drop(&mut self) {
+        if self.slots.check_fork().is_err() {
+            // The sockets are the parent's; here they are only closed.
+            return;
+        }
+        for key in self.places.keys() {
+            self.close_with(key, Closed::Aborted, &mut Vec::new());
+        }
+        let until = Instant::now() + SETTLING;
+        while !self.orphans.is_empty() && Instant::now() < until {
+            self.settle_orphans();
+            std::thread::sleep(LOOK_AGAIN);
+        }
+        for Orphan { kept, .. } in self.orphans.drain(..) {
+            // The kernel has not said that it is done: these slots stay as they are.
+            core::mem::forget(kept);
+        }
+    }
+}
+
+/// What sockets are watched for.
+const BY_EDGES: EventFlags =
+    EventFlags::IN.union(EventFlags::OUT).union(EventFlags::RDHUP).union(EventFlags::ET);
+
+fn watch(epoll: &OwnedFd, socket: BorrowedFd<'_>, key: u64, flags: EventFlags) -> Result<(), TransportError> {
+    epoll::add(epoll, socket, EventData::new_u64(key), flags).map_err(failed("epoll_ctl"))
+}

@@ -1,0 +1,522 @@
+//! The turns of a transport: what is ready, what is due, and what becomes of connections.
+
+use std::time::{Duration, Instant};
+
+use std::io::IoSliceMut;
+
+use super::*;
+
+/// What became of a greeting socket.
+enum Answer {
+    /// It goes on later.
+    Waiting,
+    /// It is over: the socket is of no use.
+    Over,
+}
+
+impl StreamTransport {
+    /// Does everything that can be done now.
+    pub(super) fn work(&mut self, events: &mut Vec<Event>) -> Result<(), TransportError> {
+        for _ in 0..self.dirty.len() {
+            let Some(key) = self.dirty.pop() else { break };
+            self.turn_sending(key, false, events);
+        }
+        for _ in 0..self.ready.len() {
+            let Some(key) = self.ready.pop_front() else { break };
+            match self.places.get(key) {
+                Some(Entry::Stranger(_)) => {
+                    if matches!(self.turn_stranger(key, events)?, Answer::Over) {
+                        self.forget_stranger(key);
+                    }
+                }
+                Some(Entry::Connection(connection)) => match connection.stage {
+                    Stage::Greeting { .. } => self.turn_greeting(key, events),
+                    Stage::Open => self.turn_receiving(key, events),
+                    Stage::Broken { .. } => self.not_ready(key),
+                },
+                Some(Entry::Listener(_)) | None => {}
+            }
+        }
+        if !self.starved.is_empty() {
+            self.feed_starved(events);
+        }
+        if !self.orphans.is_empty() {
+            self.settle_orphans();
+        }
+        if !self.leaving.is_empty() {
+            self.see_off();
+        }
+        Ok(())
+    }
+
+    fn not_ready(&mut self, key: u64) {
+        if let Some(connection) = self.places.connection(key) {
+            (connection.in_ready, connection.readable) = (false, false);
+        }
+    }
+
+    /// Sends what a connection has to send.
+    fn turn_sending(&mut self, key: u64, flush: bool, events: &mut Vec<Event>) {
+        let Some(connection) = self.places.connection(key) else { return };
+        connection.in_dirty = false;
+        match connection.stage {
+            Stage::Open => {}
+            Stage::Greeting { .. } => return self.make_ready(key),
+            Stage::Broken { .. } => return,
+        }
+        // An end is answered at once: nothing comes that could carry the acknowledgement.
+        let flush = flush || connection.link.is_ended();
+        match connection.link.send(&mut self.slots, flush) {
+            Ok(()) => {
+                if connection.link.has_turn() {
+                    self.make_dirty(key);
+                }
+                self.after_turn(key, events);
+            }
+            Err(error) => self.lost(key, error, events),
+        }
+    }
+
+    /// Receives what a connection has to receive.
+    fn turn_receiving(&mut self, key: u64, events: &mut Vec<Event>) {
+        let Some(connection) = self.places.connection(key) else { return };
+        connection.in_ready = false;
+        let owed = connection.link.is_owed();
+        let told = if owed { connection.link.take_notifications(&mut self.happened) } else { Ok(()) };
+        let read = connection.link.receive(&mut self.slots, &mut self.happened);
+        self.tell(key, events);
+        match told.and(read) {
+            Ok(Readiness::More) => self.make_ready(key),
+            Ok(Readiness::Drained) => {}
+            Ok(Readiness::Starved) => self.make_starved(key),
+            Ok(Readiness::Eof) => {}
+            Err(error) => {
+                // Its last acknowledgement may be what this side's end waited for.
+                self.after_turn(key, events);
+                return self.lost(key, error, events);
+            }
+        }
+        self.turn_sending(key, false, events);
+    }
+
+    fn make_starved(&mut self, key: u64) {
+        if let Some(connection) = self.places.connection(key)
+            && !core::mem::replace(&mut connection.starved, true)
+        {
+            self.starved.push(key);
+        }
+    }
+
+    /// Turns what happened into events.
+    fn tell(&mut self, key: u64, events: &mut Vec<Event>) {
+        let connection = ConnectionId(key);
+        events.extend(self.happened.drain(..).map(|happened| match happened {
+            Happened::Received(piece) => Event::Received { connection, piece },
+            Happened::Completed(token) => Event::Completed { connection, token },
+            Happened::Ended => Event::Ended { connection },
+        }));
+    }
+
+    /// Notes what a connection owes its peer, and closes it when both sides are done.
+    fn after_turn(&mut self, key: u64, events: &mut Vec<Event>) {
+        let Some(connection) = self.places.connection(key) else { return };
+        if connection.link.owes_note() && !core::mem::replace(&mut connection.in_owing, true) {
+            self.owing.push(key);
+        }
+        if connection.link.is_short() && !core::mem::replace(&mut connection.starved, true) {
+            self.starved.push(key);
+        }
+        if !connection.link.is_finished() {
+            return;
+        }
+        let orphan = connection.link.disconnect(&mut self.slots, &mut self.happened);
+        self.tell(key, events);
+        if let Some(Orphan { mut wire, .. }) = orphan {
+            let _ = wire.end();
+            self.leaving.push((wire, Instant::now() + LEAVING));
+        }
+        self.forget(key);
+        events.push(Event::Closed { connection: ConnectionId(key), reason: Closed::Ended });
+    }
+
+    /// Says what is owed, because nothing else will.
+    pub(super) fn flush(&mut self, events: &mut Vec<Event>) {
+        for _ in 0..self.owing.len() {
+            let Some(key) = self.owing.pop() else { break };
+            if let Some(connection) = self.places.connection(key) {
+                connection.in_owing = false;
+                self.turn_sending(key, true, events);
+            }
+        }
+    }
+
+    /// Gives slots that became free to connections that wait for some.
+    fn feed_starved(&mut self, events: &mut Vec<Event>) {
+        for _ in 0..self.starved.len() {
+            let Some(key) = self.starved.pop() else { break };
+            let Some(connection) = self.places.connection(key) else { continue };
+            connection.starved = false;
+            if matches!(connection.stage, Stage::Open) {
+                connection.link.top_up(&mut self.slots);
+                self.turn_receiving(key, events);
+            }
+        }
+    }
+
+    pub(super) fn settle_orphans(&mut self) {
+        for orphan in &mut self.orphans {
+            let _ = orphan.wire.notifications(&mut |_| ());
+        }
+        self.orphans.retain(|orphan| orphan.wire.owed() > 0);
+    }
+
+    /// Lets go of sockets whose peer has read everything.
+    fn see_off(&mut self) {
+        let now = Instant::now();
+        let mut nowhere = [0; 4096];
+        self.leaving.retain_mut(|(wire, until)| {
+            for _ in 0..64 {
+                match wire.receive(&mut [IoSliceMut::new(&mut nowhere)]) {
+                    Ok(0) => return false,
+                    Ok(_) => {}
+                    Err(error) if error.kind() == std::io::ErrorKind::WouldBlock => break,
+                    Err(_) => return false,
+                }
+            }
+            now < *until
+        });
+    }
+
+    /// Goes on with the greeting of the side that connects.
+    fn turn_greeting(&mut self, key: u64, events: &mut Vec<Event>) {
+        let Some(connection) = self.places.connection(key) else { return };
+        connection.in_ready = false;
+        let Stage::Greeting { wire, greeting, .. } = &mut connection.stage else { return };
+        match greeting.go_on(wire) {
+            Ok(Greeted::Waiting | Greeted::Asked(_)) => {}
+            Err(LinkError::System { source, .. }) if source.raw_os_error() == Some(libc::ENOTCONN) => {}
+            Err(error) => self.lost(key, error, events),
+            Ok(Greeted::Done { ours, theirs }) => self.greeted(key, &ours, &theirs, events),
+        }
+    }
+
+    /// Both sides said hello; this one connected.
+    fn greeted(&mut self, key: u64, ours: &Hello, theirs: &Hello, events: &mut Vec<Event>) {
+        if theirs.epoch == UNKNOWN_SESSION {
+            return self.close_with(key, Closed::SessionLost, events);
+        }
+        let Some(connection) = self.places.connection(key) else { return };
+        let peer = peer_of(theirs);
+        let fault = if theirs.session != ours.session {
+            Some(PeerFault::Incarnation)
+        } else if theirs.epoch != ours.epoch {
+            Some(PeerFault::OldEpoch { claimed: theirs.epoch, epoch: ours.epoch })
+        } else {
+            changed(connection.peer, peer)
+        };
+        if let Some(fault) = fault {
+            return self.close_with(key, fault.into(), events);
+        }
+        let stage = Stage::Broken { next: None };
+        let Stage::Greeting { wire, .. } = core::mem::replace(&mut connection.stage, stage) else { return };
+        connection.peer = Some(peer);
+        self.open(key, wire, ours, theirs, events);
+    }
+
+    /// Goes on over a wire that was greeted on.
+    fn open(&mut self, key: u64, wire: SocketWire, ours: &Hello, theirs: &Hello, events: &mut Vec<Event>) {
+        let Some(connection) = self.places.connection(key) else { return };
+        match connection.link.connect(wire, ours, theirs, &mut self.happened) {
+            Ok(()) => {}
+            Err((fault, _)) => {
+                self.slots.unpromise(ours.granted);
+                return self.close_with(key, fault.into(), events);
+            }
+        }
+        (connection.stage, connection.epoch) = (Stage::Open, ours.epoch);
+        (connection.deadline, connection.broken, connection.wait) = (None, None, FIRST_REDIAL);
+        let announced = core::mem::replace(&mut connection.announced, true);
+        let accepted = connection.accepted;
+        connection.link.top_up(&mut self.slots);
+        let connection = ConnectionId(key);
+        if announced {
+            events.push(Event::Resumed { connection });
+        } else if !accepted {
+            events.push(Event::Connected { connection });
+        }
+        self.tell(key, events);
+        self.make_ready(key);
+        self.make_dirty(key);
+    }
+
+    /// Goes on with the greeting of a socket that was accepted.
+    fn turn_stranger(&mut self, key: u64, events: &mut Vec<Event>) -> Result<Answer, TransportError> {
+        loop {
+            let Some(stranger) = self.places.stranger(key) else { return Ok(Answer::Over) };
+            match stranger.greeting.go_on(&mut stranger.wire) {
+                Ok(Greeted::Waiting) => return Ok(Answer::Waiting),
+                Err(_) => return Ok(Answer::Over),
+                Ok(Greeted::Asked(theirs)) => {
+                    let (ours, granted) = self.answer_to(&theirs)?;
+                    let Some(stranger) = self.places.stranger(key) else { return Ok(Answer::Over) };
+                    stranger.promised = granted;
+                    stranger.greeting.answer(ours);
+                }
+                Ok(Greeted::Done { ours, theirs }) => {
+                    self.admit(key, &ours, &theirs, events)?;
+                    return Ok(Answer::Over);
+                }
+            }
+        }
+    }
+
+    /// What to say to a hello, and what credits that promises.
+    fn answer_to(&mut self, theirs: &Hello) -> Result<(Hello, [u32; 2]), TransportError> {
+        let known = self.sessions.get(&theirs.session).copied();
+        let epoch = if known.is_none() && theirs.epoch > 0 { UNKNOWN_SESSION } else { theirs.epoch };
+        // Who has not proved that it has the key is promised nothing yet.
+        let promises = self.options.key.is_none() && epoch != UNKNOWN_SESSION;
+        let granted = if promises { self.first_credits() } else { [0; 2] };
+        let resume_from = known.and_then(|key| self.places.connection(key)).map_or(0, |known| known.link.expected());
+        Ok((self.hello(theirs.session, epoch, resume_from, granted)?, granted))
+    }
+
+    /// Makes a socket that has greeted the wire of its session.
+    fn admit(&mut self, stranger: u64, ours: &Hello, theirs: &Hello, events: &mut Vec<Event>) -> Result<(), TransportError> {
+        if ours.epoch == UNKNOWN_SESSION {
+            return Ok(());
+        }
+        let known = self.sessions.get(&theirs.session).copied();
+        let peer = peer_of(theirs);
+        let key = match known.and_then(|key| Some((key, self.places.connection(key)?))) {
+            Some((key, connection)) => {
+                let late = theirs.epoch < connection.epoch;
+                if late || changed(connection.peer, peer).is_some() {
+                    return Ok(());
+                }
+                if matches!(connection.stage, Stage::Open) {
+                    self.interrupt(key, "the peer connected anew", events);
+                }
+                // What came over the old socket meanwhile is not in our hello; the peer asks again.
+                let expected = self.places.connection(key).map(|connection| connection.link.expected());
+                if expected != Some(ours.resume_from) {
+                    return Ok(());
+                }
+                key
+            }
+            None => {
+                let key = self.new_connection(None, theirs.session, true);
+                self.sessions.insert(theirs.session, key);
+                if let Some(connection) = self.places.connection(key) {
+                    connection.peer = Some(peer);
+                }
+                key
+            }
+        };
+        let Some(Entry::Stranger(stranger)) = self.places.remove(stranger) else { return Ok(()) };
+        self.strangers -= 1;
+        self.resume_listening();
+        let flags = BY_EDGES;
+        epoll::modify(&self.epoll, &stranger.wire, EventData::new_u64(key), flags).map_err(failed("epoll_ctl"))?;
+        let listener = stranger.listener;
+        let first = self.places.connection(key).is_some_and(|connection| !connection.announced);
+        if first {
+            events.push(Event::Accepted { listener, connection: ConnectionId(key) });
+        }
+        self.open(key, stranger.wire, ours, theirs, events);
+        Ok(())
+    }
+
+    /// Takes the wire of a connection away, which goes on when there is another.
+    fn interrupt(&mut self, key: u64, reason: &str, events: &mut Vec<Event>) {
+        let resume_for = self.options.resume_for;
+        let Some(connection) = self.places.connection(key) else { return };
+        let orphan = connection.link.disconnect(&mut self.slots, &mut self.happened);
+        let now = Instant::now();
+        let deadline = now + resume_for;
+        let next = connection.origin.is_some().then_some(now);
+        connection.stage = Stage::Broken { next };
+        (connection.deadline, connection.broken) = (Some(deadline), Some(reason.to_string()));
+        self.timers.insert((deadline, key));
+        self.timers.extend(next.map(|next| (next, key)));
+        self.tell(key, events);
+        self.keep(orphan);
+        events.push(Event::Interrupted { connection: ConnectionId(key), reason: reason.to_string() });
+    }
+
+    /// Keeps what a broken wire may still read.
+    fn keep(&mut self, orphan: Option<Orphan<SocketWire>>) {
+        if let Some(mut orphan) = orphan {
+            orphan.wire.abort();
+            let _ = epoll::delete(&self.epoll, &orphan.wire);
+            if orphan.wire.owed() > 0 {
+                self.orphans.push(orphan);
+            }
+        }
+    }
+
+    /// A wire is of no use any more.
+    fn lost(&mut self, key: u64, error: LinkError, events: &mut Vec<Event>) {
+        let Some(connection) = self.places.connection(key) else { return };
+        let reason = with_sources(&error);
+        match (error, &connection.stage) {
+            (LinkError::Peer(fault), _) => self.close_with(key, fault.into(), events),
+            (_, Stage::Greeting { .. }) => self.redial_later(key, reason, events),
+            (_, Stage::Broken { .. }) => {}
+            (_, Stage::Open) if self.options.resume_for.is_zero() || connection.cannot_resume() => {
+                self.close_with(key, Closed::Broken(reason), events);
+            }
+            (_, Stage::Open) => self.interrupt(key, &reason, events),
+        }
+    }
+
+    /// Notes that an attempt to connect failed; there is another, if there is still time.
+    pub(super) fn redial_later(&mut self, key: u64, reason: String, events: &mut Vec<Event>) {
+        let resume_for = self.options.resume_for;
+        let Some(connection) = self.places.connection(key) else { return };
+        if let Stage::Greeting { promised, .. } = connection.stage {
+            self.slots.unpromise(promised);
+        }
+        if connection.origin.is_none() || resume_for.is_zero() {
+            connection.stage = Stage::Broken { next: None };
+            return self.close_with(key, Closed::Unreachable(reason), events);
+        }
+        let now = Instant::now();
+        let deadline = *connection.deadline.get_or_insert(now + resume_for);
+        let wait = connection.wait;
+        let next = now + wait;
+        connection.wait = (wait * 2).min(LAST_REDIAL);
+        connection.stage = Stage::Broken { next: Some(next) };
+        connection.broken = Some(reason);
+        self.timers.insert((deadline, key));
+        self.timers.insert((next, key));
+    }
+
+    /// Closes a connection for a reason that is not its good end.
+    pub(super) fn close_with(&mut self, key: u64, reason: Closed, events: &mut Vec<Event>) {
+        let Some(connection) = self.places.connection(key) else { return };
+        let stage = core::mem::replace(&mut connection.stage, Stage::Broken { next: None });
+        if let Stage::Greeting { promised, .. } = stage {
+            self.slots.unpromise(promised);
+        }
+        let (orphan, tokens, unanswered) = connection.link.fail(&mut self.slots, &mut self.happened);
+        self.tell(key, events);
+        self.keep(orphan);
+        self.quarantine(unanswered);
+        let connection = ConnectionId(key);
+        events.extend(tokens.into_iter().map(|token| Event::Failed { connection, token }));
+        self.forget(key);
+        events.push(Event::Closed { connection, reason });
+    }
+
+    /// What nobody will ever say is free is never free.
+    pub(super) fn quarantine(&mut self, kept: Vec<Kept>) {
+        self.quarantined += kept.iter().map(|kept| kept.payload.len() as u64).sum::<u64>();
+        core::mem::forget(kept);
+    }
+
+    /// Does what is due by now.
+    pub(super) fn timers(&mut self, events: &mut Vec<Event>) -> Result<(), TransportError> {
+        let now = Instant::now();
+        while let Some(&(due, key)) = self.timers.first() {
+            if due > now {
+                break;
+            }
+            self.timers.pop_first();
+            match self.places.get(key) {
+                Some(Entry::Stranger(stranger)) if stranger.deadline <= now => self.forget_stranger(key),
+                Some(Entry::Connection(_)) => self.time_is_up(key, now, events),
+                _ => {}
+            }
+        }
+        Ok(())
+    }
+
+    fn time_is_up(&mut self, key: u64, now: Instant, events: &mut Vec<Event>) {
+        let Some(connection) = self.places.connection(key) else { return };
+        if matches!(connection.stage, Stage::Open) {
+            return;
+        }
+        if connection.deadline.is_some_and(|deadline| deadline <= now) {
+            let reason = connection.broken.clone().unwrap_or_else(|| "it did not answer in time".into());
+            let announced = connection.announced;
+            return self.close_with(
+                key,
+                if announced { Closed::Broken(reason) } else { Closed::Unreachable(reason) },
+                events,
+            );
+        }
+        if let Stage::Broken { next: Some(next) } = connection.stage
+            && next <= now
+            && let Some(origin) = connection.origin.clone()
+        {
+            if let Err(error) = origin.dial().and_then(|socket| self.begin_greeting(key, socket)) {
+                self.redial_later(key, with_sources(&error), events);
+            }
+        }
+    }
+
+    /// How long to wait at the most: until something is due, or has to be looked at.
+    pub(super) fn wait_at_most(&self, deadline: Option<Instant>) -> Option<Duration> {
+        let now = Instant::now();
+        let due = self.timers.first().map(|(due, _)| *due);
+        let leaving = self.leaving.iter().map(|(_, until)| *until).min();
+        let look_again = !self.starved.is_empty() || !self.orphans.is_empty();
+        let until = [deadline, due, leaving, look_again.then(|| now + LOOK_AGAIN)].into_iter().flatten().min();
+        until.map(|until| until.saturating_duration_since(now))
+    }
+
+    /// Forgets a connection; its wire went before.
+    pub(super) fn forget(&mut self, key: u64) {
+        if let Some(Entry::Connection(connection)) = self.places.remove(key) {
+            self.connections -= 1;
+            if self.sessions.get(&connection.session) == Some(&key) {
+                self.sessions.remove(&connection.session);
+            }
+            self.resume_listening();
+        }
+    }
+
+    pub(super) fn forget_stranger(&mut self, key: u64) {
+        if let Some(Entry::Stranger(stranger)) = self.places.remove(key) {
+            self.strangers -= 1;
+            self.slots.unpromise(stranger.promised);
+            self.resume_listening();
+        }
+    }
+
+    /// Accepts again where that was paused.
+    fn resume_listening(&mut self) {
+        for listener in core::mem::take(&mut self.paused) {
+            if let Some(Entry::Listener(socket)) = self.places.get(listener) {
+                let _ = epoll::modify(&self.epoll, socket, EventData::new_u64(listener), EventFlags::IN);
+            }
+        }
+    }
+}
+
+fn peer_of(hello: &Hello) -> Peer {
+    Peer { incarnation: hello.incarnation, sizes: [hello.small_bytes, hello.slot_bytes] }
+}
+
+/// What is wrong with a peer that came back.
+fn changed(before: Option<Peer>, now: Peer) -> Option<PeerFault> {
+    match before {
+        Some(before) if before.incarnation != now.incarnation => Some(PeerFault::Incarnation),
+        Some(before) if before.sizes != now.sizes => {
+            Some(PeerFault::Geometry { slot_bytes: now.sizes[1], before: before.sizes[1] })
+        }
+        _ => None,
+    }
+}
+
+/// An error in words, with those behind it.
+fn with_sources(error: &dyn std::error::Error) -> String {
+    let mut text = error.to_string();
+    let mut next = error.source();
+    while let Some(source) = next {
+        text = format!("{text}: {source}");
+        next = source.source();
+    }
+    text
+}

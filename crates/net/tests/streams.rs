@@ -1,0 +1,119 @@
+//! The conformance suite over TCP and Unix sockets, by each path.
+
+mod conformance;
+
+use std::path::PathBuf;
+use std::sync::atomic::{AtomicU32, Ordering};
+use std::time::Duration;
+
+use conformance::{End, Rig, Wish};
+use zcmi_mem::pool::PoolPlan;
+use zcmi_net::link::LinkLimits;
+use zcmi_net::outgoing::QueueLimits;
+use zcmi_net::path::PathKind;
+use zcmi_net::slots::SlotPlan;
+use zcmi_net::stream::{Address, StreamOptions, StreamTransport};
+use zcmi_net::transport::{Event, Transport};
+
+/// Streams over one kind of socket, by one path.
+struct Streams {
+    unix: bool,
+    path: PathKind,
+}
+
+/// A path that no other test uses, gone with this.
+pub(crate) struct SocketPath(pub(crate) PathBuf);
+
+impl SocketPath {
+    pub(crate) fn new() -> Self {
+        static NEXT: AtomicU32 = AtomicU32::new(0);
+        let number = NEXT.fetch_add(1, Ordering::Relaxed);
+        Self(std::env::temp_dir().join(format!("zcmi-net-{}-{number}", std::process::id())))
+    }
+}
+
+impl Drop for SocketPath {
+    fn drop(&mut self) {
+        let _ = std::fs::remove_file(&self.0);
+    }
+}
+
+fn options(wish: Wish) -> StreamOptions {
+    StreamOptions {
+        slots: SlotPlan {
+            small_bytes: 1024,
+            small_slots: wish.small_slots,
+            slot_bytes: wish.slot_bytes,
+            large_slots: wish.large_slots,
+            headers: 256,
+            loans: PoolPlan::doubling(64, wish.message_bytes, wish.loans).ok(),
+        },
+        limits: LinkLimits {
+            queue: QueueLimits { messages: wish.waiting, ..QueueLimits::default() },
+            ..LinkLimits::default()
+        },
+        resume_for: wish.resume_for,
+        ..StreamOptions::default()
+    }
+}
+
+impl Rig for Streams {
+    type Transport = StreamTransport;
+
+    fn pair(&self, wish: Wish) -> (End<StreamTransport>, End<StreamTransport>) {
+        let path = SocketPath::new();
+        let address = if self.unix {
+            Address::Unix(path.0.clone())
+        } else {
+            "127.0.0.1:0".parse().expect("an address")
+        };
+        let mut two = StreamTransport::new(StreamOptions { path: Some(self.path), ..options(wish) }).expect("a transport");
+        let (_, bound) = two.listen(&address).expect("a listener");
+        let mut one = StreamTransport::new(StreamOptions { path: Some(self.path), ..options(wish) }).expect("a transport");
+        let connection = one.connect(&bound).expect("a connection");
+        let mut one = End { transport: one, connection, seen: Vec::new() };
+        let mut accepted = None;
+        let (mut seen, deadline) = (Vec::new(), std::time::Instant::now() + conformance::PATIENCE);
+        while accepted.is_none() || one.seen.is_empty() {
+            assert!(std::time::Instant::now() < deadline, "no connection");
+            one.poll();
+            two.poll(&mut seen, Some(Duration::ZERO)).expect("the transport goes on");
+            accepted = seen.iter().find_map(|event| match event {
+                Event::Accepted { connection, .. } => Some(*connection),
+                _ => None,
+            });
+        }
+        assert!(matches!(one.events()[..], [Event::Connected { .. }]));
+        if self.unix {
+            // Whoever dials again needs the name; it is of this pair alone, and goes with the test's directory.
+            std::mem::forget(path);
+        }
+        (one, End { transport: two, connection: accepted.expect("it is there"), seen: Vec::new() })
+    }
+
+    fn break_off(&self, end: &mut End<StreamTransport>) {
+        end.transport.break_off(end.connection);
+    }
+
+    fn went_by_the_path(&self, end: &End<StreamTransport>) -> bool {
+        let counts = end.transport.facts(end.connection).expect("it is there").counts;
+        counts.paths[self.path as usize].bytes > 0
+    }
+}
+
+conformance!(tcp_write, Streams { unix: false, path: PathKind::Write });
+conformance!(tcp_zero_copy, Streams { unix: false, path: PathKind::ZeroCopy });
+conformance!(tcp_send_file, Streams { unix: false, path: PathKind::SendFile });
+conformance!(tcp_splice, Streams { unix: false, path: PathKind::Splice });
+conformance!(unix_write, Streams { unix: true, path: PathKind::Write });
+conformance!(unix_send_file, Streams { unix: true, path: PathKind::SendFile });
+conformance!(unix_splice, Streams { unix: true, path: PathKind::Splice });
+
+#[test]
+fn a_message_of_a_gibibyte_passes_through_few_slots() {
+    if std::env::var_os("ZCMI_QUICK").is_some() {
+        println!("SKIP: a message of 1 GiB is left out of a quick run");
+        return;
+    }
+    conformance::a_message_of_a_gibibyte_passes_through_few_slots(&Streams { unix: false, path: PathKind::Write });
+}
