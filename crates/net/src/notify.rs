@@ -52,14 +52,6 @@ pub enum ReportError {
     },
 }
 
-/// As many sends are owed as may be.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("{capacity} zero-copy sends are owed a notification already; wait for one, or copy")]
-pub struct TooManyOwed {
-    /// How many may be.
-    pub capacity: usize,
-}
-
 /// The sends of one socket that the kernel was given and has not reported.
 #[derive(Debug)]
 pub struct Owed {
@@ -106,23 +98,17 @@ impl Owed {
     }
 
     /// Whether one more can be counted; asked before the send, which cannot be undone.
-    ///
-    /// # Errors
-    /// [`TooManyOwed`].
-    pub fn room(&self) -> Result<(), TooManyOwed> {
-        if self.next - self.oldest < self.capacity() as u64 {
-            Ok(())
-        } else {
-            Err(TooManyOwed { capacity: self.capacity() })
-        }
+    #[must_use]
+    pub fn has_room(&self) -> bool {
+        self.next - self.oldest < self.capacity() as u64
     }
 
     /// Counts a send that the kernel accepted, and says its number.
     ///
     /// # Panics
-    /// If there was no [`room`](Self::room).
+    /// If there was no [room](Self::has_room).
     pub fn count(&mut self) -> u64 {
-        assert!(self.room().is_ok(), "a send was made without room for its number");
+        assert!(self.has_room(), "a send was made without room for its number");
         let number = self.next;
         self.next += 1;
         self.open += 1;
@@ -226,15 +212,15 @@ mod tests {
     fn there_is_room_for_the_capacity_and_no_more() {
         let mut owed = Owed::new(0, 64);
         for _ in 0..64 {
-            owed.room().expect("room");
+            assert!(owed.has_room());
             owed.count();
         }
-        assert_eq!(owed.room(), Err(TooManyOwed { capacity: 64 }));
+        assert!(!owed.has_room());
         // The oldest is what holds the window, whatever came after it.
         owed.complete(1, 63, false).expect("made");
-        assert!(owed.room().is_err());
+        assert!(!owed.has_room());
         owed.complete(0, 0, false).expect("made");
-        assert!(owed.room().is_ok());
+        assert!(owed.has_room());
     }
 
     #[derive(Clone, Debug)]
@@ -277,7 +263,7 @@ mod tests {
                             let open = oracle.iter().find(|&(_, &done)| !done).map(|(&number, _)| number);
                             let next = first + oracle.len() as u64;
                             let has_room = open.is_none_or(|open| next - open < 128);
-                            prop_assert_eq!(owed.room().is_ok(), has_room);
+                            prop_assert_eq!(owed.has_room(), has_room);
                             if has_room {
                                 prop_assert_eq!(owed.count(), next);
                                 oracle.insert(next, false);

@@ -116,6 +116,10 @@ struct Pipe {
 }
 
 /// A TCP or Unix stream socket.
+///
+/// Dropping it closes the socket. What was accepted is sent still, but a notification that is owed never comes then,
+/// while the kernel may go on reading the bytes; who wants them back keeps the wire until none is
+/// [owed](Self::owed_notifications).
 pub struct SocketWire {
     socket: OwnedFd,
     is_tcp: bool,
@@ -247,19 +251,17 @@ impl SocketWire {
             },
             PathKind::SendFile => {
                 if self.regions.is_empty() {
-                    Support::Unknown("no region was added to the wire yet".into())
-                } else if self.regions.iter().any(|region| file_of(region).is_ok()) {
-                    Support::Yes
-                } else {
-                    Support::No("no region of the wire is a file that can be sent".into())
+                    return Support::Unknown("no region was added to the wire yet".into());
+                }
+                match self.regions.iter().find_map(|region| file_of(region).ok()) {
+                    // Nothing is sent, and a process that must not make the call is told so.
+                    Some(file) => answer("sendfile", sys::send_file(self.socket.as_fd(), file, 0, 0)),
+                    None => Support::No("no region of the wire is a file that can be sent".into()),
                 }
             }
             PathKind::Splice => match self.try_pipe() {
                 Ok(()) => Support::Yes,
-                Err((call, errno @ (Errno::NOSYS | Errno::PERM | Errno::ACCESS | Errno::INVAL))) => {
-                    Support::No(format!("{call} failed: {errno}").into())
-                }
-                Err((call, errno)) => Support::Unknown(format!("{call} failed: {errno}").into()),
+                Err((call, errno)) => answer(call, Err(errno)),
             },
             PathKind::UringSend | PathKind::UringZeroCopy | PathKind::UringFixed => Support::No(NO_URING.into()),
         }
@@ -305,7 +307,9 @@ impl SocketWire {
     fn send_zero_copy(&mut self, segments: &[Segment<'_>]) -> io::Result<Sent> {
         let owed = self.owed().map_err(|reason| unsupported(PathKind::ZeroCopy, &reason))?;
         // The kernel has such limits of its own, with the same answer.
-        owed.room().map_err(|_| io::Error::from(Errno::NOBUFS))?;
+        if !owed.has_room() {
+            return Err(Errno::NOBUFS.into());
+        }
         let bytes = self.send_slices(segments, true)?;
         let owed = self.owed().map_err(|reason| unsupported(PathKind::ZeroCopy, &reason))?;
         // The kernel counts calls that accepted bytes, and those alone.
@@ -448,6 +452,18 @@ impl SocketWire {
     }
 }
 
+/// What the answer of a call that was tried says of a path.
+fn answer(call: &str, tried: rustix::io::Result<usize>) -> Support {
+    match tried {
+        Ok(_) => Support::Yes,
+        Err(errno @ (Errno::NOSYS | Errno::PERM | Errno::ACCESS | Errno::INVAL)) => {
+            Support::No(format!("{call} failed: {errno}").into())
+        }
+        // Short of something at this moment, perhaps.
+        Err(errno) => Support::Unknown(format!("{call} failed: {errno}").into()),
+    }
+}
+
 const NO_URING: &str = "this wire makes plain system calls and has no io_uring";
 
 /// The file that a region's bytes can be sent from.
@@ -548,6 +564,9 @@ impl Wire for SocketWire {
 
     /// Reads the error queue, see [`Wire::notifications`]. At most 512 messages a call: if there were more, the
     /// descriptor still polls as erroneous.
+    ///
+    /// The kernel joins reports that follow each other, and the joined one says of all its sends that they were copied
+    /// or were not, as the first of them was.
     ///
     /// # Errors
     /// The first error that the queue held, after everything else in it was given.

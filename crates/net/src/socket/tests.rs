@@ -127,6 +127,39 @@ fn a_short_fill_of_the_pipe_is_followed_by_another() {
 }
 
 #[test]
+fn nothing_is_sent_behind_a_segment_that_was_not_accepted_whole() {
+    // The socket could have got room again between the two.
+    for (path, call, at_most, accepted) in [
+        (PathKind::SendFile, Call::SendMessage, 1, 1),
+        (PathKind::Splice, Call::SendMessage, 1, 1),
+        (PathKind::SendFile, Call::SendFile, 100, 2 + 100),
+    ] {
+        let mut ends = Ends::new(Pair::V4);
+        plan(call, Fault::Short(at_most));
+        let begin = ends.slab.region().data_offset();
+        let data = ends.slab.bytes();
+        let segments = [
+            Segment { bytes: b"h:", home: None },
+            Segment { bytes: &data[..1000], home: Some(Home { region: ends.region, offset: begin }) },
+            Segment { bytes: b"h:", home: None },
+            Segment { bytes: &data[1000..3000], home: Some(Home { region: ends.region, offset: begin + 1000 }) },
+        ];
+        assert_eq!(ends.near.send(path, &segments).expect("room").bytes, accepted, "{path}");
+        let expected: Vec<u8> = [b"h:", &data[..1000]].concat()[..accepted].to_vec();
+        assert_eq!(ends.arrived(), expected);
+    }
+}
+
+#[test]
+fn slices_are_collected_without_an_allocation() {
+    let mut slices: Vec<IoSlice<'static>> = Vec::with_capacity(100);
+    slices.push(IoSlice::new(b"bytes"));
+    let address = slices.as_ptr();
+    let again = recycled(slices);
+    assert_eq!((again.as_ptr(), again.len(), again.capacity()), (address, 0, 100));
+}
+
+#[test]
 fn a_refusal_owes_nothing_and_comes_out_as_it_is() {
     let mut ends = Ends::new(Pair::V4);
     ends.send(PathKind::ZeroCopy, 0..10).expect("room");
@@ -306,7 +339,10 @@ fn what_is_no_report_about_our_sends_is_counted_or_told() {
     let unreachable = libc::EHOSTUNREACH.cast_unsigned();
     let error = heed(message(unreachable, 2, 0, 0)).expect_err("an error");
     assert_eq!(error.kind(), io::ErrorKind::HostUnreachable);
-    assert_eq!(ignored, Ignored { reports: 2, cut_short: 0, others: 1 });
+    let mut half = message(0, 5, 0, 0);
+    half.truncate(half.len() - 1);
+    assert_eq!(heed(half).expect("no error"), []);
+    assert_eq!(ignored, Ignored { reports: 2, cut_short: 1, others: 1 });
 }
 
 #[test]
@@ -334,6 +370,10 @@ fn support_has_three_answers() {
     let private = Region::options(4096).kind(RegionKind::Anonymous).create().expect("a region");
     ends.far.add_region(Arc::new(private));
     assert!(matches!(ends.far.supports(PathKind::SendFile), Support::No(_)), "no file");
+    plan(Call::SendFile, Fault::Errno(Errno::NOSYS));
+    assert!(matches!(ends.near.supports(PathKind::SendFile), Support::No(_)), "no such call");
+    plan(Call::SendFile, Fault::Errno(Errno::NOMEM));
+    assert!(matches!(ends.near.supports(PathKind::SendFile), Support::Unknown(_)), "no memory now");
     plan(Call::MakePipe, Fault::Errno(Errno::MFILE));
     assert!(matches!(ends.far.supports(PathKind::Splice), Support::Unknown(_)), "too many files now");
     plan(Call::FillPipe, Fault::Errno(Errno::NOSYS));
