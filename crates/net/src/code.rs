@@ -4,12 +4,17 @@ use zcmi_ring::codes;
 
 use crate::frame::FrameFault;
 use crate::incoming::PeerFault;
+use crate::key::ShortKey;
 use crate::link::LinkError;
+use crate::notify::ReportError;
 use crate::outgoing::SubmitError;
 use crate::slots::SlotsError;
+use crate::socket::SocketError;
+use crate::transport::{Closed, TransportError};
 
 codes! {
     below zcmi_mem::code::code_of_one;
+    struct ShortKey = "ZC4041";
     enum FrameFault {
         Kind = "ZC4001",
         Version = "ZC4002",
@@ -49,5 +54,25 @@ codes! {
     enum LinkError {
         System = "ZC4201",
         CutOff = "ZC4202",
+    } passes on { Peer }
+    enum SocketError {
+        NotAStream = "ZC4211",
+        System = "ZC4212",
+    }
+    enum ReportError {
+        NeverMade = "ZC4221",
+        Doubled = "ZC4222",
+    }
+    enum TransportError {
+        System = "ZC4301",
+        Address = "ZC4302",
+        TooMany = "ZC4303",
+    } passes on { Slots, Forked }
+    enum Closed {
+        Ended = "ZC4321",
+        Aborted = "ZC4322",
+        Unreachable = "ZC4323",
+        Broken = "ZC4324",
+        SessionLost = "ZC4325",
     } passes on { Peer }
 }

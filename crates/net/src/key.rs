@@ -1,15 +1,16 @@
 //! The shared key: each side proves that it has it, without saying it.
 //!
 //! ```text
-//! accepting side   HMAC-SHA-256(key, "zcmi accepts" ‖ connecting hello ‖ accepting hello before its proof)   in its hello
-//! connecting side  HMAC-SHA-256(key, "zcmi connects" ‖ connecting hello ‖ accepting hello)                   behind it
+//! accepting side   HMAC-SHA-256(key, "zcmi accepts" ‖ connecting hello ‖ accepting hello before its proof)   in its
+//! hello connecting side  HMAC-SHA-256(key, "zcmi connects" ‖ connecting hello ‖ accepting hello)
+//! behind it
 //! ```
 //!
 //! Both hellos hold 32 random bytes, so that a proof is good for one greeting.
 //!
 //! # What this does not do
-//! It does not encrypt, and it does not protect what comes after the greeting: who can change bytes on the way can change
-//! these. Use it inside a network, a tunnel or a VPN that does.
+//! It does not encrypt, and it does not protect what comes after the greeting: who can change bytes on the way can
+//! change these. Use it inside a network, a tunnel or a VPN that does.
 //!
 //! # Sources
 //! HMAC: RFC 2104. SHA-256: FIPS 180-4.

@@ -1,18 +1,18 @@
 //! Messages over TCP and Unix stream sockets.
 //!
-//! One [`StreamTransport`] drives any number of connections with one epoll descriptor. Sockets are watched by edges: each is
-//! registered once, and read or written until it says that nothing more is there.
+//! One [`StreamTransport`] drives any number of connections with one epoll descriptor. Sockets are watched by edges:
+//! each is registered once, and read or written until it says that nothing more is there.
 //!
 //! # Sessions
-//! A connection is a session, which outlives its socket: when that breaks, the side that connected dials again, both say
-//! what they received, and what did not arrive is sent again. So each message arrives once, or the connection is
+//! A connection is a session, which outlives its socket: when that breaks, the side that connected dials again, both
+//! say what they received, and what did not arrive is sent again. So each message arrives once, or the connection is
 //! [closed](crate::transport::Closed) with a reason and its messages [fail](Event::Failed).
 //!
 //! # Invariants
-//! - What a broken socket may still read is kept until the kernel says that it does not, whatever becomes of the connection
-//!   or of the transport ([`Orphan`]).
-//! - A peer that is slow, silent or hostile costs its own connection: turns are bounded, greetings are bounded in number and
-//!   time.
+//! - What a broken socket may still read is kept until the kernel says that it does not, whatever becomes of the
+//!   connection or of the transport ([`Orphan`]).
+//! - A peer that is slow, silent or hostile costs its own connection: turns are bounded, greetings are bounded in
+//!   number and time.
 
 mod address;
 mod drive;
@@ -45,9 +45,7 @@ use crate::outgoing::{Kept, NotTaken, Payload, SubmitError, Token};
 use crate::path::PathKind;
 use crate::slots::{SlotPlan, Slots};
 use crate::socket::{self, SocketWire};
-use crate::transport::{
-    Capabilities, Closed, ConnectionId, Destination, Event, ListenerId, Transport, TransportError,
-};
+use crate::transport::{Capabilities, Closed, ConnectionId, Destination, Event, ListenerId, Transport, TransportError};
 use crate::wire::Wire;
 
 /// Events of one look at the descriptor.
@@ -56,7 +54,8 @@ const EVENTS: usize = 256;
 const ACCEPTS: usize = 64;
 /// How long a socket lingers after its end until the peer's end comes, so that the peer reads everything.
 const LEAVING: Duration = Duration::from_secs(2);
-/// How long the kernel may take to say that it is done with the pages of a broken socket, when the transport is dropped.
+/// How long the kernel may take to say that it is done with the pages of a broken socket, when the transport is
+/// dropped.
 const SETTLING: Duration = Duration::from_millis(200);
 /// How often a transport looks for free slots or late notifications while it waits for either.
 const LOOK_AGAIN: Duration = Duration::from_millis(1);
@@ -109,7 +108,7 @@ impl Default for StreamOptions {
 /// What a connection is doing.
 enum Stage {
     /// Its socket is connecting, or greeting.
-    Greeting { wire: SocketWire, greeting: Greeting, promised: [u32; 2] },
+    Greeting { wire: Box<SocketWire>, greeting: Box<Greeting>, promised: [u32; 2] },
     /// It works; the link has the wire.
     Open,
     /// It is broken; the connecting side dials at `next`, the accepting side waits.
@@ -222,7 +221,8 @@ impl Places {
     }
 
     fn keys(&self) -> Vec<u64> {
-        let key = |(index, (generation, _)): (usize, &(u32, Option<Entry>))| u64::from(*generation) << 32 | index as u64;
+        let key =
+            |(index, (generation, _)): (usize, &(u32, Option<Entry>))| u64::from(*generation) << 32 | index as u64;
         self.entries.iter().enumerate().filter(|(_, (_, entry))| entry.is_some()).map(key).collect()
     }
 }
@@ -278,9 +278,8 @@ impl fmt::Debug for StreamTransport {
 
 fn random<const N: usize>() -> Result<[u8; N], TransportError> {
     let mut bytes = [0; N];
-    let filled = rustix::io::retry_on_intr(|| {
-        rustix::rand::getrandom(&mut bytes[..], rustix::rand::GetRandomFlags::empty())
-    });
+    let filled =
+        rustix::io::retry_on_intr(|| rustix::rand::getrandom(&mut bytes[..], rustix::rand::GetRandomFlags::empty()));
     match filled {
         Ok(filled) if filled == N => Ok(bytes),
         Ok(_) => Err(failed("getrandom")(Errno::IO)),
@@ -422,9 +421,8 @@ impl StreamTransport {
         if let Some(connection) = self.places.connection(connection.0)
             && let Some(wire) = connection.link.wire()
         {
-            let _ = socket::abort(wire).or_else(|_| {
-                rustix::net::shutdown(wire, rustix::net::Shutdown::Both).map_err(std::io::Error::from)
-            });
+            let _ = socket::abort(wire)
+                .or_else(|_| rustix::net::shutdown(wire, rustix::net::Shutdown::Both).map_err(std::io::Error::from));
         }
     }
 
@@ -532,7 +530,8 @@ impl StreamTransport {
         let greeting = Greeting::connecting(hello, self.options.key.clone());
         let deadline = Instant::now() + self.options.greeting_timeout;
         if let Some(connection) = self.places.connection(key) {
-            connection.stage = Stage::Greeting { wire, greeting, promised: granted };
+            connection.stage =
+                Stage::Greeting { wire: Box::new(wire), greeting: Box::new(greeting), promised: granted };
             if !connection.announced {
                 connection.deadline = Some(deadline);
                 self.timers.insert((deadline, key));
@@ -653,7 +652,7 @@ impl Transport for StreamTransport {
             for key in self.places.keys() {
                 let Some(connection) = self.places.connection(key) else { continue };
                 let wire = match &mut connection.stage {
-                    Stage::Greeting { wire, .. } => Some(wire),
+                    Stage::Greeting { wire, .. } => Some(&mut **wire),
                     Stage::Open | Stage::Broken { .. } => connection.link.wire_mut(),
                 };
                 if let Some(wire) = wire {
@@ -755,8 +754,7 @@ impl Drop for StreamTransport {
 }
 
 /// What sockets are watched for.
-const BY_EDGES: EventFlags =
-    EventFlags::IN.union(EventFlags::OUT).union(EventFlags::RDHUP).union(EventFlags::ET);
+const BY_EDGES: EventFlags = EventFlags::IN.union(EventFlags::OUT).union(EventFlags::RDHUP).union(EventFlags::ET);
 
 fn watch(epoll: &OwnedFd, socket: BorrowedFd<'_>, key: u64, flags: EventFlags) -> Result<(), TransportError> {
     epoll::add(epoll, socket, EventData::new_u64(key), flags).map_err(failed("epoll_ctl"))

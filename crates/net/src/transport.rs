@@ -2,12 +2,13 @@
 //!
 //! ```text
 //! loan ──▶ write in place ──▶ submit(lease, to, token) ──▶ poll ──▶ Completed(token): received there, free here
-//!                                    └── refused: the lease is in the error       ├──▶ Received(piece): in a slot of ours
-//!                                                                                 └──▶ Connected, Ended, Closed, …
+//!                                    └── refused: the lease is in the error       ├──▶ Received(piece): in a slot of
+//!                                                                                 ours └──▶ Connected, Ended, Closed,
+//!                                                                                 …
 //! ```
 //!
-//! Nothing here blocks but [`Transport::poll`], and that no longer than it is told to. A transport is driven by one thread;
-//! its descriptor tells an event loop when to poll.
+//! Nothing here blocks but [`Transport::poll`], and that no longer than it is told to. A transport is driven by one
+//! thread; its descriptor tells an event loop when to poll.
 
 use core::fmt;
 use std::os::fd::BorrowedFd;
@@ -213,8 +214,8 @@ pub trait Transport {
     /// [`PoolError`] if no slot that fits is free: poll, and try again.
     fn loan(&mut self, bytes: usize) -> Result<LeaseMut<[u8]>, PoolError>;
 
-    /// Lets leases of a region that this process owns be sent by paths that share pages. Leases of other regions are sent
-    /// by paths that copy.
+    /// Lets leases of a region that this process owns be sent by paths that share pages. Leases of other regions are
+    /// sent by paths that copy.
     ///
     /// # Errors
     /// [`OutOfRegion`] for a region that a fork left behind.
@@ -226,8 +227,8 @@ pub trait Transport {
     /// [`NotTaken`] with the lease in it.
     fn submit(&mut self, to: Destination, payload: Payload, token: Token) -> Result<(), NotTaken>;
 
-    /// Sends, receives, and appends what happened to `events`; waits until something does, at most `timeout` (`None`: for
-    /// ever). Returns how many events were appended.
+    /// Sends, receives, and appends what happened to `events`; waits until something does, at most `timeout` (`None`:
+    /// for ever). Returns how many events were appended.
     ///
     /// # Errors
     /// [`TransportError`] if the transport as a whole cannot go on; what befalls one connection is an event.

@@ -62,14 +62,13 @@ impl Rig for Streams {
 
     fn pair(&self, wish: Wish) -> (End<StreamTransport>, End<StreamTransport>) {
         let path = SocketPath::new();
-        let address = if self.unix {
-            Address::Unix(path.0.clone())
-        } else {
-            "127.0.0.1:0".parse().expect("an address")
-        };
-        let mut two = StreamTransport::new(StreamOptions { path: Some(self.path), ..options(wish) }).expect("a transport");
+        let address =
+            if self.unix { Address::Unix(path.0.clone()) } else { "127.0.0.1:0".parse().expect("an address") };
+        let mut two =
+            StreamTransport::new(StreamOptions { path: Some(self.path), ..options(wish) }).expect("a transport");
         let (_, bound) = two.listen(&address).expect("a listener");
-        let mut one = StreamTransport::new(StreamOptions { path: Some(self.path), ..options(wish) }).expect("a transport");
+        let mut one =
+            StreamTransport::new(StreamOptions { path: Some(self.path), ..options(wish) }).expect("a transport");
         let connection = one.connect(&bound).expect("a connection");
         let mut one = End { transport: one, connection, seen: Vec::new() };
         let mut accepted = None;

@@ -1,8 +1,8 @@
 //! Stable codes of errors: `ZC1021` stands for one cause, in every release.
 //!
 //! A code is `ZC` and four digits, of which the first tells the crate: 1 `zcmi-ring`, 2 `zcmi-mem`, 3 `zcmi-ipc`,
-//! 4 `zcmi-net`, 9 the command line. `docs/errors.md` lists all of them with cause and next step. A code is never given another
-//! meaning, and never given again when its error has gone.
+//! 4 `zcmi-net`, 9 the command line. `docs/errors.md` lists all of them with cause and next step. A code is never given
+//! another meaning, and never given again when its error has gone.
 //!
 //! Each crate gives its codes in one file called `code.rs`, this one among them, by the macro [`codes`](crate::codes).
 

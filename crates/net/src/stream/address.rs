@@ -94,7 +94,8 @@ impl Address {
 
     /// Whether this is the name of a Unix socket whose listener is dead: connecting to it is refused.
     fn is_deserted(&self) -> bool {
-        matches!(self, Self::Unix(_)) && matches!(self.dial(), Err(TransportError::System { source, .. })
+        matches!(self, Self::Unix(_))
+            && matches!(self.dial(), Err(TransportError::System { source, .. })
             if source.kind() == std::io::ErrorKind::ConnectionRefused)
     }
 

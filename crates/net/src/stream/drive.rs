@@ -192,7 +192,7 @@ impl StreamTransport {
         let Some(connection) = self.places.connection(key) else { return };
         connection.in_ready = false;
         let Stage::Greeting { wire, greeting, .. } = &mut connection.stage else { return };
-        match greeting.go_on(wire) {
+        match greeting.go_on(&mut **wire) {
             Ok(Greeted::Waiting | Greeted::Asked(_)) => {}
             Err(LinkError::System { source, .. }) if source.raw_os_error() == Some(libc::ENOTCONN) => {}
             Err(error) => self.lost(key, error, events),
@@ -220,7 +220,7 @@ impl StreamTransport {
         let stage = Stage::Broken { next: None };
         let Stage::Greeting { wire, .. } = core::mem::replace(&mut connection.stage, stage) else { return };
         connection.peer = Some(peer);
-        self.open(key, wire, ours, theirs, events);
+        self.open(key, *wire, ours, theirs, events);
     }
 
     /// Goes on over a wire that was greeted on.
@@ -282,7 +282,13 @@ impl StreamTransport {
     }
 
     /// Makes a socket that has greeted the wire of its session.
-    fn admit(&mut self, stranger: u64, ours: &Hello, theirs: &Hello, events: &mut Vec<Event>) -> Result<(), TransportError> {
+    fn admit(
+        &mut self,
+        stranger: u64,
+        ours: &Hello,
+        theirs: &Hello,
+        events: &mut Vec<Event>,
+    ) -> Result<(), TransportError> {
         if ours.epoch == UNKNOWN_SESSION {
             return Ok(());
         }
@@ -449,10 +455,9 @@ impl StreamTransport {
         if let Stage::Broken { next: Some(next) } = connection.stage
             && next <= now
             && let Some(origin) = connection.origin.clone()
+            && let Err(error) = origin.dial().and_then(|socket| self.begin_greeting(key, socket))
         {
-            if let Err(error) = origin.dial().and_then(|socket| self.begin_greeting(key, socket)) {
-                self.redial_later(key, with_sources(&error), events);
-            }
+            self.redial_later(key, with_sources(&error), events);
         }
     }
 

@@ -260,7 +260,11 @@ pub(crate) fn a_refused_message_comes_back_untouched<R: Rig>(rig: &R) {
         collector.sift(two.events());
         collector.messages == 5
     });
-    let long = one.transport.submit(Destination::new(ConnectionId::NONE), two.written(9, 10).expect("a slot").into(), Token(9));
+    let long = one.transport.submit(
+        Destination::new(ConnectionId::NONE),
+        two.written(9, 10).expect("a slot").into(),
+        Token(9),
+    );
     assert!(matches!(long.map_err(|refused| refused.reason), Err(SubmitError::NoConnection(_))));
 }
 
