@@ -3,4 +3,5 @@
 #![deny(unsafe_code)]
 
 pub mod path;
+pub mod uring;
 pub mod wire;
