@@ -181,9 +181,10 @@ impl Options {
     /// The most bytes of one place (1 GiB, the kernel's limit); a larger region takes several.
     ///
     /// # Panics
-    /// If it is not a multiple of 4096 up to 1 GiB, or 0.
+    /// If it is not a multiple of 4096 from 8192 up to 1 GiB.
     pub fn place_bytes(self, place_bytes: usize) -> Self {
-        let whole = place_bytes > 0 && place_bytes.is_multiple_of(4096);
+        // The first place of a region holds more than its header.
+        let whole = place_bytes >= 8192 && place_bytes.is_multiple_of(4096);
         assert!(whole && place_bytes <= fixed::PLACE_BYTES, "places of {place_bytes} bytes");
         Self { place_bytes, ..self }
     }

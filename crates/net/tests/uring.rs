@@ -273,6 +273,73 @@ fn more_than_the_limit_in_flight_is_refused_until_notifications_are_taken() {
 }
 
 #[test]
+fn a_send_of_more_requests_than_may_be_in_flight_is_partial() {
+    if !uring_rig::is_there() {
+        return;
+    }
+    let mut ring = Ring::open(Options::default().sends(3).place_bytes(8192).buffers(512)).expect("a ring");
+    let (sender, receiver) = uring_rig::tcp(false);
+    let mut sink = Sink { from: receiver, position: 0 };
+    let mut source = Source::new(1 << 20, 3);
+    ring.register(0, &source.region).expect("places");
+    assert!(source.fill(1 << 20));
+    // The far end reads nothing yet, so that nothing is acknowledged away.
+    let bytes = source.send(&mut ring, sender.as_fd(), 1, PathKind::UringFixed, 0).expect("room");
+    assert!(bytes > 0 && bytes < 1 << 20, "{bytes}");
+    assert!(ring.owed() <= 3);
+    while sink.position < source.position() {
+        if !source.is_sent()
+            && let Err(error) = source.send(&mut ring, sender.as_fd(), 1, PathKind::UringFixed, 0)
+        {
+            let full = error.kind() == io::ErrorKind::WouldBlock || errno(&error) == Some(Errno::NOBUFS);
+            assert!(full, "{error}");
+        }
+        assert!(ring.owed() <= 3);
+        sink.read(1 << 20);
+        source.notifications(&mut ring, 1);
+    }
+    assert_eq!(ring.settle(PATIENCE), 0);
+    source.notifications(&mut ring, 1);
+    assert_eq!((source.owed, source.in_flight()), (source.notified, 0));
+}
+
+#[test]
+fn nothing_is_sent_behind_a_short_count_while_the_far_end_makes_room() {
+    if !uring_rig::is_there() {
+        return;
+    }
+    let mut ring = Ring::open(Options::default().place_bytes(8192).buffers(1024)).expect("a ring");
+    let (sender, receiver) = uring_rig::tcp(true);
+    let mut source = Source::new(128 << 10, 32);
+    ring.register(0, &source.region).expect("places");
+    let end = 16 << 20;
+    let reader = std::thread::spawn(move || {
+        let mut sink = Sink { from: receiver, position: 0 };
+        while sink.position < end {
+            uring_rig::wait(&sink.from, None);
+            sink.read(3000);
+        }
+    });
+    let mut partial = 0;
+    while source.position() < end || !source.is_sent() {
+        if source.is_sent() {
+            for bytes in [64, 100_000, 64, 120_000] {
+                source.fill((end - source.position()).min(bytes) as usize);
+            }
+        }
+        match source.send(&mut ring, sender.as_fd(), 1, PathKind::UringFixed, 0) {
+            Ok(_) => partial += usize::from(!source.is_sent()),
+            Err(error) => assert_eq!(error.kind(), io::ErrorKind::WouldBlock, "{error}"),
+        }
+        source.notifications(&mut ring, 1);
+        assert!(!reader.is_finished() || source.is_sent(), "the reader ended early");
+    }
+    reader.join().expect("what comes is what was sent");
+    assert!(partial > 0);
+    assert_eq!(ring.settle(PATIENCE), 0);
+}
+
+#[test]
 fn a_ring_dropped_while_it_owes_keeps_what_was_registered() {
     if !uring_rig::is_there() {
         return;
