@@ -1,4 +1,4 @@
-//! Sending through io_uring: copied, with zero copy, and from registered buffers.
+//! Sending through io_uring: copied, with zero copy, and from registered buffers; and receiving into slots of a pool.
 //!
 //! A [`Ring`] belongs to one thread and serves all its sockets. A send is pushed, taken by the kernel and answered
 //! within the call: with `MSG_DONTWAIT` in the request it ends at its submission, with a short count or an error where
@@ -39,6 +39,7 @@
 
 mod fixed;
 mod owed;
+mod provided;
 mod support;
 mod sys;
 
@@ -53,11 +54,13 @@ use zcmi_mem::region::Region;
 use zcmi_mem::registration::{InFlight, Registered, Registrations, RemoveError, Support};
 
 pub use fixed::{FixedBuffers, FixedError, FixedRegion};
+pub use provided::{ReceiveError, Received};
 pub use support::{Abilities, support};
 
 use crate::path::{PathKind, Release};
 use crate::wire::{Notification, Segment, Sent};
 use owed::{Owed, Ticket};
+use provided::Provided;
 use sys::{Completion, Kernel, Mode, Queue, Request};
 
 /// The first number of a send: far above all that the error queue of a socket counts, so that one connection can use
@@ -78,6 +81,7 @@ const WAIT: Duration = Duration::from_millis(20);
 const COPIED: u8 = 1;
 const ZERO_COPY: u8 = 2;
 const CANCEL: u8 = 3;
+const RECEIVE: u8 = 4;
 
 /// Why there is no ring.
 #[derive(Debug, thiserror::Error)]
@@ -205,7 +209,9 @@ struct First {
 
 /// An io_uring of one thread.
 pub struct Ring {
-    /// First, so that the ring is closed before anything that it was shown is let go.
+    /// First: its slots are taken from the kernel while the ring is open.
+    provided: Option<Provided>,
+    /// Then the ring is closed, before anything that it was shown is let go.
     queue: Queue,
     mode: Mode,
     owed: Owed<InFlight<FixedRegion>>,
@@ -275,6 +281,7 @@ impl Ring {
             let queue = Queue::new(kernel);
             let fixed = FixedBuffers::new(queue.kernel(), buffers, place_bytes);
             return Ok(Self {
+                provided: None,
                 queue,
                 mode,
                 owed: Owed::new(sends, FIRST_NUMBER),
@@ -483,6 +490,7 @@ impl Ring {
                     self.lost -= 1;
                     true
                 }
+                RECEIVE => self.provided.as_mut().is_some_and(|provided| provided.completed(completion)),
                 CANCEL => true,
                 _ => false,
             };
@@ -669,7 +677,10 @@ impl Ring {
                 continue;
             }
             let together = if skip == 0 { self.vector(&segments[number..]) } else { 0 };
-            let more = |next: usize| segments[next..].iter().any(|segment| !segment.bytes.is_empty());
+            // Behind MSG_MORE the kernel keeps what is no full packet for 200 ms, so it must not be said where nothing
+            // more may be in flight.
+            let room = self.owed.requests() + 1 < self.sends as usize;
+            let more = |next: usize| room && segments[next..].iter().any(|segment| !segment.bytes.is_empty());
             let (wanted, first) = match self.place(segment, rest) {
                 Some(place) if together > 1 => {
                     let segments = &segments[number..number + together];
@@ -685,7 +696,7 @@ impl Ring {
                     (wanted, first)
                 }
                 Some(place) if rest.len() > COPIED_BYTES => {
-                    let more = place.fits < rest.len() || more(number + 1);
+                    let more = (room && place.fits < rest.len()) || more(number + 1);
                     let request = Request::Fixed { socket, bytes: &rest[..place.fits], buffer: place.index };
                     (place.fits, self.shared(socket, call, request, more, self.used(place))?)
                 }

@@ -108,7 +108,7 @@ impl<U> Owed<U> {
         self.free = entry.next;
         *entry = Entry {
             state: State::Open,
-            stamp: (entry.stamp + 1) & ((1 << STAMP_BITS) - 1),
+            stamp: Ticket::stamp_after(entry.stamp),
             key,
             requests: 0,
             copied: false,
@@ -216,6 +216,11 @@ impl<U> Owed<U> {
 }
 
 impl Ticket {
+    /// The stamp of the next at the same index.
+    pub(super) fn stamp_after(stamp: u32) -> u32 {
+        (stamp + 1) & ((1 << STAMP_BITS) - 1)
+    }
+
     /// As a word beside a mark of 8 bits.
     pub(super) fn word(self, mark: u8) -> u64 {
         u64::from(mark) << 56 | u64::from(self.stamp) << 32 | u64::from(self.index)

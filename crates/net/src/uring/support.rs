@@ -65,6 +65,8 @@ pub struct Abilities {
     pub message_zero_copy: Support,
     /// `SEND_ZC`, by which [`UringFixed`](crate::path::PathKind::UringFixed) goes.
     pub send_zero_copy: Support,
+    /// `RECV` that delivers more than once, into a queue of slots: [`Ring::arm`](super::Ring::arm).
+    pub receive: Support,
 }
 
 impl Abilities {
@@ -74,7 +76,8 @@ impl Abilities {
         let probe = match support() {
             Support::Yes => open().and_then(|kernel| kernel.probe()),
             other => {
-                return Self { send: other.clone(), message_zero_copy: other.clone(), send_zero_copy: other };
+                let (send, message_zero_copy) = (other.clone(), other.clone());
+                return Self { send, message_zero_copy, send_zero_copy: other.clone(), receive: other };
             }
         };
         let of = |code: u8, name: &str| match &probe {
@@ -86,6 +89,11 @@ impl Abilities {
             send: of(opcode::SendMsg::CODE, "SENDMSG"),
             message_zero_copy: of(opcode::SendMsgZc::CODE, "SENDMSG_ZC"),
             send_zero_copy: of(opcode::SendZc::CODE, "SEND_ZC"),
+            // It is no request of its own; it came with the same release, 6.0.
+            receive: of(
+                opcode::SendZc::CODE,
+                "RECV that delivers more than once (told by SEND_ZC, of the same release)",
+            ),
         }
     }
 }

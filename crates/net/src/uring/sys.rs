@@ -4,19 +4,24 @@
 //! opened it; a [`Queue`] is the only holder of its queues (there is one for each kernel, it is neither `Send` nor
 //! `Clone`, and each borrow of a queue is made from `&mut self` and ends inside the method); and requests that are
 //! pushed here make the kernel read memory and never write it, so that a request that outlives the bytes it names can
-//! send wrong bytes and not break memory.
+//! send wrong bytes and not break memory. Receiving is the exception: what it writes lies in buffers of a
+//! [`BufferRing`], whose user keeps them until a completion names them or [`BufferRing::end`] has taken the queue from
+//! the kernel.
 #![allow(unsafe_code)]
 
 use core::marker::PhantomData;
 use core::mem::ManuallyDrop;
-use core::ptr::null_mut;
+use core::ptr::{NonNull, null_mut};
+// Not from the rings' sync: the word is shared with the kernel.
+use core::sync::atomic::{AtomicU16, Ordering};
 use std::io;
 use std::os::fd::{AsRawFd, BorrowedFd};
 use std::sync::Arc;
 use std::time::Duration;
 
-use io_uring::types::{Fd, SubmitArgs, Timespec};
+use io_uring::types::{BufRingEntry, Fd, SubmitArgs, Timespec};
 use io_uring::{EnterFlags, IoUring, Probe, cqueue, opcode, squeue};
+use rustix::mm::{Advice, MapFlags, ProtFlags};
 use zcmi_mem::fork::ForkGuard;
 use zcmi_mem::region::Span;
 
@@ -24,6 +29,8 @@ use crate::wire::Segment;
 
 /// The most segments of one request.
 pub(super) const PARTS: usize = 256;
+/// The number of the one queue of buffers that a ring has.
+const GROUP: u16 = 0;
 /// Requests in the submission queue; they are pushed one by one.
 const ENTRIES: u32 = 8;
 
@@ -154,6 +161,11 @@ impl Completion {
         cqueue::notif(self.flags)
     }
 
+    /// The number of the buffer that was filled.
+    pub(super) fn buffer(&self) -> Option<u16> {
+        cqueue::buffer_select(self.flags)
+    }
+
     /// Whether a notification says that the bytes were copied after all.
     pub(super) fn copied(&self) -> bool {
         self.result as u32 & USAGE_COPIED != 0
@@ -169,6 +181,8 @@ pub(super) enum Request<'a> {
     Fixed { socket: BorrowedFd<'a>, bytes: &'a [u8], buffer: u16 },
     /// `SENDMSG`, or `SENDMSG_ZC`, then perhaps of segments that all lie in one registered buffer.
     Message { socket: BorrowedFd<'a>, segments: &'a [Segment<'a>], zero_copy: bool, buffer: Option<u16> },
+    /// `RECV`, again and again, into buffers of the queue.
+    Receive { socket: BorrowedFd<'a> },
     /// Cancels the request with this word.
     Cancel { word: u64 },
 }
@@ -238,6 +252,7 @@ impl Queue {
                     }
                 }
             }
+            Request::Receive { socket } => opcode::RecvMulti::new(at(socket), GROUP).build(),
             Request::Cancel { word } => opcode::AsyncCancel::new(word).build(),
         };
         let entry = entry.user_data(word);
@@ -290,6 +305,87 @@ impl Queue {
     pub(super) fn pop(&mut self) -> Option<Completion> {
         let entry = self.completions().next()?;
         Some(Completion { word: entry.user_data(), result: entry.result(), flags: entry.flags() })
+    }
+}
+
+/// A queue of buffers to receive into, shared with the kernel: entries of 16 bytes, the tail in the last two bytes of
+/// the first.
+pub(super) struct BufferRing {
+    kernel: Arc<Kernel>,
+    entries: NonNull<BufRingEntry>,
+    count: u16,
+    tail: u16,
+    ended: bool,
+    _of_one_thread: PhantomData<*mut ()>,
+}
+
+impl BufferRing {
+    pub(super) fn new(kernel: &Arc<Kernel>, count: u16) -> Result<Self, (&'static str, io::Error)> {
+        assert!(count.is_power_of_two());
+        let bytes = Self::bytes_for(count);
+        // SAFETY: a new mapping at an address of the kernel's choice.
+        let base = unsafe {
+            rustix::mm::mmap_anonymous(null_mut(), bytes, ProtFlags::READ | ProtFlags::WRITE, MapFlags::PRIVATE)
+        };
+        let base = base.map_err(|errno| ("mmap", errno.into()))?;
+        let entries = NonNull::new(base.cast()).ok_or(("mmap", io::ErrorKind::InvalidData.into()))?;
+        let (kernel, ended) = (Arc::clone(kernel), true);
+        let mut ring = Self { kernel, entries, count, tail: 0, ended, _of_one_thread: PhantomData };
+        // A forked child that wrote its copy would do no harm, but has no use for it.
+        //
+        // SAFETY: our own mapping, made above.
+        unsafe { rustix::mm::madvise(base, bytes, Advice::LinuxDontFork) }
+            .map_err(|errno| ("madvise", errno.into()))?;
+        let submitter = ring.kernel.ring.submitter();
+        let address = base.addr() as u64;
+        // SAFETY: the mapping holds `count` entries, all zeros, and stays until the queue was taken from the kernel.
+        let answer = unsafe { submitter.register_buf_ring_with_flags(address, count, GROUP, 0) };
+        answer.map_err(|source| ("io_uring_register(IORING_REGISTER_PBUF_RING)", source))?;
+        ring.ended = false;
+        Ok(ring)
+    }
+
+    fn bytes_for(count: u16) -> usize {
+        (usize::from(count) * size_of::<BufRingEntry>()).next_multiple_of(rustix::param::page_size())
+    }
+
+    /// Lets the kernel write into a buffer, which the caller keeps until a completion names its number.
+    ///
+    /// There are never more than `count` buffers with the kernel: their numbers are below it, and each is there once.
+    pub(super) fn push(&mut self, buffer: &mut [u8], number: u16) {
+        assert!(number < self.count && !self.ended);
+        let at = usize::from(self.tail & (self.count - 1));
+        // SAFETY: `at` is below `count`, so this is an entry of the mapping.
+        let entry = unsafe { self.entries.add(at) };
+        // SAFETY: the kernel does not read an entry past the tail, and reads of the first one's tail do not write.
+        let entry = unsafe { &mut *entry.as_ptr() };
+        entry.set_addr(buffer.as_mut_ptr().expose_provenance() as u64);
+        entry.set_len(buffer.len().min(u32::MAX as usize) as u32);
+        entry.set_bid(number);
+        self.tail = self.tail.wrapping_add(1);
+        // SAFETY: the first entry of the mapping.
+        let tail = unsafe { BufRingEntry::tail(self.entries.as_ptr()) }.cast_mut();
+        // SAFETY: inside the mapping, aligned to 2, written by this thread alone; the kernel reads it as an atomic.
+        let tail = unsafe { AtomicU16::from_ptr(tail) };
+        // Publishes the entry; pairs with the kernel's acquiring load of the tail.
+        tail.store(self.tail, Ordering::Release);
+    }
+
+    /// Takes the queue from the kernel; whether its buffers are now written no more.
+    pub(super) fn end(&mut self) -> bool {
+        if !self.ended && self.kernel.life().is_present() {
+            self.ended = self.kernel.ring.submitter().unregister_buf_ring(GROUP).is_ok();
+        }
+        self.ended
+    }
+}
+
+impl Drop for BufferRing {
+    fn drop(&mut self) {
+        if self.end() && self.kernel.life().is_present() {
+            // SAFETY: our own mapping, which the kernel does not use any more; no reference into it is left.
+            let _unmapped = unsafe { rustix::mm::munmap(self.entries.as_ptr().cast(), Self::bytes_for(self.count)) };
+        }
     }
 }
 
