@@ -49,7 +49,7 @@ pub enum Received {
         /// How many there are, at least 1.
         bytes: usize,
     },
-    /// The socket delivers no more until it is armed again: there was no slot, or the kernel had no room for completions.
+    /// The socket delivers no more until it is armed again: there was no slot, or no room for completions.
     Paused {
         /// Whether slots had run out.
         starved: bool,

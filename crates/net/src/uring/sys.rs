@@ -12,7 +12,7 @@
 use core::marker::PhantomData;
 use core::mem::ManuallyDrop;
 use core::ptr::{NonNull, null_mut};
-// Not from the rings' sync: the word is shared with the kernel.
+// Not from sync: the word is shared with the kernel.
 use core::sync::atomic::{AtomicU16, Ordering};
 use std::io;
 use std::os::fd::{AsRawFd, BorrowedFd};
