@@ -11,6 +11,7 @@ use crate::outgoing::SubmitError;
 use crate::slots::SlotsError;
 use crate::socket::SocketError;
 use crate::transport::{Closed, TransportError};
+use crate::uring::{FixedError, ReceiveError, Refusal, UringError};
 
 codes! {
     below zcmi_mem::code::code_of_one;
@@ -75,4 +76,27 @@ codes! {
         Broken = "ZC4324",
         SessionLost = "ZC4325",
     } passes on { Peer }
+    enum UringError {
+        Setup = "ZC4401",
+        Missing = "ZC4402",
+    } passes on { Guard }
+    enum Refusal {
+        NotOurs = "ZC4411",
+        NotRegistered = "ZC4412",
+        Stopped = "ZC4413",
+        Lost = "ZC4414",
+    }
+    enum FixedError {
+        NoTable = "ZC4421",
+        TableFull = "ZC4422",
+        LockedMemory = "ZC4423",
+        NotPinnable = "ZC4424",
+        Region = "ZC4425",
+        Closed = "ZC4426",
+        System = "ZC4427",
+    }
+    enum ReceiveError {
+        Twice = "ZC4431",
+        System = "ZC4432",
+    }
 }

@@ -54,6 +54,12 @@ impl PathKind {
         Self::ALL.into_iter().find(|path| path.name() == name)
     }
 
+    /// Whether io_uring makes the call.
+    #[must_use]
+    pub fn is_uring(self) -> bool {
+        matches!(self, Self::UringSend | Self::UringZeroCopy | Self::UringFixed)
+    }
+
     /// Whether the kernel may read the sender's own pages after the call, so that only the owner of a region may send
     /// from it by this path.
     #[must_use]

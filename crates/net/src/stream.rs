@@ -16,6 +16,7 @@
 
 mod address;
 mod drive;
+mod wire;
 
 use core::fmt;
 use std::collections::{BTreeSet, HashMap, VecDeque};
@@ -46,7 +47,9 @@ use crate::path::PathKind;
 use crate::slots::{SlotPlan, Slots};
 use crate::socket::{self, SocketWire};
 use crate::transport::{Capabilities, Closed, ConnectionId, Destination, Event, ListenerId, Transport, TransportError};
+use crate::uring;
 use crate::wire::Wire;
+use wire::{RingHandle, SharedRing, StreamWire};
 
 /// Events of one look at the descriptor.
 const EVENTS: usize = 256;
@@ -59,6 +62,8 @@ const LEAVING: Duration = Duration::from_secs(2);
 const SETTLING: Duration = Duration::from_millis(200);
 /// How often a transport looks for free slots or late notifications while it waits for either.
 const LOOK_AGAIN: Duration = Duration::from_millis(1);
+/// The key of the ring among what is watched.
+const RING: u64 = u64::MAX;
 /// Every so many turns the descriptor is looked at although something is ready.
 const LOOKS: u32 = 8;
 /// Between the first attempts to mend a connection; each waits twice as long as the one before.
@@ -108,7 +113,7 @@ impl Default for StreamOptions {
 /// What a connection is doing.
 enum Stage {
     /// Its socket is connecting, or greeting.
-    Greeting { wire: Box<SocketWire>, greeting: Box<Greeting>, promised: [u32; 2] },
+    Greeting { wire: Box<StreamWire>, greeting: Box<Greeting>, promised: [u32; 2] },
     /// It works; the link has the wire.
     Open,
     /// It is broken; the connecting side dials at `next`, the accepting side waits.
@@ -125,7 +130,7 @@ impl Connection {
 struct Connection {
     /// Whether the other side connected.
     accepted: bool,
-    link: Link<SocketWire>,
+    link: Link<StreamWire>,
     stage: Stage,
     session: [u8; 16],
     /// The other side's incarnation and slots, once it said hello.
@@ -155,7 +160,7 @@ struct Peer {
 
 /// A socket that was accepted and has not said whose it is.
 struct Stranger {
-    wire: SocketWire,
+    wire: StreamWire,
     greeting: Greeting,
     listener: Option<ListenerId>,
     deadline: Instant,
@@ -255,10 +260,14 @@ pub struct StreamTransport {
     owing: Vec<u64>,
     starved: Vec<u64>,
     timers: BTreeSet<(Instant, u64)>,
+    /// The ring of all connections, and whose wire is known to it by which key.
+    ring: RingHandle,
+    ring_is_watched: bool,
+    by_ring_key: HashMap<u32, u64>,
     /// Listeners that accept nobody until there is room.
     paused: Vec<u64>,
-    orphans: Vec<Orphan<SocketWire>>,
-    leaving: Vec<(SocketWire, Instant)>,
+    orphans: Vec<Orphan<StreamWire>>,
+    leaving: Vec<(StreamWire, Instant)>,
     /// What somebody may read for ever; never dropped.
     quarantined: u64,
     gathered: Vec<epoll::Event>,
@@ -293,9 +302,10 @@ impl StreamTransport {
     /// # Errors
     /// [`TransportError`] if memory or descriptors cannot be had.
     pub fn new(options: StreamOptions) -> Result<Self, TransportError> {
-        Ok(Self {
+        let slots = Slots::new(&options.slots)?;
+        let transport = Self {
             incarnation: random()?,
-            slots: Slots::new(&options.slots)?,
+            slots,
             epoll: epoll::create(epoll::CreateFlags::CLOEXEC).map_err(failed("epoll_create"))?,
             places: Places::default(),
             sessions: HashMap::new(),
@@ -307,6 +317,9 @@ impl StreamTransport {
             starved: Vec::new(),
             timers: BTreeSet::new(),
             paused: Vec::new(),
+            ring: RingHandle::new(SharedRing::new().into()),
+            ring_is_watched: false,
+            by_ring_key: HashMap::new(),
             orphans: Vec::new(),
             leaving: Vec::new(),
             quarantined: 0,
@@ -314,7 +327,11 @@ impl StreamTransport {
             happened: Vec::new(),
             turns: 0,
             options,
-        })
+        };
+        for region in transport.slots.regions() {
+            transport.ring.borrow_mut().add_region(region);
+        }
+        Ok(transport)
     }
 
     /// Accepts connections at an address. Port 0 takes a free one, which the answer names.
@@ -429,9 +446,7 @@ impl StreamTransport {
     /// Whether a path can be used on a TCP connection of this host.
     fn support(&self, path: PathKind) -> Support {
         match path {
-            PathKind::UringSend | PathKind::UringZeroCopy | PathKind::UringFixed => {
-                Support::No("this transport has no io_uring".into())
-            }
+            _ if path.is_uring() => self.ring.borrow().support(path),
             _ => Support::Yes,
         }
     }
@@ -476,18 +491,15 @@ impl StreamTransport {
         self.places.insert(Entry::Connection(Box::new(connection)))
     }
 
-    /// A socket as a wire that knows the regions.
-    fn wire(&self, socket: OwnedFd) -> Result<SocketWire, TransportError> {
+    /// A socket as a wire.
+    fn wire(&self, socket: OwnedFd) -> Result<StreamWire, TransportError> {
         // Small frames are not held back to wait for more: what belongs together is sent together.
         let _ = socket::set_no_delay(&socket, true);
-        let mut wire = SocketWire::new(socket).map_err(|error| TransportError::System {
+        let socket = SocketWire::new(socket).map_err(|error| TransportError::System {
             call: "looking at a socket",
             source: std::io::Error::other(error),
         })?;
-        for region in self.slots.regions() {
-            wire.add_region(Arc::clone(region));
-        }
-        Ok(wire)
+        Ok(StreamWire::new(socket, &self.ring))
     }
 
     fn hello(
@@ -577,7 +589,8 @@ impl StreamTransport {
     }
 
     /// Takes what the kernel has to tell, waiting at most `wait`. Returns how much it was.
-    fn gather(&mut self, wait: Option<Duration>) -> Result<usize, TransportError> {
+    fn gather(&mut self, wait: Option<Duration>, events: &mut Vec<Event>) -> Result<usize, TransportError> {
+        self.watch_ring()?;
         let wait = wait.map(|wait| Timespec { tv_sec: wait.as_secs() as i64, tv_nsec: wait.subsec_nanos().into() });
         let mut gathered = core::mem::take(&mut self.gathered);
         gathered.clear();
@@ -592,6 +605,7 @@ impl StreamTransport {
         for event in &gathered {
             let key = event.data.u64();
             match self.places.get_mut(key) {
+                _ if key == RING => self.hear_ring(events),
                 Some(Entry::Listener(_)) => self.accept(key)?,
                 Some(Entry::Stranger(_)) => self.ready.push_back(key),
                 Some(Entry::Connection(_)) => {
@@ -608,6 +622,41 @@ impl StreamTransport {
         }
         self.gathered = gathered;
         Ok(count)
+    }
+
+    /// Watches the ring once a send has opened it.
+    fn watch_ring(&mut self) -> Result<(), TransportError> {
+        if self.ring_is_watched {
+            return Ok(());
+        }
+        if let Some(ring) = self.ring.borrow_mut().opened() {
+            watch(&self.epoll, ring.as_fd(), RING, EventFlags::IN)?;
+            self.ring_is_watched = true;
+        }
+        Ok(())
+    }
+
+    /// Hands on the notifications that the ring has.
+    fn hear_ring(&mut self, events: &mut Vec<Event>) {
+        for _ in 0..EVENTS {
+            let Some(wire) = self.ring.borrow_mut().opened().and_then(uring::Ring::notified) else { return };
+            match self.by_ring_key.get(&wire).copied() {
+                Some(key) => {
+                    let link = self.places.connection(key).map(|connection| &mut connection.link);
+                    let told = link.map_or(Ok(()), |link| link.take_notifications(&mut self.happened));
+                    self.tell(key, events);
+                    if told.is_err() {
+                        self.make_ready(key);
+                    }
+                }
+                // Those of a wire that is gone free nothing but what its orphan keeps, which counts what is owed.
+                None => {
+                    if let Some(ring) = self.ring.borrow_mut().opened() {
+                        let _ = ring.notifications(wire, &mut |_| ());
+                    }
+                }
+            }
+        }
     }
 
     fn accept(&mut self, listener: u64) -> Result<(), TransportError> {
@@ -649,6 +698,7 @@ impl Transport for StreamTransport {
         let before = self.slots.regions().count();
         let number = self.slots.add_region(region)?;
         if number == before {
+            self.ring.borrow_mut().add_region(region);
             for key in self.places.keys() {
                 let Some(connection) = self.places.connection(key) else { continue };
                 let wire = match &mut connection.stage {
@@ -682,7 +732,7 @@ impl Transport for StreamTransport {
         // Whoever always has something ready must not keep the others from being seen.
         self.turns = self.turns.wrapping_add(1);
         if self.turns.is_multiple_of(LOOKS) {
-            self.gather(Some(Duration::ZERO))?;
+            self.gather(Some(Duration::ZERO), events)?;
         }
         loop {
             self.work(events)?;
@@ -693,7 +743,7 @@ impl Transport for StreamTransport {
             let is_busy = !self.ready.is_empty() || !self.dirty.is_empty();
             let mut wait = if is_busy { Some(Duration::ZERO) } else { self.wait_at_most(deadline) };
             if !self.owing.is_empty() && wait != Some(Duration::ZERO) {
-                if self.gather(Some(Duration::ZERO))? > 0 {
+                if self.gather(Some(Duration::ZERO), events)? > 0 {
                     continue;
                 }
                 self.flush(events);
@@ -702,7 +752,7 @@ impl Transport for StreamTransport {
                 }
                 wait = self.wait_at_most(deadline);
             }
-            let count = self.gather(wait)?;
+            let count = self.gather(wait, events)?;
             if count == 0 && !is_busy && deadline.is_some_and(|deadline| deadline <= Instant::now()) {
                 self.flush(events);
                 return Ok(events.len() - begin);

@@ -108,7 +108,7 @@ impl StreamTransport {
     }
 
     /// Turns what happened into events.
-    fn tell(&mut self, key: u64, events: &mut Vec<Event>) {
+    pub(super) fn tell(&mut self, key: u64, events: &mut Vec<Event>) {
         let connection = ConnectionId(key);
         events.extend(self.happened.drain(..).map(|happened| match happened {
             Happened::Received(piece) => Event::Received { connection, piece },
@@ -132,6 +132,7 @@ impl StreamTransport {
         let orphan = connection.link.disconnect(&mut self.slots, &mut self.happened);
         self.tell(key, events);
         if let Some(Orphan { mut wire, .. }) = orphan {
+            self.by_ring_key.remove(&wire.key());
             let _ = wire.end();
             self.leaving.push((wire, Instant::now() + LEAVING));
         }
@@ -224,15 +225,19 @@ impl StreamTransport {
     }
 
     /// Goes on over a wire that was greeted on.
-    fn open(&mut self, key: u64, wire: SocketWire, ours: &Hello, theirs: &Hello, events: &mut Vec<Event>) {
+    fn open(&mut self, key: u64, wire: StreamWire, ours: &Hello, theirs: &Hello, events: &mut Vec<Event>) {
+        let ring_key = wire.key();
         let Some(connection) = self.places.connection(key) else { return };
         match connection.link.connect(wire, ours, theirs, &mut self.happened) {
-            Ok(()) => {}
+            Ok(()) => {
+                self.by_ring_key.insert(ring_key, key);
+            }
             Err((fault, _)) => {
                 self.slots.unpromise(ours.granted);
                 return self.close_with(key, fault.into(), events);
             }
         }
+        let Some(connection) = self.places.connection(key) else { return };
         (connection.stage, connection.epoch) = (Stage::Open, ours.epoch);
         (connection.deadline, connection.broken, connection.wait) = (None, None, FIRST_REDIAL);
         let announced = core::mem::replace(&mut connection.announced, true);
@@ -351,8 +356,9 @@ impl StreamTransport {
     }
 
     /// Keeps what a broken wire may still read.
-    fn keep(&mut self, orphan: Option<Orphan<SocketWire>>) {
+    fn keep(&mut self, orphan: Option<Orphan<StreamWire>>) {
         if let Some(mut orphan) = orphan {
+            self.by_ring_key.remove(&orphan.wire.key());
             orphan.wire.abort();
             let _ = epoll::delete(&self.epoll, &orphan.wire);
             if orphan.wire.owed() > 0 {

@@ -1,0 +1,312 @@
+//! Who is owed which notification.
+//!
+//! One call of [`Ring::send`](super::Ring::send) is one entry here, however many requests it takes. It gets a number
+//! when bytes were accepted that the kernel may still read, and the number is news when the last of its requests was
+//! notified.
+//!
+//! # Invariants
+//! - A request counts from before it is pushed until the kernel said that no notification follows (the first completion
+//!   without `F_MORE`) or that it came.
+//! - An entry is free again when its call has ended, nothing is owed for it, and its news was taken.
+//! - What the kernel says of an entry that does not expect it changes nothing: the index is checked, and a stamp tells
+//!   the entry from its predecessors at that index.
+//! - Nothing here allocates once every socket and every entry was used once.
+
+use std::collections::HashMap;
+
+use crate::wire::Notification;
+
+/// How many bits of a stamp travel with a request.
+const STAMP_BITS: u32 = 24;
+
+/// No entry.
+const NONE: u32 = u32::MAX;
+
+/// One call of `send`, as requests carry it through the kernel.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Ticket {
+    pub(super) index: u32,
+    pub(super) stamp: u32,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum State {
+    /// In the free list.
+    Free,
+    /// Its call has not ended.
+    Open,
+    /// Its call has ended; with a number if anybody is to be told.
+    Waiting(Option<u64>),
+    /// All notifications came; the news was not taken yet.
+    News(u64),
+}
+
+#[derive(Debug)]
+struct Entry<U> {
+    state: State,
+    stamp: u32,
+    key: u32,
+    /// Requests that may still be notified.
+    requests: u32,
+    /// Whether the kernel said of any of them that it copied.
+    copied: bool,
+    /// The next of the free list, or of a socket's news.
+    next: u32,
+    /// What its requests use of registered regions.
+    uses: Vec<U>,
+}
+
+/// What is known of a socket, as long as something is owed or new.
+#[derive(Debug)]
+struct Socket {
+    /// Calls with something owed.
+    calls: usize,
+    first: u32,
+    last: u32,
+}
+
+/// A table of calls; `U` is what a call holds on to until all its notifications came.
+#[derive(Debug)]
+pub(super) struct Owed<U> {
+    entries: Vec<Entry<U>>,
+    free: u32,
+    sockets: HashMap<u32, Socket>,
+    requests: usize,
+    next_number: u64,
+}
+
+impl<U> Owed<U> {
+    /// A table for so many calls at a time, which numbers them from `first_number`.
+    pub(super) fn new(calls: u32, first_number: u64) -> Self {
+        let entries = (0..calls).map(|index| Entry {
+            state: State::Free,
+            stamp: 0,
+            key: 0,
+            requests: 0,
+            copied: false,
+            next: if index + 1 < calls { index + 1 } else { NONE },
+            uses: Vec::new(),
+        });
+        let free = if calls > 0 { 0 } else { NONE };
+        Self { entries: entries.collect(), free, sockets: HashMap::new(), requests: 0, next_number: first_number }
+    }
+
+    /// How many requests may still be notified.
+    pub(super) fn requests(&self) -> usize {
+        self.requests
+    }
+
+    /// How many calls for a socket are owed notifications, or have news that were not taken.
+    pub(super) fn calls(&self, key: u32) -> usize {
+        self.sockets.get(&key).map_or(0, |socket| socket.calls)
+    }
+
+    /// A call begins. Nothing, if all entries are taken.
+    pub(super) fn begin(&mut self, key: u32) -> Option<Ticket> {
+        let index = self.free;
+        let entry = self.entries.get_mut(index as usize)?;
+        self.free = entry.next;
+        *entry = Entry {
+            state: State::Open,
+            stamp: Ticket::stamp_after(entry.stamp),
+            key,
+            requests: 0,
+            copied: false,
+            next: NONE,
+            uses: core::mem::take(&mut entry.uses),
+        };
+        self.sockets.entry(key).or_insert(Socket { calls: 0, first: NONE, last: NONE }).calls += 1;
+        Some(Ticket { index, stamp: entry.stamp })
+    }
+
+    /// A request of the call is about to be pushed; `used` is held until all notifications of the call came.
+    pub(super) fn pushed(&mut self, ticket: Ticket, used: Option<U>) {
+        if let Some(entry) = self.entry(ticket) {
+            entry.requests += 1;
+            entry.uses.extend(used);
+            self.requests += 1;
+        }
+    }
+
+    /// The call is over. If bytes were accepted that the kernel may still read, `number` is set, and the answer is the
+    /// number under which news will come.
+    ///
+    /// `finished` gets what the call held on to, if that is all.
+    pub(super) fn end(&mut self, ticket: Ticket, number: bool, finished: impl FnMut(U)) -> Option<u64> {
+        let next = self.next_number;
+        let entry = self.entry(ticket)?;
+        let number = number.then_some(next);
+        entry.state = State::Waiting(number);
+        self.next_number += u64::from(number.is_some());
+        self.finish(ticket, finished);
+        number
+    }
+
+    /// The kernel answered a request: no notification follows (the first completion without `F_MORE`), or it came.
+    ///
+    /// Returns whether that was expected.
+    pub(super) fn settled(&mut self, ticket: Ticket, copied: bool, finished: impl FnMut(U)) -> bool {
+        let Some(entry) = self.entry(ticket).filter(|entry| entry.requests > 0) else { return false };
+        entry.requests -= 1;
+        entry.copied |= copied;
+        self.requests -= 1;
+        self.finish(ticket, finished);
+        true
+    }
+
+    /// Gives a socket's news to `each`, in the order in which they came.
+    pub(super) fn take(&mut self, key: u32, each: &mut dyn FnMut(Notification)) {
+        loop {
+            let Some(socket) = self.sockets.get_mut(&key) else { return };
+            let index = socket.first;
+            let Some(entry) = self.entries.get_mut(index as usize) else { return };
+            let State::News(number) = entry.state else { unreachable!("a list of news holds nothing else") };
+            socket.first = entry.next;
+            let notification = Notification { first: number, last: number, copied: entry.copied };
+            self.release(index);
+            // Last, for it may panic.
+            each(notification);
+        }
+    }
+
+    /// A socket with news.
+    pub(super) fn with_news(&self) -> Option<u32> {
+        self.sockets.iter().find(|(_, socket)| socket.first != NONE).map(|(&key, _)| key)
+    }
+
+    fn entry(&mut self, ticket: Ticket) -> Option<&mut Entry<U>> {
+        let entry = self.entries.get_mut(ticket.index as usize)?;
+        (entry.stamp == ticket.stamp && matches!(entry.state, State::Open | State::Waiting(_))).then_some(entry)
+    }
+
+    /// Whether an entry waits for nothing more: then its news are put up, or it becomes free.
+    fn finish(&mut self, ticket: Ticket, finished: impl FnMut(U)) {
+        let Some(entry) = self.entry(ticket) else { return };
+        let State::Waiting(number) = entry.state else { return };
+        if entry.requests > 0 {
+            return;
+        }
+        entry.uses.drain(..).for_each(finished);
+        let Some(number) = number else { return self.release(ticket.index) };
+        entry.state = State::News(number);
+        entry.next = NONE;
+        let key = entry.key;
+        let socket = self.sockets.get_mut(&key).expect("a socket is known while a call of it is");
+        if socket.first == NONE {
+            socket.first = ticket.index;
+        } else {
+            self.entries[socket.last as usize].next = ticket.index;
+        }
+        socket.last = ticket.index;
+    }
+
+    fn release(&mut self, index: u32) {
+        let entry = &mut self.entries[index as usize];
+        entry.state = State::Free;
+        entry.next = self.free;
+        self.free = index;
+        let key = entry.key;
+        if let Some(socket) = self.sockets.get_mut(&key) {
+            socket.calls -= 1;
+            if socket.calls == 0 {
+                self.sockets.remove(&key);
+            }
+        }
+    }
+}
+
+impl Ticket {
+    /// The stamp of the next at the same index.
+    pub(super) fn stamp_after(stamp: u32) -> u32 {
+        (stamp + 1) & ((1 << STAMP_BITS) - 1)
+    }
+
+    /// As a word beside a mark of 8 bits.
+    pub(super) fn word(self, mark: u8) -> u64 {
+        u64::from(mark) << 56 | u64::from(self.stamp) << 32 | u64::from(self.index)
+    }
+
+    /// The ticket in a word, and the mark beside it.
+    pub(super) fn from_word(word: u64) -> (Self, u8) {
+        let stamp = (word >> 32) as u32 & ((1 << STAMP_BITS) - 1);
+        (Self { index: word as u32, stamp }, (word >> 56) as u8)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn news(owed: &mut Owed<u32>, key: u32) -> Vec<(u64, bool)> {
+        let mut all = Vec::new();
+        owed.take(key, &mut |n| {
+            assert_eq!(n.first, n.last);
+            all.push((n.first, n.copied));
+        });
+        all
+    }
+
+    fn nothing(_: u32) {
+        panic!("nothing was to be given back");
+    }
+
+    #[test]
+    fn a_call_is_news_once_when_its_last_request_is_settled() {
+        let mut owed = Owed::new(4, 10);
+        let call = owed.begin(7).expect("room");
+        owed.pushed(call, Some(1));
+        owed.pushed(call, Some(2));
+        // One notification comes before the call has ended.
+        assert!(owed.settled(call, true, nothing));
+        assert_eq!((owed.end(call, true, nothing), owed.requests(), owed.calls(7)), (Some(10), 1, 1));
+        assert_eq!((news(&mut owed, 7), owed.with_news()), (vec![], None));
+        let mut back = Vec::new();
+        assert!(owed.settled(call, false, |used| back.push(used)));
+        assert_eq!((back, owed.requests(), owed.with_news()), (vec![1, 2], 0, Some(7)));
+        // Twice is once too often.
+        assert!(!owed.settled(call, false, nothing));
+        assert_eq!(news(&mut owed, 8), []);
+        assert_eq!(news(&mut owed, 7), [(10, true)]);
+        assert_eq!((news(&mut owed, 7), owed.calls(7)), (vec![], 0));
+        assert!(!owed.settled(call, false, nothing));
+    }
+
+    #[test]
+    fn a_refused_call_is_nobodys_news_but_keeps_what_it_uses_until_its_notification() {
+        let mut owed = Owed::new(1, 0);
+        let call = owed.begin(7).expect("room");
+        owed.pushed(call, Some(1));
+        assert_eq!(owed.end(call, false, nothing), None);
+        assert_eq!((owed.requests(), owed.begin(7)), (1, None), "its entry is not used again early");
+        let mut back = 0;
+        assert!(owed.settled(call, false, |used| back = used));
+        assert_eq!((back, owed.calls(7), owed.with_news()), (1, 0, None));
+        let next = owed.begin(7).expect("room again");
+        assert_ne!(next, call);
+        assert!(!owed.settled(call, false, nothing), "a notification of the entry's predecessor is not its own");
+    }
+
+    #[test]
+    fn news_come_in_their_order_and_to_their_socket() {
+        let mut owed = Owed::<u32>::new(8, 0);
+        let calls: Vec<Ticket> = (0..8).map(|call| owed.begin(call % 2).expect("room")).collect();
+        for &call in &calls {
+            owed.pushed(call, None);
+            assert!(owed.end(call, true, nothing).is_some());
+        }
+        for call in [6, 0, 3, 4, 1, 2] {
+            assert!(owed.settled(calls[call], call == 4, nothing));
+        }
+        assert_eq!(news(&mut owed, 0), [(6, false), (0, false), (4, true), (2, false)]);
+        assert_eq!(news(&mut owed, 1), [(3, false), (1, false)]);
+        assert_eq!((owed.calls(0), owed.calls(1), owed.requests()), (0, 2, 2));
+    }
+
+    #[test]
+    fn words_carry_tickets() {
+        for (index, stamp, mark) in [(0, 0, 0), (u32::MAX, (1 << STAMP_BITS) - 1, 255), (5, 77, 3)] {
+            let ticket = Ticket { index, stamp };
+            assert_eq!(Ticket::from_word(ticket.word(mark)), (ticket, mark));
+        }
+    }
+}

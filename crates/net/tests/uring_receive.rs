@@ -1,0 +1,173 @@
+//! Receiving through io_uring: what comes lies in slots, in order, and slots come back.
+#![deny(unsafe_code)]
+
+mod uring_rig;
+
+use std::io::{ErrorKind, Write};
+use std::os::fd::AsFd;
+
+use rustix::io::Errno;
+use uring_rig::{Numbers, PATIENCE, byte_at, sys};
+use zcmi_mem::pool::{Pool, PoolPlan, Slot};
+use zcmi_net::uring::{Abilities, Options, ReceiveError, Received, Ring};
+
+const SLOT: usize = 4096;
+
+/// A ring with a queue of 8 slots and a pool of so many; nothing where the kernel has no such queues.
+fn ring(slots: u32) -> Option<(Ring, Pool)> {
+    if !uring_rig::is_there() {
+        return None;
+    }
+    let receive = Abilities::probe().receive;
+    if receive != zcmi_mem::registration::Support::Yes {
+        println!("SKIP: receiving through io_uring: {receive}");
+        return None;
+    }
+    let (_, pool) = sys::pool(&PoolPlan::single(SLOT, slots).expect("a plan"));
+    let mut ring = Ring::open(Options::default()).expect("a ring");
+    ring.receiving(8).expect("a queue of slots");
+    assert!(matches!(ring.receiving(8), Err(ReceiveError::Twice { slots: 8 })));
+    Some((ring, pool))
+}
+
+fn provide(ring: &mut Ring, pool: &mut Pool, slots: usize) {
+    for _ in 0..slots {
+        let slot = pool.take(SLOT).expect("the pool has more slots than the queue");
+        if ring.provide(slot).is_err() {
+            return;
+        }
+    }
+}
+
+/// The next that is received, waited for a bounded time.
+fn next(ring: &mut Ring) -> (u32, Received) {
+    loop {
+        if let Some(next) = ring.received() {
+            return next;
+        }
+        uring_rig::wait(&*ring, None);
+    }
+}
+
+fn check(position: &mut u64, slot: &Slot, bytes: usize) {
+    for (at, &byte) in slot.bytes(bytes).iter().enumerate() {
+        assert_eq!(byte, byte_at(*position + at as u64), "byte {} of the stream", *position + at as u64);
+    }
+    *position += bytes as u64;
+}
+
+/// Writes what fits of the stream from `position` on, at most `most` bytes.
+fn write(socket: &mut (impl Write + AsFd), position: &mut u64, most: usize) {
+    let bytes: Vec<u8> = (0..most as u64).map(|at| byte_at(*position + at)).collect();
+    match socket.write(&bytes) {
+        Ok(sent) => *position += sent as u64,
+        Err(error) => assert_eq!(error.kind(), ErrorKind::WouldBlock, "{error}"),
+    }
+}
+
+#[test]
+fn streams_come_whole_and_go_on_after_slots_ran_out() {
+    let Some((mut ring, mut pool)) = ring(16) else { return };
+    let mut numbers = Numbers::new(11);
+    let mut pairs = [uring_rig::tcp(true), uring_rig::tcp(true)];
+    let (mut sent, mut got) = ([0; 2], [0; 2]);
+    let mut starved = 0;
+    for (key, (sender, receiver)) in pairs.iter().enumerate() {
+        sender.set_nonblocking(true).expect("a socket");
+        ring.arm(receiver.as_fd(), key as u32).expect("a request");
+    }
+    let mut arrived = |ring: &mut Ring, pool: &mut Pool, got: &mut [u64; 2], pairs: &[_; 2]| match next(ring) {
+        (key, Received::Bytes { slot, bytes }) => check(&mut got[key as usize], &slot, bytes),
+        (key, Received::Paused { starved: true }) => {
+            starved += 1;
+            assert!(starved < 10_000, "slots that were provided are not used");
+            provide(ring, pool, 3);
+            let (_, receiver): &(std::net::TcpStream, std::net::TcpStream) = &pairs[key as usize];
+            ring.arm(receiver.as_fd(), key).expect("a request");
+        }
+        (key, other) => panic!("{key}: {other:?}"),
+    };
+    for _ in 0..300 {
+        let key = numbers.below(2);
+        write(&mut pairs[key].0, &mut sent[key], 1 + numbers.below(3 * SLOT));
+        while numbers.below(3) > 0 && got != sent {
+            arrived(&mut ring, &mut pool, &mut got, &pairs);
+        }
+    }
+    while got != sent {
+        arrived(&mut ring, &mut pool, &mut got, &pairs);
+    }
+    assert!(starved > 2, "slots ran out {starved} times");
+    // Both end: one regularly, one by a reset.
+    provide(&mut ring, &mut pool, 2);
+    let [(regular, _first), (reset, _second)] = pairs;
+    drop(regular);
+    loop {
+        match next(&mut ring) {
+            (0, Received::Ended { error: None }) => break,
+            (key, Received::Paused { .. }) => {
+                let receiver = if key == 0 { &_first } else { &_second };
+                ring.arm(receiver.as_fd(), key).expect("a request");
+            }
+            (key, other) => panic!("{key}: {other:?}"),
+        }
+    }
+    rustix::net::sockopt::set_socket_linger(&reset, Some(std::time::Duration::ZERO)).expect("SO_LINGER");
+    drop(reset);
+    let (key, last) = next(&mut ring);
+    assert!(matches!((key, &last), (1, Received::Ended { error: Some(Errno::CONNRESET) })), "{key}: {last:?}");
+    assert_eq!((ring.strays(), ring.settle(PATIENCE)), (0, 0));
+}
+
+#[test]
+fn slots_come_back_when_the_ring_is_dropped() {
+    let Some((mut ring, mut pool)) = ring(16) else { return };
+    let (mut sender, receiver) = uring_rig::unix();
+    provide(&mut ring, &mut pool, 8);
+    assert_eq!((ring.provided(), pool.free_slots()), (8, 8));
+    assert!(ring.provide(pool.take(1).expect("a slot")).is_err(), "the queue is full");
+    ring.arm(receiver.as_fd(), 1).expect("a request");
+    let twice = ring.arm(receiver.as_fd(), 1).expect_err("armed already");
+    assert_eq!(twice.kind(), ErrorKind::AlreadyExists);
+    let mut sent = 0;
+    write(&mut sender, &mut sent, 100);
+    let (_, Received::Bytes { slot, bytes: 100 }) = next(&mut ring) else { panic!("100 bytes were sent") };
+    write(&mut sender, &mut sent, 100);
+    drop(ring);
+    assert_eq!(pool.free_slots(), 15);
+    drop(slot);
+    assert_eq!(pool.free_slots(), 16);
+}
+
+#[test]
+fn a_key_that_is_armed_anew_gets_nothing_of_its_predecessor() {
+    let Some((mut ring, mut pool)) = ring(16) else { return };
+    provide(&mut ring, &mut pool, 8);
+    for round in 0..20 {
+        let (mut old_sender, old) = uring_rig::unix();
+        let (mut sender, receiver) = uring_rig::unix();
+        ring.arm(old.as_fd(), 5).expect("a request");
+        old_sender.write_all(b"old").expect("room");
+        if round % 2 == 0 {
+            // It has been delivered, and was not taken.
+            uring_rig::wait(&ring, None);
+            assert_eq!(ring.notified(), None);
+        }
+        ring.disarm(5).expect("a request");
+        ring.arm(receiver.as_fd(), 5).expect("a request");
+        sender.write_all(b"new").expect("room");
+        let (5, Received::Bytes { slot, bytes: 3 }) = next(&mut ring) else { panic!("three bytes were sent") };
+        assert_eq!(slot.bytes(3), b"new");
+        drop(slot);
+        ring.disarm(5).expect("a request");
+        provide(&mut ring, &mut pool, 2);
+        // The kernel holds the socket no longer than the request: the far end learns that it was closed.
+        drop(receiver);
+        while ring.received().is_some() {}
+        uring_rig::wait(&sender, None);
+        assert_eq!(std::io::Read::read(&mut sender, &mut [0; 10]).expect("an end"), 0);
+    }
+    assert_eq!(ring.strays(), 0);
+    drop(ring);
+    assert_eq!(pool.free_slots(), 16);
+}
