@@ -27,7 +27,7 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::time::{Duration, Instant};
 
 use rustix::event::PollFlags;
-use rustix::fs::{MemfdFlags, ftruncate, memfd_create};
+use rustix::fs::{MemfdFlags, OFlags, fcntl_getfl, ftruncate, memfd_create};
 use rustix::io::Errno;
 use rustix::net::{AddressFamily, RecvFlags, SendFlags, SocketType, recv, send, sockopt};
 use rustix::pipe::{PipeFlags, SpliceFlags, fcntl_setpipe_size, pipe_with, splice};
@@ -267,11 +267,11 @@ impl Source {
                 sys::allow_zero_copy(socket)?;
                 sys::send_zero_copy(socket, bytes)
             }
-            RawPath::SendFile => {
+            RawPath::SendFile => without_waiting(socket, || {
                 let mut from = 0;
                 Ok(rustix::fs::sendfile(socket, &self.file, Some(&mut from), self.bytes)?)
-            }
-            RawPath::Splice => {
+            }),
+            RawPath::Splice => without_waiting(socket, || {
                 let (out, into) = pipe_with(PipeFlags::CLOEXEC)?;
                 // A pipe has a place for each page.
                 fcntl_setpipe_size(&into, self.bytes.max(4096))?;
@@ -286,7 +286,7 @@ impl Source {
                     }
                 }
                 Ok(sent)
-            }
+            }),
         }
     }
 
@@ -302,6 +302,17 @@ impl Source {
     ) -> Result<Truth, OracleError> {
         ask(sender, receiver, self, Self::fill, |source| source.send(sender, path))
     }
+}
+
+/// Does something with a socket that does not block meanwhile; these calls have no flag for that.
+fn without_waiting<T>(socket: BorrowedFd<'_>, work: impl FnOnce() -> io::Result<T>) -> io::Result<T> {
+    let blocks = !fcntl_getfl(socket)?.contains(OFlags::NONBLOCK);
+    rustix::io::ioctl_fionbio(socket, true)?;
+    let done = work();
+    if blocks {
+        rustix::io::ioctl_fionbio(socket, false)?;
+    }
+    done
 }
 
 /// Waits for the notice of one send with `MSG_ZEROCOPY`, the only one whose notice is owed.
@@ -338,6 +349,17 @@ mod tests {
         assert_eq!(Truth::of(&[NEW; 9]).unwrap(), Truth::Shared);
         assert_eq!(Truth::of(&[OLD, NEW, OLD]).unwrap(), Truth::Mixed { copied_bytes: 2 });
         assert!(matches!(Truth::of(&[OLD, 0]), Err(OracleError::Foreign { at: 1, byte: 0 })));
+    }
+
+    #[test]
+    fn no_path_waits_for_room() {
+        let (sender, _receiver) = std::os::unix::net::UnixStream::pair().unwrap();
+        let mut source = Source::of_bytes(1 << 16).unwrap();
+        for path in [RawPath::Write, RawPath::SendFile, RawPath::Splice] {
+            let full = (0..1000).find_map(|_| source.send(sender.as_fd(), path).err());
+            assert_eq!(full.map(|error| error.kind()), Some(io::ErrorKind::WouldBlock), "{path:?}");
+        }
+        assert!(!fcntl_getfl(&sender).unwrap().contains(OFlags::NONBLOCK), "it blocks again");
     }
 
     #[test]

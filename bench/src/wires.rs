@@ -534,11 +534,6 @@ impl Wire {
 fn pair() -> Result<(Namespace, Namespace), WireError> {
     use std::os::fd::AsRawFd;
     let (sender, receiver) = (Namespace::make()?, Namespace::make()?);
-    for namespace in [&sender, &receiver] {
-        // For children that set no congestion control themselves; sockets made here do, and say what they got.
-        let set = || std::fs::write("/proc/sys/net/ipv4/tcp_congestion_control", sockets::CONGESTION);
-        let _as_reported = namespace.enter(set)?;
-    }
     // `ip` finds the other namespace by the number that its descriptor has in this process.
     let other = format!("/proc/{}/fd/{}", std::process::id(), receiver.fd().as_raw_fd());
     let (near, far) = ("02:77:00:00:00:01", "02:77:00:00:00:02");

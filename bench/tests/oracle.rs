@@ -2,7 +2,7 @@
 
 use std::os::fd::{AsFd, OwnedFd};
 
-use rustix::net::sockopt;
+use rustix::net::{SendFlags, send, sockopt};
 use zcmi_bench::oracle::{OracleError, RawPath, Source, Truth, Word, word_of_kernel};
 use zcmi_bench::wires::{Route, Side, Streams, Wire, WireKind};
 
@@ -125,6 +125,22 @@ fn udp_is_copied_as_tcp_is() {
             };
             assert_eq!(asked(&pair.sender, &pair.receiver, path, 1400), expected, "{kind}: {path:?}");
         }
+    }
+}
+
+#[test]
+fn a_verdict_waits_for_bytes_that_a_shaper_holds_back() {
+    let Some(wire) = make(WireKind::Tbf) else { return };
+    let (pair, filler) = (streams(&wire), wire.datagrams().unwrap());
+    wire.set_rate_kbit_s(4000).unwrap();
+    // What may pass at once is used up; what follows takes its time, one packet after the other.
+    for _ in 0..120 {
+        assert_eq!(send(&filler.sender, &[0; 1400], SendFlags::DONTWAIT), Ok(1400));
+    }
+    for (path, expected) in
+        [(RawPath::SendFile, (Truth::Shared, None)), (RawPath::ZeroCopy, (Truth::Copied, Some(Word::Copied)))]
+    {
+        assert_eq!(asked(&pair.sender, &pair.receiver, path, 60_001), expected, "{path:?}");
     }
 }
 

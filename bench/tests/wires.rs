@@ -219,7 +219,9 @@ impl Program {
     fn copy() -> Self {
         let path = std::env::temp_dir().join(format!("zcmi-wires-{}", std::process::id()));
         let program = Self(path);
-        fs::copy(own_path(), &program.0).unwrap();
+        // Not by this process: a child that another test forks meanwhile would hold the copy open for writing, and what
+        // is open for writing cannot be started.
+        assert!(Command::new("cp").arg(own_path()).arg(&program.0).status().unwrap().success());
         fs::set_permissions(&program.0, PermissionsExt::from_mode(0o755)).unwrap();
         program
     }

@@ -14,7 +14,7 @@ use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::process::{Pid, PidfdFlags, pidfd_open};
 use rustix::thread::{LinkNameSpaceType, move_into_link_name_space};
 
-use super::{WireError, failed, sys};
+use super::{WireError, failed, sockets, sys};
 
 /// How long one call of `ip` or `tc` may take; they wait for other changes to the kernel's network tables.
 const TOOL_PATIENCE: Duration = Duration::from_secs(30);
@@ -30,6 +30,8 @@ impl Namespace {
     pub(super) fn make() -> Result<Self, WireError> {
         let open = || {
             sys::unshare_network().map_err(failed("unshare(CLONE_NEWNET)"))?;
+            // For children that set no congestion control themselves; sockets made here do, and say what they got.
+            let _as_reported = std::fs::write("/proc/sys/net/ipv4/tcp_congestion_control", sockets::CONGESTION);
             // The namespace would go with this thread if it were not open elsewhere.
             std::fs::File::open("/proc/thread-self/ns/net").map_err(failed("open of /proc/thread-self/ns/net"))
         };
