@@ -35,6 +35,7 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::process::Command;
 use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
 
 use rustix::net::netdevice::name_to_index;
 use rustix::net::{AddressFamily, SocketFlags, SocketType, socket_with};
@@ -54,6 +55,9 @@ const SENDER: (Ipv4Addr, Ipv6Addr) = (Ipv4Addr::new(10, 77, 0, 1), Ipv6Addr::new
 const RECEIVER: (Ipv4Addr, Ipv6Addr) = (Ipv4Addr::new(10, 77, 0, 2), Ipv6Addr::new(0xfd77, 0, 0, 0, 0, 0, 0, 2));
 /// The receiver's address behind the route that moves, on `ifb`.
 const FAR: (Ipv4Addr, Ipv6Addr) = (Ipv4Addr::new(10, 78, 0, 2), Ipv6Addr::new(0xfd78, 0, 0, 0, 0, 0, 0, 2));
+
+/// How long an interface may take to come up.
+const PATIENCE: Duration = Duration::from_secs(10);
 
 /// The rate with which [`WireKind::Tbf`] begins.
 const FIRST_RATE_KBIT_S: u32 = 1_000_000;
@@ -547,7 +551,23 @@ fn pair() -> Result<(Namespace, Namespace), WireError> {
             ours.0, ours.1, theirs.0, theirs.1
         ))?;
     }
+    for namespace in [&sender, &receiver] {
+        come_up(namespace)?;
+    }
     Ok((sender, receiver))
+}
+
+/// Waits until the interface of a pair carries packets. That it is up is noticed some time after it was asked for, and
+/// until then what is sent on it vanishes.
+fn come_up(namespace: &Namespace) -> Result<(), WireError> {
+    let start = Instant::now();
+    // On kernels from 6.8 on the question itself makes it so; on older ones it takes up to a second.
+    while !namespace.tool("ip", &["link", "show", "dev", LINK], "")?.contains(" state UP ") {
+        if start.elapsed() > PATIENCE {
+            return Err(WireError::Slow { what: "an interface that comes up", seconds: PATIENCE.as_secs() });
+        }
+    }
+    Ok(())
 }
 
 /// A socket by which interfaces of the calling thread's namespace can be asked.

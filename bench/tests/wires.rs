@@ -96,7 +96,8 @@ fn datagrams_arrive_whole_and_a_sink_swallows_them() {
             let marked = pattern(1200, 9);
             assert_eq!(send(&pair.sender, &marked, SendFlags::empty()), Ok(1200));
             let mut came = [0; 2000];
-            let (got, _) = recv(&pair.receiver, &mut came, RecvFlags::empty()).unwrap();
+            let received = recv(&pair.receiver, &mut came, RecvFlags::empty());
+            let (got, _) = received.unwrap_or_else(|error| panic!("{kind}, {family:?}: {error}"));
             // The first that comes on `ifb` is the second that was sent.
             assert!(came[..got] == marked[..], "{kind}: {got} bytes came");
         }
