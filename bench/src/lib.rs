@@ -4,7 +4,9 @@
 //! ipc ---- which rows, in which order               report, host, table ---- what comes out
 //!  |--- floor, bare      a link each                 rounds, stats ---------- medians over alternating rounds
 //!  '--- link             the loops all rows share    child, side, threads --- the other side, and shared memory
-//!       pattern, spin, clock, pin                    the rest of what a fair comparison needs
+//!       pattern, spin, clock, pin, cpu               the rest of what a fair comparison needs
+//!
+//! wires ------ links between namespaces, made on the spot        oracle ---- whether a path copied on one of them
 //! ```
 //!
 //! A program that runs a bench calls [`child::maybe_run_child`] with the suite's roles first in its `main`, because the
@@ -21,10 +23,12 @@
 pub mod bare;
 pub mod child;
 pub mod clock;
+pub mod cpu;
 pub mod floor;
 pub mod host;
 pub mod ipc;
 pub mod link;
+pub mod oracle;
 pub mod pattern;
 pub mod pin;
 mod pubsub;
@@ -35,3 +39,4 @@ pub mod spin;
 pub mod stats;
 pub mod table;
 pub mod threads;
+pub mod wires;
