@@ -70,7 +70,7 @@ impl Rig for Streams {
         let mut one =
             StreamTransport::new(StreamOptions { path: Some(self.path), ..options(wish) }).expect("a transport");
         let connection = one.connect(&bound).expect("a connection");
-        let mut one = End { transport: one, connection, seen: Vec::new() };
+        let mut one = End { transport: one, connection, seen: Vec::new(), keep: Some(Box::new(path)) };
         let mut accepted = None;
         let (mut seen, deadline) = (Vec::new(), std::time::Instant::now() + conformance::PATIENCE);
         while accepted.is_none() || one.seen.is_empty() {
@@ -83,11 +83,7 @@ impl Rig for Streams {
             });
         }
         assert!(matches!(one.events()[..], [Event::Connected { .. }]));
-        if self.unix {
-            // Whoever dials again needs the name; it is of this pair alone, and goes with the test's directory.
-            std::mem::forget(path);
-        }
-        (one, End { transport: two, connection: accepted.expect("it is there"), seen: Vec::new() })
+        (one, End { transport: two, connection: accepted.expect("it is there"), seen: Vec::new(), keep: None })
     }
 
     fn break_off(&self, end: &mut End<StreamTransport>) {
