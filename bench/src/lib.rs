@@ -28,6 +28,7 @@ pub mod floor;
 pub mod host;
 pub mod ipc;
 pub mod link;
+pub mod net;
 pub mod oracle;
 pub mod pattern;
 pub mod pin;

@@ -58,6 +58,18 @@ pub struct Row {
     pub row: String,
     /// The payload's size; 0 where nothing is carried.
     pub bytes: u64,
+    /// The wire, where there is one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub wire: Option<String>,
+    /// How many connections were used at a time, where there are such.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub streams: Option<u64>,
+    /// The congestion control in force, where there is one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub congestion: Option<String>,
+    /// The share of completions of zero-copy sends that came back as copied, where there were any.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub copied_completions: Option<f64>,
     /// How often it was measured; figures are medians over these rounds.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub rounds: Option<u64>,

@@ -77,13 +77,18 @@ pub fn alternate<E>(
     Ok(merge(observations))
 }
 
-/// Merges the observations of the same suite, row and size into one row each, in the order of their first appearance.
+/// What tells one row from another.
+type Key = (String, String, u64, Option<String>, Option<u64>);
+
+/// Merges the observations of the same suite, row, size, wire and number of streams into one row each, in the order of
+/// their first appearance.
 #[must_use]
 pub fn merge(observations: Vec<Observation>) -> Vec<Row> {
-    let mut order: Vec<(String, String, u64)> = Vec::new();
-    let mut groups: BTreeMap<(String, String, u64), Vec<Observation>> = BTreeMap::new();
+    let mut order: Vec<Key> = Vec::new();
+    let mut groups: BTreeMap<Key, Vec<Observation>> = BTreeMap::new();
     for observation in observations {
-        let key = (observation.row.suite.clone(), observation.row.row.clone(), observation.row.bytes);
+        let Row { suite, row, bytes, wire, streams, .. } = observation.row.clone();
+        let key = (suite, row, bytes, wire, streams);
         if !groups.contains_key(&key) {
             order.push(key.clone());
         }

@@ -11,6 +11,7 @@ pub fn render(report: &Report) -> String {
     table.load_style(presets::NOTHING);
     table.set_header([
         "row",
+        "wire",
         "bytes",
         "p50",
         "p99",
@@ -24,7 +25,7 @@ pub fn render(report: &Report) -> String {
     for row in &report.rows {
         table.add_row(cells(row));
     }
-    for column in table.column_iter_mut().skip(1) {
+    for column in table.column_iter_mut().skip(2) {
         column.set_cell_alignment(CellAlignment::Right);
     }
     let host = &report.host;
@@ -38,13 +39,14 @@ pub fn render(report: &Report) -> String {
     )
 }
 
-fn cells(row: &Row) -> [String; 10] {
+fn cells(row: &Row) -> [String; 11] {
     let copies = match (row.copied_user_per_byte, row.copied_kernel_per_byte) {
         (Some(user), Some(kernel)) => format!("{user:.1} + {kernel:.1}"),
         _ => "-".to_owned(),
     };
     [
         row.row.clone(),
+        wire(row),
         size(row.bytes),
         time(row.p50_ns),
         time(row.p99_ns),
@@ -55,6 +57,15 @@ fn cells(row: &Row) -> [String; 10] {
         row.cpu_s_per_gb.map_or("-".to_owned(), |seconds| format!("{seconds:.3}")),
         copies,
     ]
+}
+
+/// The wire, and over how many connections.
+fn wire(row: &Row) -> String {
+    match (&row.wire, row.streams) {
+        (Some(wire), Some(streams)) if streams > 1 => format!("{wire} x{streams}"),
+        (Some(wire), _) => wire.clone(),
+        (None, _) => "-".to_owned(),
+    }
 }
 
 fn size(bytes: u64) -> String {

@@ -2,11 +2,15 @@
 
 use std::path::PathBuf;
 use std::sync::OnceLock;
+use std::time::Duration;
 
 use clap::{Args, Subcommand};
 use indicatif::ProgressBar;
 use zcmi_bench::ipc::{self, BenchError, IpcOptions};
+use zcmi_bench::net::{self, NetBenchError, NetOptions};
+use zcmi_bench::report::Report;
 use zcmi_bench::table;
+use zcmi_bench::wires::WireKind;
 
 use crate::failure::Failure;
 use crate::say::{self, Tell};
@@ -33,6 +37,7 @@ pub(crate) struct Bench {
 #[derive(Debug, Subcommand)]
 enum Suite {
     Ipc(Ipc),
+    Net(Net),
 }
 
 /// Measure what it costs to hand a payload to another process of this host
@@ -53,6 +58,87 @@ struct Ipc {
     bytes: Vec<usize>,
 }
 
+const NET_EXAMPLES: &str = "\
+Examples:
+  zcmi bench net --quick                      a look in under three minutes
+  zcmi bench net --wire veth --bytes 1048576  all paths, over a veth pair, for messages of 1 MiB
+  zcmi bench net --row adaptive --row raw     what is chosen, beside a plain loop of write and read
+
+Rows: raw is a plain loop without messages; write, zerocopy, uring-send, uring-zc, uring-fixed, sendfile and splice are the
+paths, forced; adaptive chooses. Wires: lo, veth, veth-xdp (which lies about copies) and unix; all but unix and the host's own
+loopback take root, whose namespaces are gone with the bench. Two processors are needed; with fewer it says SKIP.
+Exit codes: 0 measured, or skipped with a reason; 1 failed; 2 usage; 130 interrupted.";
+
+/// Measure what it costs to send messages over a wire, by each path
+#[derive(Args, Debug)]
+#[command(after_help = NET_EXAMPLES)]
+struct Net {
+    /// Take fewer sizes, rounds and samples
+    #[arg(long)]
+    quick: bool,
+    /// Write the report as JSON to FILE, or to stdout instead of the table if FILE is `-`
+    #[arg(long, value_name = "FILE")]
+    json: Option<PathBuf>,
+    /// Measure this row only; may be given several times
+    #[arg(long, value_name = "ROW")]
+    row: Vec<String>,
+    /// Measure this wire only; may be given several times
+    #[arg(long, value_name = "WIRE", value_parser = wire)]
+    wire: Vec<WireKind>,
+    /// Measure messages of this size only; may be given several times
+    #[arg(long, value_name = "BYTES", value_parser = net_size)]
+    bytes: Vec<usize>,
+    /// Measure with so many connections only; may be given several times
+    #[arg(long, value_name = "COUNT", value_parser = connections)]
+    streams: Vec<usize>,
+    /// Measure each cell so often
+    #[arg(long, value_name = "COUNT", value_parser = clap::value_parser!(u16).range(1..))]
+    rounds: Option<u16>,
+    /// Let each measurement take so long
+    #[arg(long, value_name = "MILLISECONDS", value_parser = clap::value_parser!(u16).range(10..))]
+    length: Option<u16>,
+    /// Measure throughput alone
+    #[arg(long)]
+    no_latency: bool,
+}
+
+fn net_size(text: &str) -> Result<usize, String> {
+    let size = text.parse().ok().filter(|size| net::SIZES.contains(size));
+    size.ok_or_else(|| format!("the sizes that are measured are {:?}", net::SIZES))
+}
+
+fn connections(text: &str) -> Result<usize, String> {
+    text.parse().ok().filter(|count| (1..=8).contains(count)).ok_or_else(|| "1 to 8 connections can be used".into())
+}
+
+fn wire(text: &str) -> Result<WireKind, String> {
+    WireKind::from_name(text).ok_or_else(|| {
+        let names: Vec<&str> = WireKind::ALL.iter().map(|kind| kind.name()).collect();
+        format!("the wires are {}", names.join(", "))
+    })
+}
+
+impl Net {
+    fn options(&self) -> NetOptions {
+        let mut options = if self.quick { NetOptions::quick() } else { NetOptions::default() };
+        options.rows.clone_from(&self.row);
+        if !self.bytes.is_empty() {
+            options.sizes.clone_from(&self.bytes);
+        }
+        if !self.wire.is_empty() {
+            options.wires.clone_from(&self.wire);
+        }
+        if !self.streams.is_empty() {
+            options.streams.clone_from(&self.streams);
+        }
+        options.rounds = self.rounds.map_or(options.rounds, usize::from);
+        options.stream = self.length.map_or(options.stream, |length| Duration::from_millis(length.into()));
+        options.samples *= u64::from(!self.no_latency);
+        options.progress = Some(progress);
+        options
+    }
+}
+
 /// Reads one of the sizes that are measured.
 fn size(text: &str) -> Result<usize, String> {
     let size = text.parse().ok().filter(|size| ipc::SIZES.contains(size));
@@ -69,35 +155,41 @@ fn progress(done: usize, total: usize) {
     }
 }
 
+/// What came of a suite.
+enum Measured {
+    Report(Report),
+    Skipped(String),
+}
+
 impl Bench {
+    fn document(&self) -> Option<&PathBuf> {
+        match &self.suite {
+            Suite::Ipc(ipc) => ipc.json.as_ref(),
+            Suite::Net(net) => net.json.as_ref(),
+        }
+    }
+
     pub(crate) fn json(&self) -> bool {
-        let Suite::Ipc(ipc) = &self.suite;
-        ipc.json.as_ref().is_some_and(|path| path.as_os_str() == "-")
+        self.document().is_some_and(|path| path.as_os_str() == "-")
     }
 
     pub(crate) fn run(&self) -> Result<(), Failure> {
-        let Suite::Ipc(ipc) = &self.suite;
-        let mut options = if ipc.quick { IpcOptions::quick() } else { IpcOptions::default() };
-        options.rows.clone_from(&ipc.row);
-        if !ipc.bytes.is_empty() {
-            options.sizes.retain(|size| ipc.bytes.contains(size));
-        }
-        options.progress = Some(progress);
         let tell = Tell { json: self.json(), quiet: false };
         // Ctrl-C ends this process at once: the peers die with it, and nothing of them has a name.
         let bar = BAR.get_or_init(|| tell.steps_bar(1));
-        let measured = ipc::run(&options);
+        let measured = match &self.suite {
+            Suite::Ipc(ipc) => ipc.measure(),
+            Suite::Net(net) => net.measure(),
+        };
         bar.finish_and_clear();
-        let report = match measured {
-            Ok(report) => report,
-            Err(BenchError::Unavailable { reason }) => {
+        let report = match measured? {
+            Measured::Report(report) => report,
+            Measured::Skipped(reason) => {
                 say::line(format!("SKIP: {reason}"));
                 return Ok(());
             }
-            Err(error @ BenchError::UnknownRow { .. }) => return Err(Failure::usage_of(&error)),
-            Err(error) => return Err(Failure::of("the bench failed", &error)),
         };
-        match &ipc.json {
+        match self.document() {
             Some(_) if self.json() => {
                 let text = report.to_json().map_err(|error| Failure::of("the report is no document", &error))?;
                 say::print(&format!("{}\n", text.trim_end()))
@@ -108,6 +200,34 @@ impl Bench {
                 say::print(&table::render(&report))
             }
             None => say::print(&table::render(&report)),
+        }
+    }
+}
+
+impl Ipc {
+    fn measure(&self) -> Result<Measured, Failure> {
+        let mut options = if self.quick { IpcOptions::quick() } else { IpcOptions::default() };
+        options.rows.clone_from(&self.row);
+        if !self.bytes.is_empty() {
+            options.sizes.retain(|size| self.bytes.contains(size));
+        }
+        options.progress = Some(progress);
+        match ipc::run(&options) {
+            Ok(report) => Ok(Measured::Report(report)),
+            Err(BenchError::Unavailable { reason }) => Ok(Measured::Skipped(reason)),
+            Err(error @ BenchError::UnknownRow { .. }) => Err(Failure::usage_of(&error)),
+            Err(error) => Err(Failure::of("the bench failed", &error)),
+        }
+    }
+}
+
+impl Net {
+    fn measure(&self) -> Result<Measured, Failure> {
+        match net::run(&self.options()) {
+            Ok(report) => Ok(Measured::Report(report)),
+            Err(NetBenchError::Unavailable { reason }) => Ok(Measured::Skipped(reason)),
+            Err(error @ NetBenchError::UnknownRow { .. }) => Err(Failure::usage_of(&error)),
+            Err(error) => Err(Failure::of("the bench failed", &error)),
         }
     }
 }
