@@ -1,8 +1,8 @@
 //! The suite `net`: what it costs to hand messages to another process over a wire, by each path.
 //!
 //! Rows: `raw` is a plain loop of `write` and `read`, without messages; each path of a stream by its name, forced; and
-//! `adaptive`, which chooses. The wires are those of [`wires`](crate::wires). A receiver is a process of its own. Each cell
-//! is measured once a round, after a warm-up, and the rows of a cell take turns.
+//! `adaptive`, which chooses. The wires are those of [`wires`](crate::wires). A receiver is a process of its own. Each
+//! cell is measured once a round, after a warm-up, and the rows of a cell take turns.
 //!
 //! Congestion control is cubic at both ends, or the row says otherwise.
 

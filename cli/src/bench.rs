@@ -64,9 +64,10 @@ Examples:
   zcmi bench net --wire veth --bytes 1048576  all paths, over a veth pair, for messages of 1 MiB
   zcmi bench net --row adaptive --row raw     what is chosen, beside a plain loop of write and read
 
-Rows: raw is a plain loop without messages; write, zerocopy, uring-send, uring-zc, uring-fixed, sendfile and splice are the
-paths, forced; adaptive chooses. Wires: lo, veth, veth-xdp (which lies about copies) and unix; all but unix and the host's own
-loopback take root, whose namespaces are gone with the bench. Two processors are needed; with fewer it says SKIP.
+Rows: raw is a plain loop without messages; write, zerocopy, uring-send, uring-zc, uring-fixed, sendfile and splice are
+the paths, forced; adaptive chooses. Wires: lo, veth, veth-xdp (which lies about copies) and unix; all but unix and the
+host's own loopback take root, whose namespaces are gone with the bench. Two processors are needed; with fewer it says
+SKIP.
 Exit codes: 0 measured, or skipped with a reason; 1 failed; 2 usage; 130 interrupted.";
 
 /// Measure what it costs to send messages over a wire, by each path
@@ -157,7 +158,7 @@ fn progress(done: usize, total: usize) {
 
 /// What came of a suite.
 enum Measured {
-    Report(Report),
+    Report(Box<Report>),
     Skipped(String),
 }
 
@@ -213,7 +214,7 @@ impl Ipc {
         }
         options.progress = Some(progress);
         match ipc::run(&options) {
-            Ok(report) => Ok(Measured::Report(report)),
+            Ok(report) => Ok(Measured::Report(Box::new(report))),
             Err(BenchError::Unavailable { reason }) => Ok(Measured::Skipped(reason)),
             Err(error @ BenchError::UnknownRow { .. }) => Err(Failure::usage_of(&error)),
             Err(error) => Err(Failure::of("the bench failed", &error)),
@@ -224,7 +225,7 @@ impl Ipc {
 impl Net {
     fn measure(&self) -> Result<Measured, Failure> {
         match net::run(&self.options()) {
-            Ok(report) => Ok(Measured::Report(report)),
+            Ok(report) => Ok(Measured::Report(Box::new(report))),
             Err(NetBenchError::Unavailable { reason }) => Ok(Measured::Skipped(reason)),
             Err(error @ NetBenchError::UnknownRow { .. }) => Err(Failure::usage_of(&error)),
             Err(error) => Err(Failure::of("the bench failed", &error)),

@@ -11,6 +11,8 @@
 
 use thiserror::Error;
 
+use crate::path::PathKind;
+
 /// The version of this layout.
 pub const VERSION: u8 = 1;
 /// Bytes of a header.
@@ -89,6 +91,19 @@ pub struct Header {
     pub epoch: u32,
     /// A word of the application's, the same for all pieces of a message.
     pub tag: u64,
+    /// By which path the payload is sent, as a hint.
+    pub path: Option<PathKind>,
+    /// What a KiB that came by a path cost the sender of this frame to receive, in nanoseconds, as a hint.
+    pub cost: Option<ReceiveCost>,
+}
+
+/// What it costs to receive.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct ReceiveCost {
+    /// What came by this path.
+    pub path: PathKind,
+    /// What a KiB of it took, in nanoseconds; more than a `u16` holds counts as that.
+    pub kib_ns: u16,
 }
 
 /// Bytes that are no frame.
@@ -174,7 +189,24 @@ impl Words<'_> {
 const WANT_SMALL: u16 = 1;
 const WANT_LARGE: u16 = 2;
 
+/// A path as frames name it: its place among all, from 1; 0 for none.
+fn path_word(path: Option<PathKind>) -> u8 {
+    path.map_or(0, |path| path as u8 + 1)
+}
+
+fn path_of(word: u8) -> Option<PathKind> {
+    PathKind::ALL.get(usize::from(word).checked_sub(1)?).copied()
+}
+
 impl Header {
+    /// Where a header says by which path its payload is sent.
+    const PATH_OFFSET: usize = 56;
+
+    /// Says by which path the payload of an encoded header is sent.
+    pub(crate) fn stamp(bytes: &mut [u8], path: PathKind) {
+        bytes[Self::PATH_OFFSET] = path_word(Some(path));
+    }
+
     /// A frame of this kind in which everything else is zero.
     #[must_use]
     pub const fn empty(kind: Kind) -> Self {
@@ -190,6 +222,8 @@ impl Header {
             length: 0,
             epoch: 0,
             tag: 0,
+            path: None,
+            cost: None,
         }
     }
 
@@ -209,7 +243,10 @@ impl Header {
         bytes[40..44].copy_from_slice(&self.length.to_le_bytes());
         bytes[44..48].copy_from_slice(&self.epoch.to_le_bytes());
         bytes[48..56].copy_from_slice(&self.tag.to_le_bytes());
-        bytes[56..64].fill(0);
+        bytes[Self::PATH_OFFSET] = path_word(self.path);
+        bytes[57] = path_word(self.cost.map(|cost| cost.path));
+        bytes[58..60].copy_from_slice(&self.cost.map_or(0, |cost| cost.kib_ns).to_le_bytes());
+        bytes[60..64].fill(0);
     }
 
     /// Reads a header.
@@ -231,9 +268,10 @@ impl Header {
         if flags & !(WANT_SMALL | WANT_LARGE) != 0 {
             return Err(FrameFault::Flags(flags));
         }
-        if words.u64(56) != 0 {
-            return Err(FrameFault::Reserved(words.u64(56)));
-        }
+        words.zero(60, 64)?;
+        // A hint about a path that we do not know is none.
+        let (path, told) = (path_of(bytes[Self::PATH_OFFSET]), path_of(bytes[57]));
+        let cost = told.map(|path| ReceiveCost { path, kib_ns: words.u16(58) });
         let header = Self {
             kind,
             wants: [flags & WANT_SMALL != 0, flags & WANT_LARGE != 0],
@@ -246,6 +284,8 @@ impl Header {
             length: words.u32(40),
             epoch: words.u32(44),
             tag: words.u64(48),
+            path,
+            cost,
         };
         let Self { message_bytes, offset, length, .. } = header;
         let fits = message_bytes <= MESSAGE_BYTES && offset <= message_bytes && length <= message_bytes - offset;
@@ -377,7 +417,8 @@ mod tests {
             let length = 1 + cut.1.index((message_bytes - offset) as usize) as u32;
             let data = Header {
                 kind, wants: [small, large], stream, sequence, acknowledged, granted: [one, two], message_bytes, offset,
-                length, epoch, tag,
+                length, epoch, tag, path: path_of(tag as u8),
+                cost: path_of(epoch as u8).map(|path| ReceiveCost { path, kib_ns: stream as u16 }),
             };
             let header = match kind {
                 Kind::Data => data,
@@ -397,6 +438,9 @@ mod tests {
             if let Ok(header) = Header::decode(&frame) {
                 let mut again = [0; HEADER_BYTES];
                 header.encode(&mut again);
+                // Hints that mean nothing are not kept.
+                again[56..60].fill(0);
+                frame[56..60].fill(0);
                 prop_assert_eq!(again, frame);
             }
         }
@@ -414,7 +458,7 @@ mod tests {
         assert_eq!(with(0, 0), Err(FrameFault::Kind(0)));
         assert_eq!(with(1, 2), Err(FrameFault::Version(2)));
         assert_eq!(with(2, 4), Err(FrameFault::Flags(4)));
-        assert_eq!(with(60, 1), Err(FrameFault::Reserved(1 << 32)));
+        assert_eq!(with(60, 1), Err(FrameFault::Reserved(1)));
         assert_eq!(with(40, 11), Err(FrameFault::Piece { message_bytes: 10, offset: 0, length: 11 }));
         assert_eq!(with(40, 0), Err(FrameFault::Piece { message_bytes: 10, offset: 0, length: 0 }));
         assert_eq!(with(36, 11), Err(FrameFault::Piece { message_bytes: 10, offset: 11, length: 10 }));

@@ -10,8 +10,9 @@ use std::collections::HashMap;
 
 use thiserror::Error;
 
-use crate::frame::{Class, FrameFault, Header, Hello, Kind};
+use crate::frame::{Class, FrameFault, Header, Hello, Kind, ReceiveCost};
 use crate::outgoing::{MOST_CREDITS, Note};
+use crate::path::PathKind;
 
 /// What a peer said that cannot be; it ends the connection, and the session.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Error)]
@@ -145,6 +146,14 @@ pub struct Incoming {
     told: Note,
     wants: [bool; 2],
     ended: bool,
+    costs: [Cost; PathKind::ALL.len()],
+}
+
+/// What a KiB that came by one path cost to receive.
+#[derive(Clone, Copy, Default)]
+struct Cost {
+    kib_ns: f32,
+    is_news: bool,
 }
 
 impl core::fmt::Debug for Incoming {
@@ -169,6 +178,7 @@ impl Incoming {
             told: Note::default(),
             wants: [false; 2],
             ended: false,
+            costs: Default::default(),
         }
     }
 
@@ -206,7 +216,7 @@ impl Incoming {
     pub fn begin(&mut self, hello: &Hello) {
         self.epoch = hello.epoch;
         (self.granted, self.used, self.wants) = (hello.granted, [0; 2], [false; 2]);
-        self.told = Note { acknowledged: hello.resume_from, granted: hello.granted };
+        self.told = Note { acknowledged: hello.resume_from, granted: hello.granted, cost: None };
         // Its end comes again in the new epoch, if it came before.
         self.ended = false;
     }
@@ -296,15 +306,33 @@ impl Incoming {
     /// What is to be said in the next frame.
     #[must_use]
     pub fn note(&self) -> Note {
-        Note { acknowledged: self.expected, granted: self.granted }
+        let news = PathKind::ALL.into_iter().find(|path| self.costs[*path as usize].is_news);
+        let cost = news.map(|path| ReceiveCost { path, kib_ns: self.costs[path as usize].kib_ns as u16 });
+        Note { acknowledged: self.expected, granted: self.granted, cost }
     }
 
     /// Notes that a frame said it.
     pub fn told(&mut self, note: Note) {
+        if let Some(cost) = note.cost {
+            self.costs[cost.path as usize].is_news = false;
+        }
         for class in [0, 1] {
             self.wants[class] &= note.granted[class] == self.told.granted[class];
         }
         self.told = note;
+    }
+
+    /// Notes what a call took that received this many bytes, all of which came by one path.
+    pub fn took(&mut self, path: PathKind, bytes: usize, ns: u64) {
+        let cost = &mut self.costs[path as usize];
+        let kib_ns = ns as f32 * 1024.0 / bytes.max(1) as f32;
+        cost.kib_ns = if cost.kib_ns == 0.0 {
+            kib_ns
+        } else {
+            // A call that was interrupted for long says nothing about the path.
+            cost.kib_ns * 0.9 + kib_ns.min(cost.kib_ns * 3.0) * 0.1
+        };
+        cost.is_news = true;
     }
 
     /// How many pieces were received since a frame said so, and how many credits were given, by class.

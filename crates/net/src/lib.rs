@@ -12,6 +12,7 @@ pub mod notify;
 pub mod outgoing;
 pub mod path;
 mod raw;
+pub mod select;
 pub mod slots;
 pub mod socket;
 pub mod stream;

@@ -12,6 +12,7 @@
 //! - A wire that is lost leaves behind what its notifications still pin ([`Orphan`]); whoever drives links keeps it.
 
 use std::io::{self, IoSliceMut};
+use std::time::Instant;
 
 use zcmi_mem::lease::LeaseMut;
 use zcmi_mem::pool::Slot;
@@ -20,6 +21,7 @@ use crate::frame::{Class, HEADER_BYTES, Header, Hello, Kind};
 use crate::incoming::{Incoming, PeerFault};
 use crate::outgoing::{Framed, Front, Kept, NotTaken, Outgoing, Payload, QueueLimits, Token};
 use crate::path::PathKind;
+use crate::select::{self, Selection, Selector};
 use crate::slots::Slots;
 use crate::wire::{Notification, Wire};
 
@@ -171,23 +173,12 @@ struct Filling {
     filled: usize,
 }
 
-/// Which path is used for pieces of which size: an entry for each power of two.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Choice([PathKind; 32]);
-
-impl Choice {
-    /// One path for everything.
-    #[must_use]
-    pub fn all(path: PathKind) -> Self {
-        Self([path; 32])
-    }
-
-    /// The path for a frame: one that shares pages only where it may.
-    #[must_use]
-    pub fn path_for(&self, frame: Front) -> PathKind {
-        let path = self.0[frame.payload_bytes.checked_ilog2().unwrap_or(0) as usize];
-        if path.shares_pages() && (!frame.may_share || frame.payload_bytes == 0) { PathKind::Write } else { path }
-    }
+/// How the path is chosen.
+enum Choosing {
+    /// This one, wherever it can be.
+    Forced(PathKind),
+    /// The cheapest of these, once there are pieces for which it matters.
+    Cheapest { usable: Vec<PathKind>, selector: Option<Box<Selector>> },
 }
 
 /// Whether the bytes of a call were all there were.
@@ -213,7 +204,9 @@ pub struct Link<W> {
     header_filled: usize,
     filling: Option<Filling>,
     last_length: u32,
-    choice: Choice,
+    choosing: Choosing,
+    /// By which paths came what was received since this was last looked at: a bit for each.
+    came_by: u8,
     /// Pieces received since their promises were taken back.
     used: [u32; 2],
     has_turn: bool,
@@ -245,7 +238,8 @@ impl<W: Wire> Link<W> {
             header_filled: 0,
             filling: None,
             last_length: 0,
-            choice: Choice::all(PathKind::Write),
+            choosing: Choosing::Forced(PathKind::Write),
+            came_by: 0,
             used: [0; 2],
             has_turn: false,
             counts: LinkCounts::default(),
@@ -253,9 +247,23 @@ impl<W: Wire> Link<W> {
         }
     }
 
-    /// Says which path is used for which pieces.
-    pub fn choose(&mut self, choice: Choice) {
-        self.choice = choice;
+    /// Uses this path, wherever it can be.
+    pub fn force(&mut self, path: PathKind) {
+        self.choosing = Choosing::Forced(path);
+    }
+
+    /// Uses the cheapest of these paths, which is found by measuring.
+    pub fn choose_among(&mut self, usable: &[PathKind]) {
+        self.choosing = Choosing::Cheapest { usable: usable.to_vec(), selector: None };
+    }
+
+    /// What is chosen and why; none as long as nothing was measured.
+    #[must_use]
+    pub fn selection(&self) -> Option<Selection> {
+        match &self.choosing {
+            Choosing::Forced(_) => None,
+            Choosing::Cheapest { selector, .. } => Some(selector.as_ref()?.selection()),
+        }
     }
 
     /// What was done so far.
@@ -416,16 +424,27 @@ impl<W: Wire> Link<W> {
     pub fn take_notifications(&mut self, happened: &mut Vec<Happened>) -> Result<(), LinkError> {
         let Some(wire) = &mut self.wire else { return Ok(()) };
         let (outgoing, tokens, counts) = (&mut self.outgoing, &mut self.tokens, &mut self.counts);
+        let mut told: [(u32, bool); PathKind::ALL.len()] = Default::default();
+        let begin = Instant::now();
         let read = wire.notifications(&mut |notification: Notification| {
             let mut known = 0;
             outgoing.notified(notification, tokens, &mut |path| {
-                let path = &mut counts.paths[path as usize];
+                let index = path as usize;
+                let path = &mut counts.paths[index];
                 known += 1;
+                told[index] = (told[index].0 + 1, notification.copied);
                 path.notified += 1;
                 path.copied += u64::from(notification.copied);
             });
             counts.stray_notifications += (notification.last - notification.first + 1).saturating_sub(known);
         });
+        if let Choosing::Cheapest { selector: Some(selector), .. } = &mut self.choosing {
+            let all: u32 = told.iter().map(|(count, _)| count).sum();
+            let each = begin.elapsed() / all.max(1);
+            for (path, (count, copied)) in PathKind::ALL.into_iter().zip(told).filter(|(_, (count, _))| *count > 0) {
+                selector.notified(path, copied, each * count);
+            }
+        }
         self.complete(happened);
         read.map_err(|source| LinkError::System { call: "reading notifications", source })
     }
@@ -501,33 +520,46 @@ impl<W: Wire> Link<W> {
     /// Sends from the front of the queue; `false` if the socket takes no more now.
     fn send_front(&mut self, front: Front) -> Result<bool, LinkError> {
         let path = self.path_for(front);
-        match self.send_by(path, front) {
+        let sent = match self.send_by(path, front) {
             Err(error) if path != PathKind::Write && error.kind() != io::ErrorKind::WouldBlock => {
                 // Whatever is wrong with the path or with the connection, a plain send finds out which.
                 self.counts.paths[path as usize].refused += 1;
+                if let Choosing::Cheapest { selector: Some(selector), .. } = &mut self.choosing {
+                    selector.refused(path);
+                }
                 self.send_by(PathKind::Write, front)
             }
             other => other,
+        };
+        match sent {
+            Ok(accepted) => Ok(accepted > 0),
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => Ok(false),
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => Ok(true),
+            Err(source) => Err(LinkError::System { call: "sendmsg", source }),
         }
-        .map_or_else(
-            |error| match error.kind() {
-                io::ErrorKind::WouldBlock => Ok(false),
-                io::ErrorKind::Interrupted => Ok(true),
-                _ => Err(LinkError::System { call: "sendmsg", source: error }),
-            },
-            |accepted| Ok(accepted > 0),
-        )
     }
 
     fn send_by(&mut self, path: PathKind, first: Front) -> io::Result<usize> {
         let Some(wire) = &mut self.wire else { return Err(io::ErrorKind::NotConnected.into()) };
-        let sent = {
-            let mut segments = Vec::with_capacity(SEGMENTS);
-            let choice = self.choice;
-            self.outgoing.segments(&|front| choice.path_for(front) == choice.path_for(first), SEGMENTS, &mut segments);
-            wire.send(path, &segments)?
+        let alike: &dyn Fn(Front) -> bool = match &self.choosing {
+            Choosing::Forced(_) => &|other| other.may_share == first.may_share,
+            Choosing::Cheapest { .. } => &|other| Selector::is_alike(first, other),
         };
+        let measures = first.payload_bytes >= select::LEAST_BYTES && first.may_share;
+        if measures {
+            self.outgoing.stamp(alike, SEGMENTS / 2, path);
+        }
+        let mut segments = Vec::with_capacity(SEGMENTS);
+        self.outgoing.segments(alike, SEGMENTS, &mut segments);
+        let begin = measures.then(Instant::now);
+        let sent = wire.send(path, &segments)?;
+        drop(segments);
         self.outgoing.sent(path, sent.bytes, sent.release);
+        if let (Some(begin), Choosing::Cheapest { selector: Some(selector), .. }) = (begin, &mut self.choosing) {
+            let (now, each) = (Instant::now(), first.payload_bytes as usize + HEADER_BYTES);
+            let pieces = (sent.bytes + each / 2) / each;
+            selector.called(path, pieces as u32, sent.bytes, now.duration_since(begin), now);
+        }
         let counts = &mut self.counts.paths[path as usize];
         counts.sends += 1;
         counts.bytes += sent.bytes as u64;
@@ -536,9 +568,22 @@ impl<W: Wire> Link<W> {
 
     /// The path for the frame at the front.
     fn path_for(&mut self, front: Front) -> PathKind {
-        let path = self.choice.path_for(front);
-        let pinned = self.outgoing.pinned_bytes() + u64::from(front.payload_bytes);
-        if path.shares_pages() && pinned > self.limits.pinned_bytes {
+        let path = match &mut self.choosing {
+            Choosing::Forced(path) => *path,
+            Choosing::Cheapest { .. } if front.payload_bytes < select::LEAST_BYTES || !front.may_share => {
+                PathKind::Write
+            }
+            Choosing::Cheapest { usable, selector } => {
+                selector.get_or_insert_with(|| Box::new(Selector::new(usable, Instant::now()))).pick(front)
+            }
+        };
+        if !path.shares_pages() {
+            return path;
+        }
+        if !front.may_share || front.payload_bytes == 0 {
+            return PathKind::Write;
+        }
+        if self.outgoing.pinned_bytes() + u64::from(front.payload_bytes) > self.limits.pinned_bytes {
             self.counts.over_budget += 1;
             return PathKind::Write;
         }
@@ -626,6 +671,8 @@ impl<W: Wire> Link<W> {
             *slot = if large { slots.take_ahead() } else { slots.take(Class::Small) };
         }
         let (mut lengths, mut room) = ([0; 1 + 2 * AHEAD_PIECES], 0);
+        let begin;
+        self.came_by = 0;
         let read = {
             let mut buffers: [IoSliceMut<'_>; 1 + 2 * AHEAD_PIECES] = std::array::from_fn(|_| IoSliceMut::new(&mut []));
             if let Some(Filling { header, slot: Some(slot), filled }) = &mut self.filling {
@@ -641,19 +688,26 @@ impl<W: Wire> Link<W> {
                 *length = buffer.len();
                 room += buffer.len();
             }
+            begin = Instant::now();
             match &mut self.wire {
                 Some(wire) => received(wire.receive(&mut buffers)),
                 None => Ok(None),
             }
         };
+        let took = begin.elapsed();
         let result = match read {
             Ok(None) => Ok(Readiness::Drained),
             Ok(Some(0)) => Ok(Readiness::Eof),
             Ok(Some(read)) => {
                 self.counts.receives += 1;
                 let skip = self.header_filled;
-                self.place(read, &lengths, skip, &cells, &mut ahead, slots, happened)
-                    .map(|()| if read < room { Readiness::Drained } else { Readiness::More })
+                let placed = self.place(read, &lengths, skip, &cells, &mut ahead, slots, happened);
+                // What it cost is told to the sender, where all of it came by one path.
+                let one = PathKind::ALL.into_iter().find(|path| self.came_by == 1 << *path as u8);
+                if let Some(path) = one.filter(|_| read >= select::LEAST_BYTES as usize) {
+                    self.incoming.took(path, read, took.as_nanos() as u64);
+                }
+                placed.map(|()| if read < room { Readiness::Drained } else { Readiness::More })
             }
             Err(error) => Err(error),
         };
@@ -721,6 +775,7 @@ impl<W: Wire> Link<W> {
             return Ok(());
         }
         if let Some(filling) = &mut self.filling {
+            self.came_by |= filling.header.path.map_or(1 << 7, |path| 1 << path as u8);
             filling.filled += bytes;
             if filling.filled == filling.header.length as usize {
                 self.finish_piece(happened);
@@ -766,6 +821,9 @@ impl<W: Wire> Link<W> {
     fn take_header(&mut self, happened: &mut Vec<Happened>) -> Result<(), LinkError> {
         let header = Header::decode(&self.header).map_err(PeerFault::from)?;
         self.incoming.check(&header)?;
+        if let (Some(cost), Choosing::Cheapest { selector: Some(selector), .. }) = (header.cost, &mut self.choosing) {
+            selector.received(cost.path, f64::from(cost.kib_ns));
+        }
         self.outgoing.granted(header.granted)?;
         self.outgoing.acknowledged(header.acknowledged, &mut self.tokens)?;
         match header.kind {

@@ -27,7 +27,7 @@ use thiserror::Error;
 use zcmi_mem::lease::{Lease, LeaseMut, Loaned};
 use zcmi_mem::pool::Slot;
 
-use crate::frame::{Class, HEADER_BYTES, Header, Hello, Kind, MESSAGE_BYTES};
+use crate::frame::{Class, HEADER_BYTES, Header, Hello, Kind, MESSAGE_BYTES, ReceiveCost};
 use crate::incoming::PeerFault;
 use crate::path::{PathKind, Release};
 use crate::wire::{Home, Notification, Segment};
@@ -173,6 +173,8 @@ pub struct Note {
     pub acknowledged: u64,
     /// Credits given in this epoch.
     pub granted: [u32; 2],
+    /// What it cost to receive, if there is news of that.
+    pub cost: Option<ReceiveCost>,
 }
 
 /// What came of an attempt to frame the next piece.
@@ -628,6 +630,7 @@ impl Outgoing {
             wants: self.lacking,
             acknowledged: note.acknowledged,
             granted: note.granted,
+            cost: note.cost,
             epoch: self.epoch,
             ..Header::empty(kind)
         }
@@ -654,6 +657,27 @@ impl Outgoing {
                 let piece = self.piece(sequence)?;
                 let may_share = self.message(piece.message)?.home.is_some();
                 Some(Front { payload_bytes: piece.length, may_share })
+            }
+        }
+    }
+
+    /// Writes into the headers of the frames that are sent next by which path they go; `alike` as in
+    /// [`segments`](Self::segments). A header of which bytes have left stays as it is.
+    pub fn stamp(&mut self, alike: &dyn Fn(Front) -> bool, most: usize, path: PathKind) {
+        for (index, queued) in self.queue.iter().enumerate().take(most) {
+            let &Queued::Data(sequence) = queued else { break };
+            let place = usize::try_from(sequence - self.first_piece).unwrap_or(usize::MAX);
+            let Some(piece) = self.pieces.get_mut(place) else { break };
+            let message = usize::try_from(piece.message - self.first_message).unwrap_or(usize::MAX);
+            let may_share =
+                self.messages.get(message).and_then(Option::as_ref).is_some_and(|message| message.home.is_some());
+            if index > 0 && !alike(Front { payload_bytes: piece.length, may_share }) {
+                break;
+            }
+            if (index > 0 || self.front_sent == 0)
+                && let Some(header) = &mut piece.header
+            {
+                Header::stamp(header.bytes_mut(HEADER_BYTES), path);
             }
         }
     }

@@ -60,6 +60,12 @@ impl PathKind {
         matches!(self, Self::UringSend | Self::UringZeroCopy | Self::UringFixed)
     }
 
+    /// Whether the kernel says when it is done with a send, and whether it copied.
+    #[must_use]
+    pub fn is_notified(self) -> bool {
+        matches!(self, Self::ZeroCopy | Self::UringZeroCopy | Self::UringFixed)
+    }
+
     /// Whether the kernel may read the sender's own pages after the call, so that only the owner of a region may send
     /// from it by this path.
     #[must_use]

@@ -41,9 +41,10 @@ use crate::frame::{Class, Hello, MESSAGE_BYTES};
 use crate::greeting::{Greeted, Greeting, UNKNOWN_SESSION};
 use crate::incoming::PeerFault;
 use crate::key::Key;
-use crate::link::{Choice, Happened, Link, LinkCounts, LinkError, LinkLimits, Orphan, Readiness};
+use crate::link::{Happened, Link, LinkCounts, LinkError, LinkLimits, Orphan, Readiness};
 use crate::outgoing::{Kept, NotTaken, Payload, SubmitError, Token};
 use crate::path::PathKind;
+use crate::select::Selection;
 use crate::slots::{SlotPlan, Slots};
 use crate::socket::{self, SocketWire};
 use crate::transport::{Capabilities, Closed, ConnectionId, Destination, Event, ListenerId, Transport, TransportError};
@@ -243,6 +244,8 @@ pub struct ConnectionFacts {
     pub epoch: u32,
     /// Whether it works now.
     pub is_open: bool,
+    /// Which path was chosen and why, once there were pieces for which it matters.
+    pub selection: Option<Selection>,
 }
 
 /// A transport over TCP and Unix sockets. See the module's documentation.
@@ -414,6 +417,7 @@ impl StreamTransport {
                 unfinished: connection.link.unfinished(),
                 epoch: connection.epoch,
                 is_open: matches!(connection.stage, Stage::Open),
+                selection: connection.link.selection(),
             }),
             _ => None,
         }
@@ -422,7 +426,10 @@ impl StreamTransport {
     /// Forces the path of a connection, or lets the best be chosen again.
     pub fn force_path(&mut self, connection: ConnectionId, path: Option<PathKind>) {
         if let Some(connection) = self.places.connection(connection.0) {
-            connection.link.choose(Choice::all(path.unwrap_or(PathKind::Write)));
+            match path {
+                Some(path) => connection.link.force(path),
+                None => connection.link.choose_among(&PathKind::ALL),
+            }
         }
     }
 
@@ -466,8 +473,9 @@ impl StreamTransport {
 
     fn new_connection(&mut self, origin: Option<Address>, session: [u8; 16], accepted: bool) -> u64 {
         let mut link = Link::new(self.options.limits, &self.slots);
-        if let Some(path) = self.options.path {
-            link.choose(Choice::all(path));
+        match self.options.path {
+            Some(path) => link.force(path),
+            None => link.choose_among(&PathKind::ALL),
         }
         let connection = Connection {
             accepted,

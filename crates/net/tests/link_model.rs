@@ -9,7 +9,7 @@ use model::{Dice, ModelWire, Mutant, Temper};
 use zcmi_mem::lease::Loaned;
 use zcmi_mem::pool::PoolPlan;
 use zcmi_net::frame::Hello;
-use zcmi_net::link::{Choice, Happened, Link, LinkLimits, Orphan};
+use zcmi_net::link::{Happened, Link, LinkLimits, Orphan};
 use zcmi_net::outgoing::{Payload, QueueLimits, SubmitError, Token};
 use zcmi_net::path::PathKind;
 use zcmi_net::slots::{SlotPlan, Slots};
@@ -194,7 +194,7 @@ impl Run {
                 Ok(())
             }
             30..60 => {
-                link.choose(Choice::all(path));
+                link.force(path);
                 link.send(slots, flush)
             }
             60..90 => link.receive(slots, happened).map(|_| ()),

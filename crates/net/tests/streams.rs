@@ -18,7 +18,8 @@ use zcmi_net::transport::{Event, Transport};
 /// Streams over one kind of socket, by one path.
 struct Streams {
     unix: bool,
-    path: PathKind,
+    /// Forced; none for the cheapest.
+    path: Option<PathKind>,
 }
 
 /// A path that no other test uses, gone with this.
@@ -64,13 +65,11 @@ impl Rig for Streams {
         let path = SocketPath::new();
         let address =
             if self.unix { Address::Unix(path.0.clone()) } else { "127.0.0.1:0".parse().expect("an address") };
-        let mut two =
-            StreamTransport::new(StreamOptions { path: Some(self.path), ..options(wish) }).expect("a transport");
+        let mut two = StreamTransport::new(StreamOptions { path: self.path, ..options(wish) }).expect("a transport");
         let (_, bound) = two.listen(&address).expect("a listener");
-        let mut one =
-            StreamTransport::new(StreamOptions { path: Some(self.path), ..options(wish) }).expect("a transport");
+        let mut one = StreamTransport::new(StreamOptions { path: self.path, ..options(wish) }).expect("a transport");
         let connection = one.connect(&bound).expect("a connection");
-        let mut one = End { transport: one, connection, seen: Vec::new(), keep: Some(Box::new(path)) };
+        let mut one = End { transport: one, connection, seen: Vec::new(), _keep: Some(Box::new(path)) };
         let mut accepted = None;
         let (mut seen, deadline) = (Vec::new(), std::time::Instant::now() + conformance::PATIENCE);
         while accepted.is_none() || one.seen.is_empty() {
@@ -83,7 +82,7 @@ impl Rig for Streams {
             });
         }
         assert!(matches!(one.events()[..], [Event::Connected { .. }]));
-        (one, End { transport: two, connection: accepted.expect("it is there"), seen: Vec::new(), keep: None })
+        (one, End { transport: two, connection: accepted.expect("it is there"), seen: Vec::new(), _keep: None })
     }
 
     fn break_off(&self, end: &mut End<StreamTransport>) {
@@ -92,21 +91,23 @@ impl Rig for Streams {
 
     fn went_by_the_path(&self, end: &End<StreamTransport>) -> bool {
         let counts = end.transport.facts(end.connection).expect("it is there").counts;
-        counts.paths[self.path as usize].bytes > 0
+        counts.paths[self.path.unwrap_or(PathKind::Write) as usize].bytes > 0
     }
 }
 
-conformance!(tcp_write, Streams { unix: false, path: PathKind::Write });
-conformance!(tcp_zero_copy, Streams { unix: false, path: PathKind::ZeroCopy });
-conformance!(tcp_send_file, Streams { unix: false, path: PathKind::SendFile });
-conformance!(tcp_splice, Streams { unix: false, path: PathKind::Splice });
-conformance!(tcp_uring_send, Streams { unix: false, path: PathKind::UringSend });
-conformance!(tcp_uring_zero_copy, Streams { unix: false, path: PathKind::UringZeroCopy });
-conformance!(tcp_uring_fixed, Streams { unix: false, path: PathKind::UringFixed });
-conformance!(unix_uring_send, Streams { unix: true, path: PathKind::UringSend });
-conformance!(unix_write, Streams { unix: true, path: PathKind::Write });
-conformance!(unix_send_file, Streams { unix: true, path: PathKind::SendFile });
-conformance!(unix_splice, Streams { unix: true, path: PathKind::Splice });
+conformance!(tcp_write, Streams { unix: false, path: Some(PathKind::Write) });
+conformance!(tcp_zero_copy, Streams { unix: false, path: Some(PathKind::ZeroCopy) });
+conformance!(tcp_send_file, Streams { unix: false, path: Some(PathKind::SendFile) });
+conformance!(tcp_splice, Streams { unix: false, path: Some(PathKind::Splice) });
+conformance!(tcp_uring_send, Streams { unix: false, path: Some(PathKind::UringSend) });
+conformance!(tcp_uring_zero_copy, Streams { unix: false, path: Some(PathKind::UringZeroCopy) });
+conformance!(tcp_uring_fixed, Streams { unix: false, path: Some(PathKind::UringFixed) });
+conformance!(unix_uring_send, Streams { unix: true, path: Some(PathKind::UringSend) });
+conformance!(tcp_adaptive, Streams { unix: false, path: None });
+conformance!(unix_adaptive, Streams { unix: true, path: None });
+conformance!(unix_write, Streams { unix: true, path: Some(PathKind::Write) });
+conformance!(unix_send_file, Streams { unix: true, path: Some(PathKind::SendFile) });
+conformance!(unix_splice, Streams { unix: true, path: Some(PathKind::Splice) });
 
 #[test]
 fn a_message_of_a_gibibyte_passes_through_few_slots() {
@@ -114,5 +115,8 @@ fn a_message_of_a_gibibyte_passes_through_few_slots() {
         println!("SKIP: a message of 1 GiB is left out of a quick run");
         return;
     }
-    conformance::a_message_of_a_gibibyte_passes_through_few_slots(&Streams { unix: false, path: PathKind::Write });
+    conformance::a_message_of_a_gibibyte_passes_through_few_slots(&Streams {
+        unix: false,
+        path: Some(PathKind::Write),
+    });
 }

@@ -51,7 +51,7 @@ pub(crate) struct End<T> {
     pub(crate) connection: ConnectionId,
     pub(crate) seen: Vec<Event>,
     /// What goes with the pair, for instance the name of a socket.
-    pub(crate) keep: Option<Box<dyn std::any::Any>>,
+    pub(crate) _keep: Option<Box<dyn std::any::Any>>,
 }
 
 /// How a transport comes to a pair of connected ends.
