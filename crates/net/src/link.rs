@@ -678,6 +678,8 @@ impl<W: Wire> Link<W> {
             read -= taken;
             taken
         };
+        // A piece takes a slot of its own class: those of the other may be promised to other peers.
+        let class = self.incoming.class_of(self.last_length);
         let direct = next(lengths[0]);
         self.filled(direct, happened)?;
         for index in 0..cells.len() {
@@ -691,7 +693,11 @@ impl<W: Wire> Link<W> {
             let filling = self.filling.as_mut().filter(|filling| filling.filled == 0);
             match (filling, slot.take()) {
                 // What was expected came: the slot is where the piece lives.
-                (Some(filling), Some(taken)) if body <= filling.header.length as usize && fits(filling, &taken) => {
+                (Some(filling), Some(taken))
+                    if body <= filling.header.length as usize
+                        && fits(filling, &taken)
+                        && self.incoming.class_of(filling.header.length) == class =>
+                {
                     filling.slot = Some(taken);
                     self.filled(body, happened)?;
                 }

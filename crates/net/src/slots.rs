@@ -85,6 +85,17 @@ pub enum SlotsError {
     Layout(#[from] OutOfRegion),
 }
 
+/// How the slots of a transport stand.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct SlotCounts {
+    /// Receiving slots that hold nothing, by class.
+    pub free: [u32; 2],
+    /// Of these, or of those that are being filled, how many a peer has a credit for.
+    pub promised: [u32; 2],
+    /// Headers that belong to no piece.
+    pub free_headers: u32,
+}
+
 /// A region whose pages this process may let the kernel read.
 struct Known {
     region: Arc<Region>,
@@ -185,6 +196,16 @@ impl Slots {
         })
     }
 
+    /// How many slots are free and promised now.
+    pub fn counts(&mut self) -> SlotCounts {
+        let at_hand = [0, self.ahead.len()];
+        SlotCounts {
+            free: [0, 1].map(|class| (self.received.free_in(class) + at_hand[class]) as u32),
+            promised: self.promised,
+            free_headers: self.headers.free_in(0) as u32,
+        }
+    }
+
     /// The longest small piece, and the longest of all.
     #[must_use]
     pub fn sizes(&self) -> (u32, u32) {
@@ -218,7 +239,7 @@ impl Slots {
     }
 
     /// Takes promises back that nobody can claim any more.
-    pub(crate) fn unpromise(&mut self, open: [u32; 2]) {
+    pub fn unpromise(&mut self, open: [u32; 2]) {
         for (promised, open) in self.promised.iter_mut().zip(open) {
             *promised -= open;
         }
@@ -227,8 +248,9 @@ impl Slots {
     /// Takes the slot for a piece that had a credit; the promise goes when the piece is whole.
     pub(crate) fn take(&mut self, class: Class) -> Option<Slot> {
         match class {
-            Class::Small => self.received.take(1).ok(),
-            Class::Large => self.ahead.pop().or_else(|| self.received.take(self.small_bytes as usize + 1).ok()),
+            // A pool gives a larger slot when it has no smaller one; that one is promised to somebody else.
+            Class::Small => self.received.take(1).ok().filter(|slot| slot.capacity() < self.slot_bytes as usize),
+            Class::Large => self.ahead.pop().or_else(|| self.received.take(self.slot_bytes as usize).ok()),
         }
     }
 
