@@ -26,6 +26,8 @@ use crate::wire::Home;
 pub(crate) const STAGE_BYTES: usize = 64 << 10;
 /// Large slots that are kept at hand for pieces that are expected.
 const AHEAD: usize = 8;
+/// A sixteenth of the headers are few.
+const FEW_OF_ALL: usize = 16;
 
 /// How much memory a transport takes.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -85,6 +87,17 @@ pub enum SlotsError {
     Layout(#[from] OutOfRegion),
 }
 
+/// For what slots are promised. The less urgent it is, the more stay back for others.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Need {
+    /// Nobody asked for them: half of all stay.
+    Ahead,
+    /// A peer waits for them that has sent nothing yet: a quarter stays for those that have.
+    Newcomer,
+    /// A peer waits for them that has sent something: it gets half of what is left.
+    Waiting,
+}
+
 /// How the slots of a transport stand.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct SlotCounts {
@@ -109,6 +122,8 @@ pub struct Slots {
     headers: Pool,
     received: Pool,
     loans: Option<Pool>,
+    all: [u32; 2],
+    all_headers: usize,
     promised: [u32; 2],
     ahead: Vec<Slot>,
     stage: Box<[u8]>,
@@ -153,6 +168,8 @@ impl Slots {
             received: raw::pool(&region, second, &received, life)?,
             loans: plan.loans.as_ref().map(|plan| raw::pool(&region, third, plan, life)).transpose()?,
             regions: vec![Known { base, len: region.len(), region }],
+            all: [plan.small_slots, plan.large_slots],
+            all_headers: plan.headers as usize,
             promised: [0; 2],
             ahead: Vec::new(),
             stage: vec![0; STAGE_BYTES].into(),
@@ -223,17 +240,31 @@ impl Slots {
         }
     }
 
-    /// A slot for a header.
-    pub(crate) fn header(&mut self) -> Option<Slot> {
+    /// A slot for a header of a connection that has `held` of them: one whose peer acknowledges nothing takes no more
+    /// than it leaves to the others.
+    pub(crate) fn header(&mut self, held: usize) -> Option<Slot> {
+        // Whoever has few need not ask how many there are.
+        if held * FEW_OF_ALL > self.all_headers && held > self.headers.free_in(0) {
+            return None;
+        }
         self.headers.take(HEADER_BYTES).ok()
     }
 
     /// Promises up to `count` slots of a class; how many were.
-    pub(crate) fn promise(&mut self, class: Class, count: u32) -> u32 {
+    ///
+    /// What is promised ahead may be held for ever by peers that never use it, so that half of the slots are given to
+    /// those only that wait for them, and for a bounded time.
+    pub fn promise(&mut self, class: Class, count: u32, need: Need) -> u32 {
         let index = class.index();
         let at_hand = if class == Class::Large { self.ahead.len() } else { 0 };
         let free = (self.received.free_in(index) + at_hand) as u32;
-        let count = count.min(free.saturating_sub(self.promised[index]));
+        let rest = free.saturating_sub(self.promised[index]);
+        let room = match need {
+            Need::Ahead => rest.saturating_sub(self.all[index] / 2),
+            Need::Newcomer => rest.saturating_sub(self.all[index] / 4),
+            Need::Waiting => rest.div_ceil(2),
+        };
+        let count = count.min(room);
         self.promised[index] += count;
         count
     }

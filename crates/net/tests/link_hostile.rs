@@ -3,10 +3,12 @@
 //! peer alone; what came before is delivered; and no slot is lost to anybody.
 
 mod hostile;
+mod tape;
 
 use std::collections::HashMap;
 
-use hostile::{Dice, Tape, content, is_content};
+use hostile::{Dice, content, is_content};
+use tape::Tape;
 use zcmi_mem::pool::PoolPlan;
 use zcmi_net::frame::{Class, HEADER_BYTES, Header, Hello, Kind};
 use zcmi_net::link::{Happened, Link, LinkError, LinkLimits, Piece, Readiness};
