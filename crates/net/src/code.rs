@@ -55,6 +55,7 @@ codes! {
     enum LinkError {
         System = "ZC4201",
         CutOff = "ZC4202",
+        Stalled = "ZC4203",
     } passes on { Peer }
     enum SocketError {
         NotAStream = "ZC4211",

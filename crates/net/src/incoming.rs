@@ -232,9 +232,8 @@ impl Incoming {
         if header.sequence != self.expected {
             return Err(PeerFault::Sequence { claimed: header.sequence, expected: self.expected });
         }
-        for class in [0, 1] {
-            self.wants[class] |= header.wants[class];
-        }
+        // Each frame says what its sender lacks now: an older wish may be met already.
+        self.wants = header.wants;
         let end = |fault| PeerFault::End { sequence: header.sequence, fault };
         match header.kind {
             Kind::Control => Ok(()),

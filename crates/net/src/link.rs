@@ -22,7 +22,7 @@ use crate::incoming::{Incoming, PeerFault};
 use crate::outgoing::{Framed, Front, Kept, NotTaken, Outgoing, Payload, QueueLimits, Token};
 use crate::path::PathKind;
 use crate::select::{self, Selection, Selector};
-use crate::slots::Slots;
+use crate::slots::{Need, Slots};
 use crate::wire::{Notification, Wire};
 
 /// Pieces from this length on are received straight into their slots.
@@ -40,17 +40,31 @@ const FRAMED_PIECES: usize = 32;
 /// How often one turn reads or writes before others have theirs.
 const TURNS: usize = 16;
 
+/// Credits that a peer gets before it has sent anything, by class.
+const FIRST_CREDITS: [u32; 2] = [8, 1];
+
 /// What a link wants of the memory and the time of its peer.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct LinkLimits {
     /// What may wait to be sent.
     pub queue: QueueLimits,
-    /// Credits kept open for the peer, by class, as far as there are slots.
+    /// Credits kept open for the peer at most, by class. It begins with few; each piece that it sends makes it one
+    /// more, as far as half of the slots are left for peers that wait for some.
     pub credits: [u32; 2],
     /// How many messages the peer may have begun at a time.
     pub streams: u32,
     /// Bytes whose pages the kernel may read after the call: beyond it a path that copies is used.
     pub pinned_bytes: u64,
+}
+
+impl LinkLimits {
+    /// Promises the credits of a hello.
+    pub fn first_credits(&self, slots: &mut Slots) -> [u32; 2] {
+        Class::ALL.map(|class| {
+            let index = class.index();
+            slots.promise(class, FIRST_CREDITS[index].min(self.credits[index]), Need::Ahead)
+        })
+    }
 }
 
 impl Default for LinkLimits {
@@ -152,6 +166,17 @@ pub enum LinkError {
         /// The system's answer.
         source: io::Error,
     },
+    /// The peer began something and did not go on.
+    #[error(
+        "the peer stalled: it began piece {piece}, or was given a slot for it because it waited, and did not go on for \
+         {milliseconds} ms; if its network is that slow, raise `stall_timeout`"
+    )]
+    Stalled {
+        /// The number of the piece.
+        piece: u64,
+        /// How long it was waited for.
+        milliseconds: u64,
+    },
     /// The peer's side was closed before its end.
     #[error("the connection broke off: the peer closed it without an end")]
     CutOff,
@@ -209,8 +234,15 @@ pub struct Link<W> {
     came_by: u8,
     /// Pieces received since their promises were taken back.
     used: [u32; 2],
+    /// Pieces received over this wire, by class: the peer's credits grow with them.
+    whole: [u32; 2],
+    /// Classes of which the peer was given credits because it waited, and has used none.
+    lent: [bool; 2],
+    lacks_header: bool,
+    lacks_slot: bool,
     has_turn: bool,
     counts: LinkCounts,
+    refusals: [Option<String>; PathKind::ALL.len()],
     tokens: Vec<Token>,
 }
 
@@ -241,8 +273,13 @@ impl<W: Wire> Link<W> {
             choosing: Choosing::Forced(PathKind::Write),
             came_by: 0,
             used: [0; 2],
+            whole: [0; 2],
+            lent: [false; 2],
+            lacks_header: false,
+            lacks_slot: false,
             has_turn: false,
             counts: LinkCounts::default(),
+            refusals: Default::default(),
             tokens: Vec::new(),
         }
     }
@@ -272,6 +309,12 @@ impl<W: Wire> Link<W> {
         &self.counts
     }
 
+    /// Why each path was refused first, in the order of [`PathKind::ALL`].
+    #[must_use]
+    pub fn refusals(&self) -> &[Option<String>; PathKind::ALL.len()] {
+        &self.refusals
+    }
+
     /// The wire, while there is one.
     pub fn wire_mut(&mut self) -> Option<&mut W> {
         self.wire.as_mut()
@@ -291,7 +334,7 @@ impl<W: Wire> Link<W> {
 
     /// Promises the credits of a hello.
     pub fn first_credits(&mut self, slots: &mut Slots) -> [u32; 2] {
-        Class::ALL.map(|class| slots.promise(class, self.limits.credits[class.index()]))
+        self.limits.first_credits(slots)
     }
 
     /// Goes on over a wire, on which both said hello.
@@ -328,6 +371,7 @@ impl<W: Wire> Link<W> {
         slots.unpromise(self.incoming.open());
         self.incoming.forget_credits();
         self.header_filled = 0;
+        (self.whole, self.lent, self.lacks_slot) = ([0; 2], [false; 2], false);
         if let Some(slot) = self.filling.take().and_then(|filling| filling.slot) {
             slots.put_back(slot);
         }
@@ -407,6 +451,37 @@ impl<W: Wire> Link<W> {
         self.wire.is_some() && [0, 1].into_iter().any(|class| wants[class] && open[class] == 0)
     }
 
+    /// Whether pieces wait for headers that other connections have.
+    #[must_use]
+    pub fn lacks_header(&self) -> bool {
+        self.lacks_header
+    }
+
+    /// Whether a piece came that has no slot.
+    #[must_use]
+    pub fn lacks_slot(&self) -> bool {
+        self.lacks_slot
+    }
+
+    /// Whether the peer has not sent one whole piece.
+    #[must_use]
+    pub fn is_newcomer(&self) -> bool {
+        self.counts.pieces_received == 0
+    }
+
+    /// Whether it is the peer's turn to go on: it has begun a frame, or was given credits because it waited for them.
+    #[must_use]
+    pub fn is_due(&self) -> bool {
+        let begun = self.header_filled > 0 || self.filling.is_some();
+        self.wire.is_some() && !self.lacks_slot() && (begun || self.lent != [false; 2])
+    }
+
+    /// How far the peer has come: the piece that is expected, and how much of it is there.
+    #[must_use]
+    pub fn progress(&self) -> (u64, usize) {
+        (self.expected(), self.filling.as_ref().map_or(0, |filling| filling.filled))
+    }
+
     /// Whether a notification is owed.
     #[must_use]
     pub fn is_owed(&self) -> bool {
@@ -473,8 +548,10 @@ impl<W: Wire> Link<W> {
     fn fill_queue(&mut self, slots: &mut Slots, flush: bool) {
         let note = self.incoming.note();
         let mut bytes = 0;
+        self.lacks_header = false;
         for _ in self.outgoing.queued()..FRAMED_PIECES {
-            match self.outgoing.frame(note, &mut || slots.header()) {
+            let held = self.outgoing.unfinished_pieces();
+            match self.outgoing.frame(note, &mut || slots.header(held)) {
                 Framed::Queued(length) => {
                     self.incoming.told(note);
                     bytes += u64::from(length);
@@ -482,7 +559,11 @@ impl<W: Wire> Link<W> {
                         break;
                     }
                 }
-                Framed::Nothing | Framed::NoCredit | Framed::NoHeader => break,
+                Framed::NoHeader => {
+                    self.lacks_header = true;
+                    break;
+                }
+                Framed::Nothing | Framed::NoCredit => break,
             }
         }
         if !self.outgoing.has_queued() && (self.note_is_due(flush) || self.outgoing.must_ask()) {
@@ -495,26 +576,33 @@ impl<W: Wire> Link<W> {
     /// Whether what the peer does not know is worth a frame of its own.
     fn note_is_due(&self, flush: bool) -> bool {
         let (pieces, credits) = self.incoming.untold();
-        let many = |class: usize| u64::from(credits[class]) * 2 > u64::from(self.limits.credits[class]);
+        let many = |class: usize| u64::from(credits[class]) * 2 > u64::from(self.aim(class));
         let wanted = |class: usize| self.incoming.wants()[class] && credits[class] > 0;
         (flush && pieces > 0)
             || pieces * 4 > u64::from(self.limits.credits[0].max(4))
             || [0, 1].into_iter().any(|class| many(class) || wanted(class))
     }
 
-    /// Gives the peer credits again, as far as there are slots, when half of them are used; `true` if it waits for some
-    /// that cannot be given.
-    pub fn top_up(&mut self, slots: &mut Slots) -> bool {
-        let mut short = false;
+    /// How many credits of a class are kept open for the peer.
+    fn aim(&self, class: usize) -> u32 {
+        FIRST_CREDITS[class].saturating_add(self.whole[class]).min(self.limits.credits[class])
+    }
+
+    /// Gives the peer credits again, as far as there are slots, when half of them are used, or it waits for some.
+    pub fn top_up(&mut self, slots: &mut Slots) {
         for class in Class::ALL {
-            let (open, most) = (self.incoming.open()[class.index()], self.limits.credits[class.index()]);
-            if open * 2 <= most {
-                let got = slots.promise(class, most - open);
+            let index = class.index();
+            let (open, aim) = (self.incoming.open()[index], self.aim(index));
+            if self.incoming.wants()[index] && open == 0 {
+                let need = if self.is_newcomer() { Need::Newcomer } else { Need::Waiting };
+                let got = slots.promise(class, aim, need);
                 self.incoming.grant(class, got);
-                short |= open + got == 0;
+                self.lent[index] |= got > 0;
+            } else if open * 2 <= aim {
+                let got = slots.promise(class, aim - open, Need::Ahead);
+                self.incoming.grant(class, got);
             }
         }
-        short
     }
 
     /// Sends from the front of the queue; `false` if the socket takes no more now.
@@ -527,7 +615,12 @@ impl<W: Wire> Link<W> {
                 if let Choosing::Cheapest { selector: Some(selector), .. } = &mut self.choosing {
                     selector.refused(path);
                 }
-                self.send_by(PathKind::Write, front)
+                let plain = self.send_by(PathKind::Write, front);
+                if plain.as_ref().map_or_else(|error| error.kind() == io::ErrorKind::WouldBlock, |_| true) {
+                    // It was the path's fault.
+                    self.refusals[path as usize].get_or_insert_with(|| error.to_string());
+                }
+                plain
             }
             other => other,
         };
@@ -616,7 +709,8 @@ impl<W: Wire> Link<W> {
             && filling.slot.is_none()
         {
             filling.slot = slots.take(self.incoming.class_of(filling.header.length));
-            if filling.slot.is_none() {
+            self.lacks_slot = filling.slot.is_none();
+            if self.lacks_slot {
                 return Ok(Readiness::Starved);
             }
         }
@@ -732,6 +826,8 @@ impl<W: Wire> Link<W> {
             read -= taken;
             taken
         };
+        // A piece takes a slot of its own class: those of the other may be promised to other peers.
+        let class = self.incoming.class_of(self.last_length);
         let direct = next(lengths[0]);
         self.filled(direct, happened)?;
         for index in 0..cells.len() {
@@ -745,7 +841,11 @@ impl<W: Wire> Link<W> {
             let filling = self.filling.as_mut().filter(|filling| filling.filled == 0);
             match (filling, slot.take()) {
                 // What was expected came: the slot is where the piece lives.
-                (Some(filling), Some(taken)) if body <= filling.header.length as usize && fits(filling, &taken) => {
+                (Some(filling), Some(taken))
+                    if body <= filling.header.length as usize
+                        && fits(filling, &taken)
+                        && self.incoming.class_of(filling.header.length) == class =>
+                {
                     filling.slot = Some(taken);
                     self.filled(body, happened)?;
                 }
@@ -845,7 +945,10 @@ impl<W: Wire> Link<W> {
         self.last_length = header.length;
         self.counts.pieces_received += 1;
         self.counts.bytes_received += u64::from(header.length);
-        self.used[self.incoming.class_of(header.length).index()] += 1;
+        let class = self.incoming.class_of(header.length).index();
+        self.used[class] += 1;
+        self.whole[class] = self.whole[class].saturating_add(1);
+        self.lent[class] = false;
         let lease = match slot {
             Some(slot) => LeaseMut::slot(slot, header.length as usize),
             None => LeaseMut::inline(0),

@@ -354,6 +354,12 @@ impl Outgoing {
         self.live_messages
     }
 
+    /// How many pieces were framed and are not done with.
+    #[must_use]
+    pub fn unfinished_pieces(&self) -> usize {
+        self.pieces.len()
+    }
+
     /// Bytes whose pages the kernel may read although the call that sent them has returned.
     #[must_use]
     pub fn pinned_bytes(&self) -> u64 {

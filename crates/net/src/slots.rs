@@ -26,6 +26,8 @@ use crate::wire::Home;
 pub(crate) const STAGE_BYTES: usize = 64 << 10;
 /// Large slots that are kept at hand for pieces that are expected.
 const AHEAD: usize = 8;
+/// A sixteenth of the headers are few.
+const FEW_OF_ALL: usize = 16;
 
 /// How much memory a transport takes.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -85,6 +87,28 @@ pub enum SlotsError {
     Layout(#[from] OutOfRegion),
 }
 
+/// For what slots are promised. The less urgent it is, the more stay back for others.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Need {
+    /// Nobody asked for them: half of all stay.
+    Ahead,
+    /// A peer waits for them that has sent nothing yet: a quarter stays for those that have.
+    Newcomer,
+    /// A peer waits for them that has sent something: it gets half of what is left.
+    Waiting,
+}
+
+/// How the slots of a transport stand.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct SlotCounts {
+    /// Receiving slots that hold nothing, by class.
+    pub free: [u32; 2],
+    /// Of these, or of those that are being filled, how many a peer has a credit for.
+    pub promised: [u32; 2],
+    /// Headers that belong to no piece.
+    pub free_headers: u32,
+}
+
 /// A region whose pages this process may let the kernel read.
 struct Known {
     region: Arc<Region>,
@@ -98,6 +122,8 @@ pub struct Slots {
     headers: Pool,
     received: Pool,
     loans: Option<Pool>,
+    all: [u32; 2],
+    all_headers: usize,
     promised: [u32; 2],
     ahead: Vec<Slot>,
     stage: Box<[u8]>,
@@ -142,6 +168,8 @@ impl Slots {
             received: raw::pool(&region, second, &received, life)?,
             loans: plan.loans.as_ref().map(|plan| raw::pool(&region, third, plan, life)).transpose()?,
             regions: vec![Known { base, len: region.len(), region }],
+            all: [plan.small_slots, plan.large_slots],
+            all_headers: plan.headers as usize,
             promised: [0; 2],
             ahead: Vec::new(),
             stage: vec![0; STAGE_BYTES].into(),
@@ -185,6 +213,16 @@ impl Slots {
         })
     }
 
+    /// How many slots are free and promised now.
+    pub fn counts(&mut self) -> SlotCounts {
+        let at_hand = [0, self.ahead.len()];
+        SlotCounts {
+            free: [0, 1].map(|class| (self.received.free_in(class) + at_hand[class]) as u32),
+            promised: self.promised,
+            free_headers: self.headers.free_in(0) as u32,
+        }
+    }
+
     /// The longest small piece, and the longest of all.
     #[must_use]
     pub fn sizes(&self) -> (u32, u32) {
@@ -202,23 +240,37 @@ impl Slots {
         }
     }
 
-    /// A slot for a header.
-    pub(crate) fn header(&mut self) -> Option<Slot> {
+    /// A slot for a header of a connection that has `held` of them: one whose peer acknowledges nothing takes no more
+    /// than it leaves to the others.
+    pub(crate) fn header(&mut self, held: usize) -> Option<Slot> {
+        // Whoever has few need not ask how many there are.
+        if held * FEW_OF_ALL > self.all_headers && held > self.headers.free_in(0) {
+            return None;
+        }
         self.headers.take(HEADER_BYTES).ok()
     }
 
     /// Promises up to `count` slots of a class; how many were.
-    pub(crate) fn promise(&mut self, class: Class, count: u32) -> u32 {
+    ///
+    /// What is promised ahead may be held for ever by peers that never use it, so that half of the slots are given to
+    /// those only that wait for them, and for a bounded time.
+    pub fn promise(&mut self, class: Class, count: u32, need: Need) -> u32 {
         let index = class.index();
         let at_hand = if class == Class::Large { self.ahead.len() } else { 0 };
         let free = (self.received.free_in(index) + at_hand) as u32;
-        let count = count.min(free.saturating_sub(self.promised[index]));
+        let rest = free.saturating_sub(self.promised[index]);
+        let room = match need {
+            Need::Ahead => rest.saturating_sub(self.all[index] / 2),
+            Need::Newcomer => rest.saturating_sub(self.all[index] / 4),
+            Need::Waiting => rest.div_ceil(2),
+        };
+        let count = count.min(room);
         self.promised[index] += count;
         count
     }
 
     /// Takes promises back that nobody can claim any more.
-    pub(crate) fn unpromise(&mut self, open: [u32; 2]) {
+    pub fn unpromise(&mut self, open: [u32; 2]) {
         for (promised, open) in self.promised.iter_mut().zip(open) {
             *promised -= open;
         }
@@ -227,8 +279,9 @@ impl Slots {
     /// Takes the slot for a piece that had a credit; the promise goes when the piece is whole.
     pub(crate) fn take(&mut self, class: Class) -> Option<Slot> {
         match class {
-            Class::Small => self.received.take(1).ok(),
-            Class::Large => self.ahead.pop().or_else(|| self.received.take(self.small_bytes as usize + 1).ok()),
+            // A pool gives a larger slot when it has no smaller one; that one is promised to somebody else.
+            Class::Small => self.received.take(1).ok().filter(|slot| slot.capacity() < self.slot_bytes as usize),
+            Class::Large => self.ahead.pop().or_else(|| self.received.take(self.slot_bytes as usize).ok()),
         }
     }
 

@@ -37,7 +37,7 @@ use zcmi_mem::registration::Support;
 pub use address::Address;
 use address::failed;
 
-use crate::frame::{Class, Hello, MESSAGE_BYTES};
+use crate::frame::{Hello, MESSAGE_BYTES};
 use crate::greeting::{Greeted, Greeting, UNKNOWN_SESSION};
 use crate::incoming::PeerFault;
 use crate::key::Key;
@@ -45,7 +45,7 @@ use crate::link::{Happened, Link, LinkCounts, LinkError, LinkLimits, Orphan, Rea
 use crate::outgoing::{Kept, NotTaken, Payload, SubmitError, Token};
 use crate::path::PathKind;
 use crate::select::Selection;
-use crate::slots::{SlotPlan, Slots};
+use crate::slots::{SlotCounts, SlotPlan, Slots};
 use crate::socket::{self, SocketWire};
 use crate::transport::{Capabilities, Closed, ConnectionId, Destination, Event, ListenerId, Transport, TransportError};
 use crate::uring;
@@ -63,6 +63,14 @@ const LEAVING: Duration = Duration::from_secs(2);
 const SETTLING: Duration = Duration::from_millis(200);
 /// How often a transport looks for free slots or late notifications while it waits for either.
 const LOOK_AGAIN: Duration = Duration::from_millis(1);
+/// How much of a piece must come in the time that a peer has to go on.
+const GOING_ON_BYTES: usize = 4096;
+/// How long nobody is accepted when there are no descriptors.
+const ACCEPT_AGAIN: Duration = Duration::from_millis(20);
+/// The part of its time that a greeting has in any case.
+const GREETING_PART: u32 = 16;
+/// Turns that are finished although the time of a poll is up.
+const LATE_TURNS: u32 = 16;
 /// The key of the ring among what is watched.
 const RING: u64 = u64::MAX;
 /// Every so many turns the descriptor is looked at although something is ready.
@@ -87,12 +95,17 @@ pub struct StreamOptions {
     pub path: Option<PathKind>,
     /// How many connections may exist.
     pub connections: usize,
-    /// How many sockets may be greeting at a time.
+    /// How many sockets may be greeting at a time. When there are as many, one that has greeted for longer than a
+    /// sixteenth of `greeting_timeout` gives way to the next that comes.
     pub greetings: usize,
     /// How long a greeting may take.
     pub greeting_timeout: Duration,
     /// How long a broken connection is mended before it is given up; zero for not at all.
     pub resume_for: Duration,
+    /// How long a peer may take to go on with a piece that it began, or to use a slot that it waited for. It goes on
+    /// when the piece is whole, or 4 KiB more of it are there; if it does not, its socket is given up as if it had
+    /// broken.
+    pub stall_timeout: Duration,
 }
 
 impl Default for StreamOptions {
@@ -107,6 +120,7 @@ impl Default for StreamOptions {
             greetings: 256,
             greeting_timeout: Duration::from_secs(5),
             resume_for: Duration::from_secs(10),
+            stall_timeout: Duration::from_secs(20),
         }
     }
 }
@@ -151,6 +165,8 @@ struct Connection {
     in_dirty: bool,
     in_owing: bool,
     starved: bool,
+    /// How far the peer was when it was last looked whether it goes on, if that will be looked at again.
+    watched: Option<(u64, usize)>,
 }
 
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -246,6 +262,8 @@ pub struct ConnectionFacts {
     pub is_open: bool,
     /// Which path was chosen and why, once there were pieces for which it matters.
     pub selection: Option<Selection>,
+    /// Why each path was refused first, in the order of [`PathKind::ALL`].
+    pub refusals: [Option<String>; PathKind::ALL.len()],
 }
 
 /// A transport over TCP and Unix sockets. See the module's documentation.
@@ -261,8 +279,14 @@ pub struct StreamTransport {
     ready: VecDeque<u64>,
     dirty: Vec<u64>,
     owing: Vec<u64>,
-    starved: Vec<u64>,
+    /// Connections that wait for slots: those that have received something, and those that have not.
+    starved: VecDeque<u64>,
+    starved_newcomers: VecDeque<u64>,
+    /// When newcomers are looked at again.
+    newcomers_next: Option<Instant>,
     timers: BTreeSet<(Instant, u64)>,
+    /// The sockets that greet, by when their time is up.
+    greeting: BTreeSet<(Instant, u64)>,
     /// The ring of all connections, and whose wire is known to it by which key.
     ring: RingHandle,
     ring_is_watched: bool,
@@ -317,8 +341,11 @@ impl StreamTransport {
             ready: VecDeque::new(),
             dirty: Vec::new(),
             owing: Vec::new(),
-            starved: Vec::new(),
+            starved: VecDeque::new(),
+            starved_newcomers: VecDeque::new(),
+            newcomers_next: None,
             timers: BTreeSet::new(),
+            greeting: BTreeSet::new(),
             paused: Vec::new(),
             ring: RingHandle::new(SharedRing::new().into()),
             ring_is_watched: false,
@@ -418,9 +445,21 @@ impl StreamTransport {
                 epoch: connection.epoch,
                 is_open: matches!(connection.stage, Stage::Open),
                 selection: connection.link.selection(),
+                refusals: connection.link.refusals().clone(),
             }),
             _ => None,
         }
+    }
+
+    /// How the slots of the transport stand.
+    pub fn slot_counts(&mut self) -> SlotCounts {
+        self.slots.counts()
+    }
+
+    /// How many connections exist, and how many sockets are greeting.
+    #[must_use]
+    pub fn sockets(&self) -> (usize, usize) {
+        (self.connections, self.strangers)
     }
 
     /// Forces the path of a connection, or lets the best be chosen again.
@@ -467,7 +506,7 @@ impl StreamTransport {
     }
 
     fn check_room(&self) -> Result<(), TransportError> {
-        let connections = self.connections + self.strangers;
+        let connections = self.connections + self.strangers + self.leaving.len();
         if connections >= self.options.connections { Err(TransportError::TooMany { connections }) } else { Ok(()) }
     }
 
@@ -494,6 +533,7 @@ impl StreamTransport {
             in_dirty: false,
             in_owing: false,
             starved: false,
+            watched: None,
         };
         self.connections += 1;
         self.places.insert(Entry::Connection(Box::new(connection)))
@@ -534,8 +574,7 @@ impl StreamTransport {
 
     /// Promises the credits of a hello.
     fn first_credits(&mut self) -> [u32; 2] {
-        let credits = self.options.limits.credits;
-        Class::ALL.map(|class| self.slots.promise(class, credits[class.index()]))
+        self.options.limits.first_credits(&mut self.slots)
     }
 
     /// Says hello over a socket of the connecting side.
@@ -569,6 +608,7 @@ impl StreamTransport {
         let key = self.places.insert(Entry::Stranger(Box::new(stranger)));
         self.strangers += 1;
         self.timers.insert((deadline, key));
+        self.greeting.insert((deadline, key));
         let watched = match self.places.stranger(key) {
             Some(stranger) => watch(&self.epoll, stranger.wire.as_fd(), key, BY_EDGES),
             None => Ok(()),
@@ -667,17 +707,25 @@ impl StreamTransport {
         }
     }
 
+    /// Accepts nobody at this listener until [`resume_listening`](Self::resume_listening).
+    fn pause(&mut self, listener: u64) -> Result<(), TransportError> {
+        let Some(Entry::Listener(socket)) = self.places.get(listener) else { return Ok(()) };
+        epoll::modify(&self.epoll, socket, EventData::new_u64(listener), EventFlags::empty())
+            .map_err(failed("epoll_ctl"))?;
+        self.paused.push(listener);
+        Ok(())
+    }
+
     fn accept(&mut self, listener: u64) -> Result<(), TransportError> {
         for _ in 0..ACCEPTS {
-            let Some(Entry::Listener(socket)) = self.places.get(listener) else { return Ok(()) };
+            if self.strangers >= self.options.greetings {
+                self.send_away_oldest(listener);
+            }
             if self.strangers >= self.options.greetings || self.check_room().is_err() {
                 // They wait in the listener's queue until there is room: greetings end in time.
-                let paused = EventFlags::empty();
-                epoll::modify(&self.epoll, socket, EventData::new_u64(listener), paused)
-                    .map_err(failed("epoll_ctl"))?;
-                self.paused.push(listener);
-                return Ok(());
+                return self.pause(listener);
             }
+            let Some(Entry::Listener(socket)) = self.places.get(listener) else { return Ok(()) };
             match rustix::net::accept_with(socket, SocketFlags::CLOEXEC | SocketFlags::NONBLOCK) {
                 Ok(accepted) => {
                     let trusted = self.options.key.is_some()
@@ -688,7 +736,12 @@ impl StreamTransport {
                         let _ = self.greet_stranger(accepted, Some(ListenerId(listener)));
                     }
                 }
-                Err(Errno::AGAIN | Errno::MFILE | Errno::NFILE | Errno::NOBUFS | Errno::NOMEM) => return Ok(()),
+                Err(Errno::AGAIN) => return Ok(()),
+                Err(Errno::MFILE | Errno::NFILE | Errno::NOBUFS | Errno::NOMEM) => {
+                    // The listener stays readable, and nobody says when there are descriptors again.
+                    self.timers.insert((Instant::now() + ACCEPT_AGAIN, listener));
+                    return self.pause(listener);
+                }
                 Err(Errno::INTR | Errno::CONNABORTED) => {}
                 Err(errno) => return Err(failed("accept")(errno)),
             }
@@ -742,6 +795,7 @@ impl Transport for StreamTransport {
         if self.turns.is_multiple_of(LOOKS) {
             self.gather(Some(Duration::ZERO), events)?;
         }
+        let mut late = 0;
         loop {
             self.work(events)?;
             self.timers(events)?;
@@ -761,9 +815,13 @@ impl Transport for StreamTransport {
                 wait = self.wait_at_most(deadline);
             }
             let count = self.gather(wait, events)?;
-            if count == 0 && !is_busy && deadline.is_some_and(|deadline| deadline <= Instant::now()) {
-                self.flush(events);
-                return Ok(events.len() - begin);
+            if deadline.is_some_and(|deadline| deadline <= Instant::now()) {
+                // Peers that always have something to say do not keep the caller.
+                late += 1;
+                if late > LATE_TURNS || (count == 0 && !is_busy) {
+                    self.flush(events);
+                    return Ok(events.len() - begin);
+                }
             }
         }
     }

@@ -37,9 +37,7 @@ impl StreamTransport {
                 Some(Entry::Listener(_)) | None => {}
             }
         }
-        if !self.starved.is_empty() {
-            self.feed_starved(events);
-        }
+        self.feed_starved(events);
         if !self.orphans.is_empty() {
             self.settle_orphans();
         }
@@ -103,8 +101,32 @@ impl StreamTransport {
         if let Some(connection) = self.places.connection(key)
             && !core::mem::replace(&mut connection.starved, true)
         {
-            self.starved.push(key);
+            let newcomer = connection.link.is_newcomer() && !connection.link.lacks_header();
+            if newcomer { &mut self.starved_newcomers } else { &mut self.starved }.push_back(key);
         }
+    }
+
+    /// Looks again, after a while, whether a peer goes on with what it began.
+    fn watch_progress(&mut self, key: u64) {
+        let Some(connection) = self.places.connection(key) else { return };
+        if connection.watched.is_none() && connection.link.is_due() {
+            connection.watched = Some(connection.link.progress());
+            self.timers.insert((Instant::now() + self.options.stall_timeout, key));
+        }
+    }
+
+    /// Gives up the socket of a peer that does not go on.
+    fn check_progress(&mut self, key: u64, events: &mut Vec<Event>) {
+        let stall_timeout = self.options.stall_timeout;
+        let Some(connection) = self.places.connection(key) else { return };
+        let Some((piece, filled)) = connection.watched.take() else { return };
+        let (now_piece, now_filled) = connection.link.progress();
+        let goes_on = now_piece != piece || now_filled >= filled + GOING_ON_BYTES;
+        if goes_on || !connection.link.is_due() {
+            return self.watch_progress(key);
+        }
+        let milliseconds = stall_timeout.as_millis() as u64;
+        self.lost(key, LinkError::Stalled { piece, milliseconds }, events);
     }
 
     /// Turns what happened into events.
@@ -123,12 +145,16 @@ impl StreamTransport {
         if connection.link.owes_note() && !core::mem::replace(&mut connection.in_owing, true) {
             self.owing.push(key);
         }
-        if connection.link.is_short() && !core::mem::replace(&mut connection.starved, true) {
-            self.starved.push(key);
+        let waits = connection.link.is_short() || connection.link.lacks_header();
+        let finished = connection.link.is_finished();
+        if waits {
+            self.make_starved(key);
         }
-        if !connection.link.is_finished() {
+        self.watch_progress(key);
+        if !finished {
             return;
         }
+        let Some(connection) = self.places.connection(key) else { return };
         let orphan = connection.link.disconnect(&mut self.slots, &mut self.happened);
         self.tell(key, events);
         if let Some(Orphan { mut wire, .. }) = orphan {
@@ -151,16 +177,40 @@ impl StreamTransport {
         }
     }
 
-    /// Gives slots that became free to connections that wait for some.
+    /// Gives slots that became free to connections that wait for some: at once to those that have received something,
+    /// now and then to newcomers, who may be many.
     fn feed_starved(&mut self, events: &mut Vec<Event>) {
         for _ in 0..self.starved.len() {
-            let Some(key) = self.starved.pop() else { break };
-            let Some(connection) = self.places.connection(key) else { continue };
-            connection.starved = false;
-            if matches!(connection.stage, Stage::Open) {
-                connection.link.top_up(&mut self.slots);
-                self.turn_receiving(key, events);
+            let Some(key) = self.starved.pop_front() else { break };
+            self.feed(key, events);
+        }
+        if self.starved_newcomers.is_empty() {
+            return;
+        }
+        let now = Instant::now();
+        if self.newcomers_next.is_none_or(|next| next <= now) {
+            self.newcomers_next = Some(now + LOOK_AGAIN);
+            for _ in 0..self.starved_newcomers.len() {
+                let Some(key) = self.starved_newcomers.pop_front() else { break };
+                self.feed(key, events);
             }
+        }
+    }
+
+    fn feed(&mut self, key: u64, events: &mut Vec<Event>) {
+        let Some(connection) = self.places.connection(key) else { return };
+        connection.starved = false;
+        if !matches!(connection.stage, Stage::Open) {
+            return;
+        }
+        let lacked_header = connection.link.lacks_header();
+        connection.link.top_up(&mut self.slots);
+        if connection.link.lacks_slot() {
+            self.turn_receiving(key, events);
+        } else if lacked_header || !connection.link.is_short() {
+            self.turn_sending(key, false, events);
+        } else {
+            self.make_starved(key);
         }
     }
 
@@ -175,6 +225,7 @@ impl StreamTransport {
     fn see_off(&mut self) {
         let now = Instant::now();
         let mut nowhere = [0; 4096];
+        let before = self.leaving.len();
         self.leaving.retain_mut(|(wire, until)| {
             for _ in 0..64 {
                 match wire.receive(&mut [IoSliceMut::new(&mut nowhere)]) {
@@ -186,6 +237,9 @@ impl StreamTransport {
             }
             now < *until
         });
+        if self.leaving.len() < before {
+            self.resume_listening();
+        }
     }
 
     /// Goes on with the greeting of the side that connects.
@@ -324,8 +378,11 @@ impl StreamTransport {
                 key
             }
         };
-        let Some(Entry::Stranger(stranger)) = self.places.remove(stranger) else { return Ok(()) };
+        let place = stranger;
+        let Some(Entry::Stranger(stranger)) = self.places.remove(place) else { return Ok(()) };
         self.strangers -= 1;
+        self.timers.remove(&(stranger.deadline, place));
+        self.greeting.remove(&(stranger.deadline, place));
         self.resume_listening();
         let flags = BY_EDGES;
         epoll::modify(&self.epoll, &stranger.wire, EventData::new_u64(key), flags).map_err(failed("epoll_ctl"))?;
@@ -438,6 +495,7 @@ impl StreamTransport {
             match self.places.get(key) {
                 Some(Entry::Stranger(stranger)) if stranger.deadline <= now => self.forget_stranger(key),
                 Some(Entry::Connection(_)) => self.time_is_up(key, now, events),
+                Some(Entry::Listener(_)) => self.resume_listening(),
                 _ => {}
             }
         }
@@ -447,7 +505,7 @@ impl StreamTransport {
     fn time_is_up(&mut self, key: u64, now: Instant, events: &mut Vec<Event>) {
         let Some(connection) = self.places.connection(key) else { return };
         if matches!(connection.stage, Stage::Open) {
-            return;
+            return self.check_progress(key, events);
         }
         if connection.deadline.is_some_and(|deadline| deadline <= now) {
             let reason = connection.broken.clone().unwrap_or_else(|| "it did not answer in time".into());
@@ -472,7 +530,7 @@ impl StreamTransport {
         let now = Instant::now();
         let due = self.timers.first().map(|(due, _)| *due);
         let leaving = self.leaving.iter().map(|(_, until)| *until).min();
-        let look_again = !self.starved.is_empty() || !self.orphans.is_empty();
+        let look_again = !self.starved.is_empty() || !self.starved_newcomers.is_empty() || !self.orphans.is_empty();
         let until = [deadline, due, leaving, look_again.then(|| now + LOOK_AGAIN)].into_iter().flatten().min();
         until.map(|until| until.saturating_duration_since(now))
     }
@@ -491,8 +549,22 @@ impl StreamTransport {
     pub(super) fn forget_stranger(&mut self, key: u64) {
         if let Some(Entry::Stranger(stranger)) = self.places.remove(key) {
             self.strangers -= 1;
+            self.timers.remove(&(stranger.deadline, key));
+            self.greeting.remove(&(stranger.deadline, key));
             self.slots.unpromise(stranger.promised);
             self.resume_listening();
+        }
+    }
+
+    /// Sends away who has greeted longest, if that was long enough; else notes when it will have been.
+    pub(super) fn send_away_oldest(&mut self, listener: u64) {
+        let Some(&(deadline, oldest)) = self.greeting.first() else { return };
+        let (now, time) = (Instant::now(), self.options.greeting_timeout);
+        let gives_way = deadline.checked_sub(time - time / GREETING_PART).unwrap_or(deadline);
+        if gives_way <= now {
+            self.forget_stranger(oldest);
+        } else {
+            self.timers.insert((gives_way, listener));
         }
     }
 
