@@ -110,7 +110,7 @@ enum ZeroCopy {
 
 /// A pipe through which pages go to the socket; empty whenever no call is under way.
 #[derive(Debug)]
-struct Pipe {
+pub(crate) struct Pipe {
     from: OwnedFd,
     to: OwnedFd,
 }
@@ -393,6 +393,11 @@ impl SocketWire {
             )));
         }
         Ok((region, home.offset))
+    }
+
+    /// Gives the wire a pipe, or takes it away: wires of one thread can share one, because it is empty between calls.
+    pub(crate) fn swap_pipe(&mut self, pipe: &mut Option<Pipe>) {
+        core::mem::swap(&mut self.pipe, pipe);
     }
 
     /// Makes the pipe and tries whether pages can be put into it.

@@ -11,20 +11,21 @@ use zcmi_mem::region::Region;
 use zcmi_mem::registration::Support;
 
 use crate::path::{PathKind, Release};
-use crate::socket::SocketWire;
+use crate::socket::{Pipe, SocketWire};
 use crate::uring::{self, Options, Refusal, Ring};
 use crate::wire::{Notification, Segment, Sent, Wire};
 
 /// The number of a send whose bytes the kernel may read for ever: it took the request and never answered.
 const NEVER: u64 = u64::MAX;
 
-/// The io_uring of a transport, opened when the first send wants it.
+/// What the sockets of a transport share: a pipe, and an io_uring, opened when the first send wants it.
 pub(super) struct SharedRing {
     regions: Vec<Arc<Region>>,
     state: State,
     /// Why a region is not registered, by its number.
     unregistered: Vec<Option<Cow<'static, str>>>,
     next_key: u32,
+    pipe: Option<Pipe>,
 }
 
 enum State {
@@ -38,7 +39,7 @@ pub(super) type RingHandle = Rc<RefCell<SharedRing>>;
 
 impl SharedRing {
     pub(super) fn new() -> Self {
-        Self { regions: Vec::new(), state: State::Untried, unregistered: Vec::new(), next_key: 0 }
+        Self { regions: Vec::new(), state: State::Untried, unregistered: Vec::new(), next_key: 0, pipe: None }
     }
 
     pub(super) fn add_region(&mut self, region: &Arc<Region>) {
@@ -136,6 +137,14 @@ impl AsFd for StreamWire {
 
 impl Wire for StreamWire {
     fn send(&mut self, path: PathKind, segments: &[Segment<'_>]) -> io::Result<Sent> {
+        if path == PathKind::Splice {
+            // One pipe for all: a connection that has its own would have two descriptors more.
+            let mut shared = self.ring.borrow_mut();
+            self.socket.swap_pipe(&mut shared.pipe);
+            let sent = self.socket.send(path, segments);
+            self.socket.swap_pipe(&mut shared.pipe);
+            return sent;
+        }
         if !path.is_uring() {
             return self.socket.send(path, segments);
         }
