@@ -114,3 +114,16 @@ fn file_sends_a_file_of_any_length() {
         assert!(fs::read(&target).expect("the target") == content, "{bytes} bytes");
     }
 }
+
+#[test]
+fn publish_over_tcp_reaches_each_subscriber() {
+    let text = output_of("publish_over_tcp", &Scratch::new("publish_over_tcp"), &[]);
+    assert_eq!(text.lines().filter(|line| line.starts_with("received 10000 ticks in ")).count(), 2, "{text}");
+    assert!(text.ends_with("published 10000 ticks to 2 subscribers\n"), "{text}");
+}
+
+#[test]
+fn blob_exchange_goes_on_after_a_break() {
+    let text = output_of("blob_exchange", &Scratch::new("blob_exchange"), &[]);
+    assert_eq!(text.lines().filter(|line| line.contains(": 4 blobs, mended 1 times, ")).count(), 2, "{text}");
+}
