@@ -21,7 +21,7 @@ use zcmi_net::outgoing::{QueueLimits, Token};
 use zcmi_net::path::PathKind;
 use zcmi_net::slots::SlotPlan;
 use zcmi_net::stream::{StreamOptions, StreamTransport};
-use zcmi_net::transport::{ConnectionId, Destination, Event, Transport, TransportError};
+use zcmi_net::transport::{Closed, ConnectionId, Destination, Event, Transport, TransportError};
 
 use crate::child::{Channel, Child, ChildError, Role, RoleResult};
 use crate::cpu::{CpuError, CpuMeter};
@@ -208,8 +208,6 @@ struct Brief {
 struct FarCounts {
     bytes: u64,
     copied_user: u64,
-    receives: u64,
-    notes: u64,
 }
 
 /// One thing that is measured.
@@ -417,9 +415,7 @@ impl Cell {
         let (elapsed, cpu_ns) = (begin.elapsed(), meter.read()?.total_ns());
         let bytes = (sender.completed - before) * self.bytes as u64;
         let sent = sender.sent();
-        for connection in sender.connections {
-            sender.transport.abort(connection);
-        }
+        sender.end()?;
         Ok((bytes, elapsed, cpu_ns, sent))
     }
 
@@ -437,9 +433,7 @@ impl Cell {
                     latencies.record_ns(begin.elapsed().as_nanos() as u64);
                 }
             }
-            for connection in sender.connections {
-                sender.transport.abort(connection);
-            }
+            sender.end()?;
         }
         let _: (FarCounts, _) = child.channel().receive(0)?;
         child.finish()?;
@@ -558,6 +552,25 @@ impl Sender {
         }
     }
 
+    /// Ends all connections in good order.
+    fn end(mut self) -> Result<(), CellError> {
+        self.connections.iter().for_each(|&connection| self.transport.close(connection));
+        let mut open = self.connections.len();
+        while open > 0 {
+            if self.transport.poll(&mut self.events, Some(PATIENCE))? == 0 {
+                return Err(CellError::Late("no end came"));
+            }
+            for event in self.events.drain(..) {
+                match event {
+                    Event::Closed { reason: Closed::Ended, .. } => open -= 1,
+                    Event::Closed { reason, .. } => return Err(CellError::Closed(reason.to_string())),
+                    _ => {}
+                }
+            }
+        }
+        Ok(())
+    }
+
     fn sent(&self) -> Sent {
         let (mut copied, mut all, mut notified, mut said_copied) = (0.0, 0.0, 0, 0);
         for &connection in &self.connections {
@@ -668,7 +681,7 @@ fn receive(brief: Brief, sockets: Vec<OwnedFd>) -> Result<FarCounts, Box<dyn std
     for socket in sockets {
         transport.adopt_accepting(socket)?;
     }
-    let (mut events, mut closed, mut counts) = (Vec::new(), 0, FarCounts::default());
+    let (mut events, mut closed) = (Vec::new(), 0);
     let mut accepted = Vec::new();
     while closed < brief.streams {
         transport.poll(&mut events, Some(PATIENCE))?;
@@ -683,20 +696,22 @@ fn receive(brief: Brief, sockets: Vec<OwnedFd>) -> Result<FarCounts, Box<dyn std
                         .map_err(|e| e.reason)?;
                 }
                 Event::Received { .. } => {}
-                Event::Accepted { connection, .. } => accepted.push(connection),
+                Event::Accepted { connection, .. } => accepted.push((connection, FarCounts::default())),
+                Event::Ended { connection } => transport.close(connection),
                 Event::Closed { .. } => closed += 1,
                 _ => {}
             }
         }
-        counts = FarCounts::default();
-        for facts in accepted.iter().filter_map(|connection| transport.facts(*connection)) {
-            counts.bytes += facts.counts.bytes_received;
-            counts.copied_user += facts.counts.copied_user;
-            counts.receives += facts.counts.receives;
-            counts.notes += facts.counts.notes;
+        // What a connection has done is told as long as it is there.
+        for (connection, counts) in &mut accepted {
+            if let Some(facts) = transport.facts(*connection) {
+                let counted = facts.counts;
+                *counts = FarCounts { bytes: counted.bytes_received, copied_user: counted.copied_user };
+            }
         }
     }
-    Ok(counts)
+    let sum = |of: fn(&FarCounts) -> u64| accepted.iter().map(|(_, counts)| of(counts)).sum();
+    Ok(FarCounts { bytes: sum(|counts| counts.bytes), copied_user: sum(|counts| counts.copied_user) })
 }
 
 fn raw_receive(sockets: &[OwnedFd]) -> Result<FarCounts, CellError> {

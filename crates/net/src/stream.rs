@@ -100,6 +100,9 @@ pub struct StreamOptions {
     pub greetings: usize,
     /// How long a greeting may take.
     pub greeting_timeout: Duration,
+    /// After how much silence a TCP peer is asked whether it still is there (a second at least), so that one that went
+    /// without a word that arrived is noticed although nothing is sent; zero for never.
+    pub keep_alive: Duration,
     /// How long a broken connection is mended before it is given up; zero for not at all.
     pub resume_for: Duration,
     /// How long a peer may take to go on with a piece that it began, or to use a slot that it waited for. It goes on
@@ -119,6 +122,7 @@ impl Default for StreamOptions {
             connections: 16_384,
             greetings: 256,
             greeting_timeout: Duration::from_secs(5),
+            keep_alive: Duration::from_secs(5),
             resume_for: Duration::from_secs(10),
             stall_timeout: Duration::from_secs(20),
         }
@@ -543,6 +547,10 @@ impl StreamTransport {
     fn wire(&self, socket: OwnedFd) -> Result<StreamWire, TransportError> {
         // Small frames are not held back to wait for more: what belongs together is sent together.
         let _ = socket::set_no_delay(&socket, true);
+        if !self.options.keep_alive.is_zero() {
+            // A Unix socket has none, and needs none.
+            let _ = socket::set_keep_alive(&socket, self.options.keep_alive.max(Duration::from_secs(1)));
+        }
         let socket = SocketWire::new(socket).map_err(|error| TransportError::System {
             call: "looking at a socket",
             source: std::io::Error::other(error),

@@ -2,6 +2,9 @@
 
 use std::io;
 use std::os::fd::AsFd;
+use std::time::Duration;
+
+use rustix::net::sockopt;
 
 use super::sys;
 
@@ -136,4 +139,16 @@ pub fn tcp_info(socket: impl AsFd) -> io::Result<TcpInfo> {
 /// The kernel's own; a Unix socket cannot do it.
 pub fn abort(socket: impl AsFd) -> io::Result<()> {
     Ok(rustix::net::connect_unspec(socket)?)
+}
+
+/// Makes the kernel ask a silent peer whether it still is there: after `idle`, and then once a second, five times. A
+/// peer that is gone without a word that arrived is so noticed although nothing is to be sent.
+///
+/// # Errors
+/// If it is no TCP socket, or the time is less than a second or more than nine hours.
+pub fn set_keep_alive(socket: impl AsFd, idle: Duration) -> io::Result<()> {
+    sockopt::set_tcp_keepidle(&socket, idle)?;
+    sockopt::set_tcp_keepintvl(&socket, Duration::from_secs(1))?;
+    sockopt::set_tcp_keepcnt(&socket, 5)?;
+    Ok(sockopt::set_socket_keepalive(&socket, true)?)
 }
