@@ -1,6 +1,8 @@
 //! The conformance suite over TCP and Unix sockets, by each path.
 
 mod conformance;
+mod denied;
+mod forked;
 
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicU32, Ordering};

@@ -51,6 +51,7 @@ pub(crate) struct End<T> {
     pub(crate) connection: ConnectionId,
     pub(crate) seen: Vec<Event>,
     /// What goes with the pair, for instance the name of a socket.
+    #[expect(dead_code, reason = "it goes when the end goes")]
     pub(crate) keep: Option<Box<dyn std::any::Any>>,
 }
 
