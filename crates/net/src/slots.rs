@@ -232,8 +232,11 @@ impl Slots {
     /// A lease to write a message into.
     ///
     /// # Errors
-    /// [`PoolError`] if all slots that fit are out, or the message is longer than any.
+    /// [`PoolError`] if all slots that fit are out, as they are in a forked child, or the message is longer than any.
     pub fn loan(&mut self, bytes: usize) -> Result<LeaseMut<[u8]>, PoolError> {
+        if self.check_fork().is_err() {
+            return Err(PoolError::Exhausted { bytes });
+        }
         match &mut self.loans {
             Some(pool) => Ok(LeaseMut::slot(pool.take(bytes)?, bytes)),
             None => Err(PoolError::TooLarge { bytes, largest: 0 }),
