@@ -405,14 +405,21 @@ impl Attack {
         Ok(())
     }
 
-    /// Whatever a peer did, what was promised to anybody can be had.
+    /// Whatever a peer did, what was promised to anybody can be had, and pieces lie in slots of their own class.
     fn check_slots(&mut self) -> Result<(), String> {
         let counts = self.slots.counts();
-        let begun = self.victims.len() as u32;
+        let all = [plan().small_slots, plan().large_slots];
         for class in Class::ALL {
-            let (free, promised) = (counts.free[class.index()], counts.promised[class.index()]);
-            if promised > free + begun {
+            let index = class.index();
+            let (free, promised) = (counts.free[index], counts.promised[index]);
+            if promised > free {
                 return Err(format!("{promised} {class:?} slots are promised, {free} are free"));
+            }
+            // No piece is half there at this moment.
+            let is_of_class = |piece: &&Piece| !piece.lease.is_empty() && class_of(piece.lease.len() as u32) == index;
+            let held = self.held.iter().filter(is_of_class).count() as u32;
+            if free + held != all[index] {
+                return Err(format!("{free} {class:?} slots are free and {held} are held, of {}", all[index]));
             }
         }
         Ok(())
