@@ -232,8 +232,11 @@ impl Slots {
     /// A lease to write a message into.
     ///
     /// # Errors
-    /// [`PoolError`] if all slots that fit are out, or the message is longer than any.
+    /// [`PoolError`] if all slots that fit are out, as they are in a forked child, or the message is longer than any.
     pub fn loan(&mut self, bytes: usize) -> Result<LeaseMut<[u8]>, PoolError> {
+        if self.check_fork().is_err() {
+            return Err(PoolError::Exhausted { bytes });
+        }
         match &mut self.loans {
             Some(pool) => Ok(LeaseMut::slot(pool.take(bytes)?, bytes)),
             None => Err(PoolError::TooLarge { bytes, largest: 0 }),
@@ -279,8 +282,15 @@ impl Slots {
     /// Takes the slot for a piece that had a credit; the promise goes when the piece is whole.
     pub(crate) fn take(&mut self, class: Class) -> Option<Slot> {
         match class {
-            // A pool gives a larger slot when it has no smaller one; that one is promised to somebody else.
-            Class::Small => self.received.take(1).ok().filter(|slot| slot.capacity() < self.slot_bytes as usize),
+            Class::Small => {
+                let is_small = |slot: &Slot| slot.capacity() < self.slot_bytes as usize;
+                match self.received.take(1).ok().filter(is_small) {
+                    // A pool gives a larger slot when it has no smaller one at hand, and that one is promised to
+                    // somebody else. It may have one that was given back meanwhile.
+                    None if self.received.free_in(Class::Small.index()) > 0 => self.received.take(1).ok(),
+                    taken => taken,
+                }
+            }
             Class::Large => self.ahead.pop().or_else(|| self.received.take(self.slot_bytes as usize).ok()),
         }
     }

@@ -373,6 +373,7 @@ impl StreamTransport {
     /// # Errors
     /// [`TransportError`] if nobody may or can listen there.
     pub fn listen(&mut self, address: &Address) -> Result<(ListenerId, Address), TransportError> {
+        self.slots.check_fork()?;
         self.check_trust(address)?;
         let socket = address.listen()?;
         let bound = Address::of(&socket).unwrap_or_else(|| address.clone());
@@ -485,7 +486,8 @@ impl StreamTransport {
     /// Breaks the socket of a connection, as a network would.
     #[doc(hidden)]
     pub fn break_off(&mut self, connection: ConnectionId) {
-        if let Some(connection) = self.places.connection(connection.0)
+        if !self.is_forked()
+            && let Some(connection) = self.places.connection(connection.0)
             && let Some(wire) = connection.link.wire()
         {
             let _ = socket::abort(wire)
@@ -501,6 +503,11 @@ impl StreamTransport {
         }
     }
 
+    /// Whether this is a forked child: the sockets, and what watches them, are the parent's.
+    fn is_forked(&self) -> bool {
+        self.slots.check_fork().is_err()
+    }
+
     fn check_trust(&self, address: &Address) -> Result<(), TransportError> {
         if self.options.key.is_some() || self.options.insecure || address.is_local() {
             return Ok(());
@@ -510,6 +517,7 @@ impl StreamTransport {
     }
 
     fn check_room(&self) -> Result<(), TransportError> {
+        self.slots.check_fork()?;
         let connections = self.connections + self.strangers + self.leaving.len();
         if connections >= self.options.connections { Err(TransportError::TooMany { connections }) } else { Ok(()) }
     }
@@ -835,6 +843,9 @@ impl Transport for StreamTransport {
     }
 
     fn close(&mut self, connection: ConnectionId) {
+        if self.is_forked() {
+            return;
+        }
         let key = connection.0;
         if let Some(connection) = self.places.connection(key) {
             connection.link.close();
@@ -843,6 +854,9 @@ impl Transport for StreamTransport {
     }
 
     fn abort(&mut self, connection: ConnectionId) {
+        if self.is_forked() {
+            return;
+        }
         self.close_with(connection.0, Closed::Aborted, &mut Vec::new());
     }
 
@@ -858,7 +872,7 @@ impl Transport for StreamTransport {
 
 impl Drop for StreamTransport {
     fn drop(&mut self) {
-        if self.slots.check_fork().is_err() {
+        if self.is_forked() {
             // The sockets are the parent's; here they are only closed.
             return;
         }

@@ -65,9 +65,9 @@ struct Victim {
 fn plan() -> SlotPlan {
     SlotPlan {
         small_bytes: SMALL,
-        small_slots: 24,
+        small_slots: 10,
         slot_bytes: LARGE,
-        large_slots: 9,
+        large_slots: 6,
         headers: 40,
         loans: PoolPlan::doubling(512, 20_000, 3).ok(),
     }
@@ -153,7 +153,7 @@ impl Victim {
             self.granted[class].wrapping_add(dice.below(u64::from(room.min(6))) as u32)
         };
         let base = Header {
-            wants: [dice.often(10), dice.often(10)],
+            wants: [dice.often(30), dice.often(30)],
             sequence: self.given,
             acknowledged: self.acknowledged + dice.below(self.seen - self.acknowledged + 1),
             granted: [give(dice, 0), give(dice, 1)],
@@ -166,11 +166,12 @@ impl Victim {
             _ => {
                 let stream = dice.below(u64::from(STREAMS) + 1) as u32;
                 let begun = self.begun.get(&stream).copied().unwrap_or_else(|| {
-                    let bytes = match dice.below(6) {
+                    let bytes = match dice.below(7) {
                         0 => dice.below(3) as u32,
                         1 => SMALL - 2 + dice.below(5) as u32,
+                        3 => 2048 + dice.below(900) as u32,
                         2 => LARGE - 2 + dice.below(5) as u32,
-                        3 => dice.below(30_000) as u32,
+                        4 => dice.below(30_000) as u32,
                         _ => dice.below(300) as u32,
                     };
                     Begun { bytes, next: 0, tag: dice.next() }
@@ -178,6 +179,12 @@ impl Victim {
                 let rest = begun.bytes - begun.next;
                 let cut = if dice.often(20) { 1 + dice.below(u64::from(rest)) as u32 } else { rest };
                 let length = cut.min(LARGE + u32::from(dice.often(1))).min(rest);
+                let class = class_of(length);
+                if self.told[class].wrapping_sub(self.used[class]) as i32 <= 0 && dice.often(95) {
+                    let mut wants = [false; 2];
+                    wants[class] = true;
+                    return Header { wants, ..base };
+                }
                 Header {
                     kind: Kind::Data,
                     stream,
@@ -398,14 +405,21 @@ impl Attack {
         Ok(())
     }
 
-    /// Whatever a peer did, what was promised to anybody can be had.
+    /// Whatever a peer did, what was promised to anybody can be had, and pieces lie in slots of their own class.
     fn check_slots(&mut self) -> Result<(), String> {
         let counts = self.slots.counts();
-        let begun = self.victims.len() as u32;
+        let all = [plan().small_slots, plan().large_slots];
         for class in Class::ALL {
-            let (free, promised) = (counts.free[class.index()], counts.promised[class.index()]);
-            if promised > free + begun {
+            let index = class.index();
+            let (free, promised) = (counts.free[index], counts.promised[index]);
+            if promised > free {
                 return Err(format!("{promised} {class:?} slots are promised, {free} are free"));
+            }
+            // No piece is half there at this moment.
+            let is_of_class = |piece: &&Piece| !piece.lease.is_empty() && class_of(piece.lease.len() as u32) == index;
+            let held = self.held.iter().filter(is_of_class).count() as u32;
+            if free + held != all[index] {
+                return Err(format!("{free} {class:?} slots are free and {held} are held, of {}", all[index]));
             }
         }
         Ok(())
@@ -506,10 +520,19 @@ impl Attack {
         if self.dice.often(15) {
             self.submit(at);
         }
-        let keep = self.dice.below(20) as usize;
+        let keep = self.dice.below(14) as usize;
         while self.held.len() > keep {
             let one = self.dice.below(self.held.len() as u64) as usize;
             self.held.swap_remove(one);
+        }
+        // Several come at once, of which the last may be wrong.
+        for _ in 0..self.dice.below(4) {
+            let header = self.victims[at].frame(&mut self.dice);
+            if self.victims[at].judge(&header) == Verdict::Good {
+                self.victims[at].tape.write(&with_payload(&header));
+                self.victims[at].took(&header);
+                self.tally.good += 1;
+            }
         }
         let mut bytes = self.mutate(at);
         let (header, verdict) = match bytes.first_chunk().map(Header::decode) {
@@ -520,8 +543,7 @@ impl Attack {
                 let verdict = self.victims[at].judge(&header);
                 // Of what is refused the payload need not follow; of a gibibyte it does not.
                 if verdict != Verdict::Bad("too long") && header.length <= LARGE {
-                    bytes.resize(HEADER_BYTES + header.length as usize, 0);
-                    content(header.tag, header.offset, &mut bytes[HEADER_BYTES..]);
+                    bytes = with_payload(&header);
                 }
                 (Some(header), verdict)
             }
@@ -597,6 +619,13 @@ impl Attack {
     }
 }
 
+fn with_payload(header: &Header) -> Vec<u8> {
+    let mut bytes = encode(header);
+    bytes.resize(HEADER_BYTES + header.length as usize, 0);
+    content(header.tag, header.offset, &mut bytes[HEADER_BYTES..]);
+    bytes
+}
+
 fn encode(header: &Header) -> Vec<u8> {
     let mut bytes = [0; HEADER_BYTES];
     header.encode(&mut bytes);
@@ -606,7 +635,7 @@ fn encode(header: &Header) -> Vec<u8> {
 /// Attacks for so many frames, and sees that everything came back.
 fn attack(seed: u64, frames: u32) -> Result<Tally, String> {
     let mut attack = Attack::new(seed)?;
-    for _ in 0..frames {
+    while attack.tally.good + attack.tally.faults + attack.tally.cut < u64::from(frames) {
         attack.step()?;
     }
     for victim in &mut attack.victims {
@@ -660,7 +689,7 @@ fn whatever_a_peer_sends_is_delivered_or_a_fault_and_no_slot_is_lost() {
     }
     println!("{all:?}, seeds up to {seed}");
     let many = u64::from(if first.is_some() { each } else { frames() });
-    assert!(all.good > many / 2 && all.faults > many / 50 && all.cut > many / 200, "{all:?}");
+    assert!(all.good > many / 2 && all.faults > many / 50 && all.cut > many / 500, "{all:?}");
     assert!(all.resumed > many / 400 && all.bad_hellos > many / 400, "{all:?}");
-    assert!(all.delivered > many / 4 && all.sent > many / 20, "{all:?}");
+    assert!(all.delivered > many / 4 && all.sent > many / 40, "{all:?}");
 }

@@ -1,6 +1,8 @@
 //! The conformance suite over TCP and Unix sockets, by each path.
 
 mod conformance;
+mod denied;
+mod forked;
 
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicU32, Ordering};
@@ -69,7 +71,7 @@ impl Rig for Streams {
         let (_, bound) = two.listen(&address).expect("a listener");
         let mut one = StreamTransport::new(StreamOptions { path: self.path, ..options(wish) }).expect("a transport");
         let connection = one.connect(&bound).expect("a connection");
-        let mut one = End { transport: one, connection, seen: Vec::new(), _keep: Some(Box::new(path)) };
+        let mut one = End { transport: one, connection, seen: Vec::new(), keep: Some(Box::new(path)) };
         let mut accepted = None;
         let (mut seen, deadline) = (Vec::new(), std::time::Instant::now() + conformance::PATIENCE);
         while accepted.is_none() || one.seen.is_empty() {
@@ -82,7 +84,7 @@ impl Rig for Streams {
             });
         }
         assert!(matches!(one.events()[..], [Event::Connected { .. }]));
-        (one, End { transport: two, connection: accepted.expect("it is there"), seen: Vec::new(), _keep: None })
+        (one, End { transport: two, connection: accepted.expect("it is there"), seen: Vec::new(), keep: None })
     }
 
     fn break_off(&self, end: &mut End<StreamTransport>) {

@@ -51,7 +51,8 @@ pub(crate) struct End<T> {
     pub(crate) connection: ConnectionId,
     pub(crate) seen: Vec<Event>,
     /// What goes with the pair, for instance the name of a socket.
-    pub(crate) _keep: Option<Box<dyn std::any::Any>>,
+    #[expect(dead_code, reason = "it goes when the end goes")]
+    pub(crate) keep: Option<Box<dyn std::any::Any>>,
 }
 
 /// How a transport comes to a pair of connected ends.

@@ -1,0 +1,204 @@
+//! The suite in processes to which the kernel refuses what a path needs: everything arrives all the same, by plain
+//! writes, and the facts say why.
+
+use rustix::process::{Resource, Rlimit};
+use rustix::thread::CapabilitySet;
+
+use zcmi_net::frame::HEADER_BYTES;
+
+use super::*;
+use crate::forked::in_child;
+use crate::forked::sys::{Denial, deny};
+
+/// What is refused.
+#[derive(Clone, Copy, Debug)]
+enum Refused {
+    Call {
+        call: i64,
+        errno: i32,
+    },
+    /// `SO_ZEROCOPY`.
+    ZeroCopyOption,
+    /// More than 64 KiB of locked memory.
+    LockedMemory,
+    All,
+}
+
+const URING: [PathKind; 3] = [PathKind::UringSend, PathKind::UringZeroCopy, PathKind::UringFixed];
+
+impl Refused {
+    fn denials(self) -> Vec<Denial> {
+        match self {
+            Self::Call { call, errno } => vec![Denial { call, argument: None, errno }],
+            Self::ZeroCopyOption => {
+                let option = Some((2, libc::SO_ZEROCOPY as u32));
+                vec![Denial { call: libc::SYS_setsockopt, argument: option, errno: libc::ENOPROTOOPT }]
+            }
+            Self::LockedMemory => Vec::new(),
+            Self::All => [libc::SYS_io_uring_setup, libc::SYS_sendfile, libc::SYS_splice, libc::SYS_vmsplice]
+                .map(|call| Denial { call, argument: None, errno: libc::EPERM })
+                .into_iter()
+                .chain(Self::ZeroCopyOption.denials())
+                .collect(),
+        }
+    }
+
+    fn limits_memory(self) -> bool {
+        matches!(self, Self::LockedMemory | Self::All)
+    }
+
+    fn apply(self) {
+        if self.limits_memory() {
+            let mut sets = rustix::thread::capabilities(None).expect("capget");
+            sets.effective.remove(CapabilitySet::IPC_LOCK);
+            rustix::thread::set_capabilities(None, sets).expect("capset");
+            let maximum = rustix::process::getrlimit(Resource::Memlock).maximum;
+            let limit = Rlimit { current: Some(64 << 10), maximum };
+            rustix::process::setrlimit(Resource::Memlock, limit).expect("less");
+        }
+        let denials = self.denials();
+        if !denials.is_empty() {
+            deny(&denials).expect("a filter");
+        }
+    }
+}
+
+/// Streams by a path that is refused.
+struct Denied {
+    streams: Streams,
+    /// Whether every send by the path is refused, not only those that need much.
+    path: PathKind,
+    always: bool,
+}
+
+impl Rig for Denied {
+    type Transport = StreamTransport;
+
+    fn pair(&self, wish: Wish) -> (End<StreamTransport>, End<StreamTransport>) {
+        self.streams.pair(wish)
+    }
+
+    fn break_off(&self, end: &mut End<StreamTransport>) {
+        self.streams.break_off(end);
+    }
+
+    fn went_by_the_path(&self, end: &End<StreamTransport>) -> bool {
+        let facts = end.transport.facts(end.connection).expect("it is there");
+        let path = self.path as usize;
+        let (counts, refusal) = (facts.counts.paths[path], &facts.refusals[path]);
+        let reason = refusal.as_ref().is_some_and(|reason| !reason.is_empty());
+        let text = format!("{}: {} refused, {} sent: {refusal:?}\n", self.path, counts.refused, counts.sends);
+        let _ = rustix::io::write(std::io::stdout(), text.as_bytes());
+        let plain = facts.counts.paths[PathKind::Write as usize].bytes > 0;
+        // A header is accepted before the payload behind it is refused.
+        let headers_alone = counts.bytes <= counts.sends * HEADER_BYTES as u64;
+        (!self.always || (headers_alone && counts.refused > 0)) && reason == (counts.refused > 0) && plain
+    }
+}
+
+fn suite(refused: Refused, paths: &[PathKind], unix: bool) {
+    for &path in paths {
+        in_child(&format!("{path} with {refused:?}"), || {
+            refused.apply();
+            let always = !matches!(refused, Refused::LockedMemory);
+            let rig = Denied { streams: Streams { unix, path: Some(path) }, path, always };
+            conformance::messages_keep_their_bounds_and_their_order(&rig);
+            conformance::a_graceful_end_loses_nothing(&rig);
+            conformance::a_broken_connection_goes_on_and_each_message_arrives_once(&rig);
+        });
+    }
+}
+
+#[test]
+fn without_io_uring_everything_is_written() {
+    for errno in [libc::EPERM, libc::ENOSYS] {
+        suite(Refused::Call { call: libc::SYS_io_uring_setup, errno }, &URING, false);
+    }
+}
+
+#[test]
+fn with_a_ring_that_may_not_be_entered_everything_is_written() {
+    suite(Refused::Call { call: libc::SYS_io_uring_enter, errno: libc::EPERM }, &URING, false);
+}
+
+#[test]
+fn without_the_zero_copy_option_everything_is_written() {
+    suite(Refused::ZeroCopyOption, &[PathKind::ZeroCopy], false);
+}
+
+#[test]
+fn with_little_memory_to_lock_everything_arrives() {
+    suite(Refused::LockedMemory, &[PathKind::ZeroCopy, PathKind::UringZeroCopy, PathKind::UringFixed], false);
+}
+
+#[test]
+fn without_sendfile_splice_or_vmsplice_everything_is_written() {
+    for errno in [libc::EPERM, libc::ENOSYS] {
+        suite(Refused::Call { call: libc::SYS_sendfile, errno }, &[PathKind::SendFile], errno == libc::EPERM);
+        suite(Refused::Call { call: libc::SYS_splice, errno }, &[PathKind::Splice], errno == libc::EPERM);
+        suite(Refused::Call { call: libc::SYS_vmsplice, errno }, &[PathKind::Splice], errno == libc::ENOSYS);
+    }
+}
+
+#[test]
+fn without_any_of_them_everything_is_written() {
+    let paths = [PathKind::ZeroCopy, PathKind::SendFile, PathKind::Splice];
+    suite(Refused::All, &paths, false);
+    suite(Refused::All, &URING, false);
+}
+
+#[test]
+fn without_descriptors_no_pipe_is_made_and_everything_is_written() {
+    in_child("no descriptors", || {
+        let path = PathKind::Splice;
+        let rig = Denied { streams: Streams { unix: false, path: Some(path) }, path, always: true };
+        let (mut one, mut two) = rig.pair(Wish::default());
+        let maximum = rustix::process::getrlimit(Resource::Nofile).maximum;
+        rustix::process::setrlimit(Resource::Nofile, Rlimit { current: Some(0), maximum }).expect("less");
+        let (mut collector, total) = (conformance::Collector::default(), 20);
+        for number in 0..total {
+            one.submit(number, 40_000, 0);
+            conformance::until("a message", [&mut one, &mut two], |_, two| {
+                collector.sift(two.events());
+                collector.messages as u64 > number
+            });
+        }
+        assert!(rig.went_by_the_path(&one));
+    });
+}
+
+#[test]
+fn a_listener_without_descriptors_waits_and_goes_on_when_there_are_some() {
+    in_child("a listener without descriptors", || {
+        let options = || options(Wish::default());
+        let mut server = StreamTransport::new(options()).expect("a transport");
+        let (_, address) = server.listen(&"127.0.0.1:0".parse().expect("an address")).expect("a listener");
+        let mut client = StreamTransport::new(options()).expect("a transport");
+        for _ in 0..4 {
+            client.connect(&address).expect("a connection");
+        }
+        let before = rustix::process::getrlimit(Resource::Nofile);
+        let none = Rlimit { current: Some(0), maximum: before.maximum };
+        rustix::process::setrlimit(Resource::Nofile, none).expect("less");
+        let (mut events, begin, used) = (Vec::new(), std::time::Instant::now(), processor_time());
+        while begin.elapsed() < Duration::from_millis(300) {
+            server.poll(&mut events, Some(Duration::from_millis(50))).expect("the transport goes on");
+        }
+        assert!(events.is_empty(), "{events:?}");
+        let used = processor_time() - used;
+        assert!(used < Duration::from_millis(100), "it waited busily: {used:?} of {:?}", begin.elapsed());
+        rustix::process::setrlimit(Resource::Nofile, before).expect("as before");
+        let deadline = std::time::Instant::now() + conformance::PATIENCE;
+        while events.iter().filter(|event| matches!(event, Event::Accepted { .. })).count() < 4 {
+            assert!(std::time::Instant::now() < deadline, "{events:?}");
+            server.poll(&mut events, Some(Duration::from_millis(1))).expect("the transport goes on");
+            client.poll(&mut Vec::new(), Some(Duration::ZERO)).expect("the transport goes on");
+        }
+    });
+}
+
+/// What this process has used of a processor.
+fn processor_time() -> Duration {
+    let time = rustix::time::clock_gettime(rustix::time::ClockId::ProcessCPUTime);
+    Duration::new(time.tv_sec as u64, time.tv_nsec as u32)
+}

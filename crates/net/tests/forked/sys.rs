@@ -1,0 +1,82 @@
+//! Forks, and filters of system calls.
+//!
+//! Every unsafe block here relies on this: a forked child runs its closure and `_exit`, and glibc keeps its allocator
+//! usable across a fork; a filter is put on such a child alone.
+#![allow(unsafe_code)]
+
+use std::io;
+
+/// A system call that is refused: its number, the argument that must have a value, and the answer.
+#[derive(Clone, Copy, Debug)]
+#[allow(dead_code, reason = "not every test denies something")]
+pub(crate) struct Denial {
+    pub(crate) call: i64,
+    pub(crate) argument: Option<(u32, u32)>,
+    pub(crate) errno: i32,
+}
+
+/// Has the kernel refuse system calls of this process from now on.
+#[allow(dead_code, reason = "not every test denies something")]
+pub(crate) fn deny(denials: &[Denial]) -> io::Result<()> {
+    let load = (libc::BPF_LD | libc::BPF_W | libc::BPF_ABS) as u16;
+    let equal = (libc::BPF_JMP | libc::BPF_JEQ | libc::BPF_K) as u16;
+    let answer = (libc::BPF_RET | libc::BPF_K) as u16;
+    let instruction = |code, jt, jf, k| libc::sock_filter { code, jt, jf, k };
+    let mut filter = Vec::new();
+    for denial in denials {
+        let refused = instruction(answer, 0, 0, libc::SECCOMP_RET_ERRNO | denial.errno as u32);
+        // `seccomp_data` begins with the call's number; the arguments are words of 64 bits from byte 16 on.
+        filter.push(instruction(load, 0, 0, 0));
+        match denial.argument {
+            None => filter.push(instruction(equal, 0, 1, denial.call as u32)),
+            Some((argument, value)) => {
+                filter.push(instruction(equal, 0, 3, denial.call as u32));
+                filter.push(instruction(load, 0, 0, 16 + 8 * argument));
+                filter.push(instruction(equal, 0, 1, value));
+            }
+        }
+        filter.push(refused);
+    }
+    filter.push(instruction(answer, 0, 0, libc::SECCOMP_RET_ALLOW));
+    let program = libc::sock_fprog { len: filter.len() as u16, filter: filter.as_mut_ptr() };
+    // SAFETY: takes no pointer.
+    if unsafe { libc::prctl(libc::PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0) } != 0 {
+        return Err(io::Error::last_os_error());
+    }
+    // SAFETY: the program and its instructions live until the call returns.
+    let answer = unsafe { libc::prctl(libc::PR_SET_SECCOMP, libc::SECCOMP_MODE_FILTER, &raw const program) };
+    if answer != 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
+}
+
+/// Forks: 0 in the child.
+pub(crate) fn fork() -> io::Result<i32> {
+    // SAFETY: see the head of the file.
+    match unsafe { libc::fork() } {
+        -1 => Err(io::Error::last_os_error()),
+        pid => Ok(pid),
+    }
+}
+
+/// Ends this process at once, running nothing of the test program's.
+pub(crate) fn end_now(code: i32) -> ! {
+    // SAFETY: takes no memory, and does not return.
+    unsafe { libc::_exit(code) }
+}
+
+/// Waits for a child to end: its exit code, or 128 and its signal's number.
+pub(crate) fn wait_for(pid: i32) -> io::Result<i32> {
+    let mut status = 0;
+    // SAFETY: our own child, and a place for its status.
+    if unsafe { libc::waitpid(pid, &raw mut status, 0) } != pid {
+        return Err(io::Error::last_os_error());
+    }
+    Ok(if libc::WIFEXITED(status) { libc::WEXITSTATUS(status) } else { 128 + libc::WTERMSIG(status) })
+}
+
+/// Runs `child` in a forked process and returns its exit code (a signal's number plus 128).
+pub(crate) fn in_fork(child: impl FnOnce() -> i32) -> io::Result<i32> {
+    match fork()? {
+        0 => end_now(child()),
+        pid => wait_for(pid),
+    }
+}
