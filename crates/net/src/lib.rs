@@ -16,4 +16,5 @@ pub mod slots;
 pub mod socket;
 pub mod stream;
 pub mod transport;
+pub mod udp;
 pub mod wire;

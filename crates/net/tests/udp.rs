@@ -1,0 +1,103 @@
+//! The conformance suite over UDP, with and without trains, by each path, and what UDP alone promises.
+
+mod conformance;
+
+use std::time::{Duration, Instant};
+
+use conformance::{End, Rig, Wish};
+use zcmi_mem::pool::PoolPlan;
+use zcmi_net::link::LinkLimits;
+use zcmi_net::outgoing::QueueLimits;
+use zcmi_net::path::PathKind;
+use zcmi_net::slots::SlotPlan;
+use zcmi_net::transport::{Event, Transport};
+use zcmi_net::udp::{UdpOptions, UdpTransport};
+
+/// Datagrams of one size, by one path.
+#[derive(Clone, Copy)]
+struct Datagrams {
+    path: PathKind,
+    trains: bool,
+    segment_bytes: Option<u32>,
+}
+
+fn options(wish: Wish) -> UdpOptions {
+    UdpOptions {
+        slots: SlotPlan {
+            small_bytes: 1024,
+            small_slots: wish.small_slots,
+            slot_bytes: wish.slot_bytes,
+            large_slots: wish.large_slots,
+            headers: 256,
+            loans: PoolPlan::doubling(64, wish.message_bytes, wish.loans).ok(),
+        },
+        limits: LinkLimits {
+            queue: QueueLimits { messages: wish.waiting, ..QueueLimits::default() },
+            ..LinkLimits::default()
+        },
+        resume_for: wish.resume_for,
+        silence: Duration::from_millis(100),
+        ..UdpOptions::default()
+    }
+}
+
+/// Two ends of these options with one connection.
+fn pair(one: UdpOptions, two: UdpOptions) -> (End<UdpTransport>, End<UdpTransport>) {
+    let mut two = UdpTransport::new(two).expect("a transport");
+    let (_, bound) = two.listen("127.0.0.1:0".parse().expect("an address")).expect("a listener");
+    let mut one = UdpTransport::new(one).expect("a transport");
+    let connection = one.connect(bound).expect("a connection");
+    let mut one = End { transport: one, connection, seen: Vec::new() };
+    let (mut accepted, mut seen, deadline) = (None, Vec::new(), Instant::now() + conformance::PATIENCE);
+    while accepted.is_none() || one.seen.is_empty() {
+        assert!(Instant::now() < deadline, "no connection: {:?} {:?}", one.transport, two);
+        one.poll();
+        two.poll(&mut seen, Some(Duration::ZERO)).expect("the transport goes on");
+        accepted = seen.iter().find_map(|event| match event {
+            Event::Accepted { connection, .. } => Some(*connection),
+            _ => None,
+        });
+    }
+    assert!(matches!(one.events()[..], [Event::Connected { .. }]));
+    (one, End { transport: two, connection: accepted.expect("it is there"), seen: Vec::new() })
+}
+
+impl Rig for Datagrams {
+    type Transport = UdpTransport;
+
+    fn pair(&self, wish: Wish) -> (End<UdpTransport>, End<UdpTransport>) {
+        let &Self { path, trains, segment_bytes } = self;
+        let options = || UdpOptions { path: Some(path), trains, segment_bytes, ..options(wish) };
+        pair(options(), options())
+    }
+
+    /// Nothing passes any more, either way, until the session was greeted on anew.
+    fn break_off(&self, end: &mut End<UdpTransport>) {
+        end.transport.break_off(end.connection);
+    }
+
+    fn went_by_the_path(&self, end: &End<UdpTransport>) -> bool {
+        let facts = end.transport.facts(end.connection).expect("it is there");
+        println!("{facts:?}");
+        match self.path {
+            PathKind::ZeroCopy => facts.socket.zero_copy_bytes > 0,
+            _ if self.trains && self.segment_bytes.is_some() => facts.socket.datagrams > 2 * facts.socket.sends,
+            _ => facts.socket.zero_copy_bytes == 0,
+        }
+    }
+}
+
+conformance!(large_datagrams, Datagrams { path: PathKind::Write, trains: true, segment_bytes: None });
+conformance!(trains, Datagrams { path: PathKind::Write, trains: true, segment_bytes: Some(1408) });
+conformance!(single_datagrams, Datagrams { path: PathKind::Write, trains: false, segment_bytes: Some(1408) });
+conformance!(zero_copy, Datagrams { path: PathKind::ZeroCopy, trains: true, segment_bytes: Some(1408) });
+
+#[test]
+fn a_message_of_a_gibibyte_passes_through_few_slots() {
+    if std::env::var_os("ZCMI_QUICK").is_some() {
+        println!("SKIP: a message of 1 GiB is left out of a quick run");
+        return;
+    }
+    let rig = Datagrams { path: PathKind::Write, trains: true, segment_bytes: None };
+    conformance::a_message_of_a_gibibyte_passes_through_few_slots(&rig);
+}
