@@ -23,6 +23,8 @@
 mod datagram;
 mod drive;
 mod greet;
+#[cfg(test)]
+mod model;
 mod pace;
 mod ranges;
 mod receive;

@@ -29,7 +29,10 @@ fn options(wish: Wish) -> UdpOptions {
             slot_bytes: wish.slot_bytes,
             large_slots: wish.large_slots,
             headers: 256,
-            loans: PoolPlan::doubling(64, wish.message_bytes, wish.loans).ok(),
+            // Where the largest is very large, there would be too many classes.
+            loans: PoolPlan::doubling(64, wish.message_bytes, wish.loans)
+                .or_else(|_| PoolPlan::single(wish.message_bytes, wish.loans))
+                .ok(),
         },
         limits: LinkLimits {
             queue: QueueLimits { messages: wish.waiting, ..QueueLimits::default() },

@@ -265,9 +265,9 @@ mod tests {
 
         #[test]
         fn any_bytes_are_a_report_that_is_written_alike_or_none(mut bytes in prop::collection::vec(0..3_u8, 0..120)) {
-            if bytes.len() > 16 {
-                let count = bytes.len().saturating_sub(REPORT_BYTES) / 16;
-                bytes[16..20.min(REPORT_BYTES)].copy_from_slice(&(count as u32).to_le_bytes()[..4]);
+            if bytes.len() >= REPORT_BYTES {
+                let count = (bytes.len() - REPORT_BYTES) / 16;
+                bytes[16..20].copy_from_slice(&(count as u32).to_le_bytes());
             }
             if let Ok(report) = Report::decode(&bytes) {
                 let mut again = [0; CONTROL_BYTES];

@@ -127,6 +127,18 @@ pub(crate) struct Receiver {
     pub(crate) counts: ReceiveCounts,
 }
 
+impl core::fmt::Debug for Receiver {
+    fn fmt(&self, f: &mut core::fmt::Formatter<'_>) -> core::fmt::Result {
+        f.debug_struct("Receiver")
+            .field("floor", &self.floor)
+            .field("under_way", &self.partial.len())
+            .field("credits", &(self.used, self.granted, self.told, self.wants))
+            .field("end", &self.end)
+            .field("counts", &self.counts)
+            .finish_non_exhaustive()
+    }
+}
+
 impl Receiver {
     /// Nothing received yet, by a receiver with these sizes.
     pub(crate) fn new(sizes: (u32, u32), streams: u32, credits: [u32; 2]) -> Self {

@@ -162,6 +162,20 @@ enum End {
     Heard,
 }
 
+impl core::fmt::Debug for Sender {
+    fn fmt(&self, f: &mut core::fmt::Formatter<'_>) -> core::fmt::Result {
+        f.debug_struct("Sender")
+            .field("messages", &self.live_messages)
+            .field("pieces", &(self.first_piece..self.next_piece()))
+            .field("datagrams", &(self.first_packet..self.next_number()))
+            .field("in_flight", &self.in_flight)
+            .field("again", &self.again.len())
+            .field("credits", &(self.used, self.granted, self.lacking, self.asked))
+            .field("end", &self.end)
+            .finish_non_exhaustive()
+    }
+}
+
 impl Sender {
     /// Nothing to send yet, to a peer that is not known yet.
     pub(crate) fn new(limits: QueueLimits, reliable: bool, segment: u32, now: Nanos) -> Self {
