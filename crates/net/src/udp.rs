@@ -20,6 +20,8 @@
 //!   on the way can forge all three: use it inside a network, a tunnel or a VPN that keeps others out.
 //! - What the kernel may still read is kept until it says that it does not, whatever becomes of the connection.
 
+#[cfg(test)]
+mod claims;
 mod datagram;
 mod drive;
 mod greet;

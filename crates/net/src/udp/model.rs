@@ -49,6 +49,8 @@ struct Weather {
     epochs: bool,
     reliable: bool,
     messages: u64,
+    /// Whether the second side sends no messages.
+    one_way: bool,
 }
 
 #[derive(Clone)]
@@ -198,8 +200,9 @@ impl Model {
     }
 
     fn submit(&mut self, index: usize) {
+        let messages = if index == 1 && self.weather.one_way { 0 } else { self.weather.messages };
         let (dice, side) = (&mut self.dice, &mut self.sides[index]);
-        while side.submitted < self.weather.messages && dice.often(60) {
+        while side.submitted < messages && dice.often(60) {
             let most = if self.weather.reliable { 60_000 } else { SLOT as u64 };
             let bytes = (dice.below(most) >> dice.below(10)) as usize;
             let Ok(mut lease) = side.slots.loan(bytes) else { break };
@@ -212,7 +215,7 @@ impl Model {
             side.completed.push(false);
             side.submitted += 1;
         }
-        if side.submitted == self.weather.messages {
+        if side.submitted == messages {
             side.session.sender.close();
         }
     }
@@ -452,8 +455,17 @@ fn seeds(count: u64) -> impl Iterator<Item = u64> {
     one.map_or(1..=count, |seed| seed..=seed)
 }
 
-const FAIR: Weather =
-    Weather { lost: 0, doubled: 0, late: 0, shared: 50, silences: false, epochs: false, reliable: true, messages: 150 };
+const FAIR: Weather = Weather {
+    lost: 0,
+    doubled: 0,
+    late: 0,
+    shared: 50,
+    silences: false,
+    epochs: false,
+    reliable: true,
+    messages: 150,
+    one_way: false,
+};
 
 fn is_exact(weather: Weather, seed: u64) -> [Side; 2] {
     let sides = Model::new(weather, seed).run(seed);
@@ -499,6 +511,15 @@ fn each_message_arrives_once_and_in_order_whatever_the_network_does() {
         }
     }
     assert!(lost > 100 && known > 100, "the network did its part: {lost} lost, {known} known");
+}
+
+#[test]
+fn credits_that_are_lost_on_the_way_are_given_again() {
+    for seed in seeds(20) {
+        let weather = Weather { lost: 30, one_way: true, messages: 60, ..FAIR };
+        let [one, two] = Model::new(weather, seed).run(seed);
+        assert!(one.completed.iter().all(|&done| done) && two.received.len() == 60, "seed {seed}");
+    }
 }
 
 #[test]

@@ -194,6 +194,12 @@ impl Receiver {
         }
     }
 
+    /// How many pieces are not whole, or wait for another.
+    #[cfg(test)]
+    pub(crate) fn under_way(&self) -> usize {
+        self.partial.len()
+    }
+
     /// Whether the peer waits for credits that could not be given.
     pub(crate) fn is_short(&self) -> bool {
         let open = self.open();
@@ -394,46 +400,39 @@ impl Receiver {
         let (class, sequence) = (self.class_of(length), head.sequence);
         let index = class.index();
         let reliable = !head.has(UNRELIABLE);
-        if reliable {
-            if self.open()[index] == 0 {
-                return Err(PeerFault::NoCredit { class, granted: self.granted[index] });
-            }
-            let most = self.credits[0].saturating_add(self.credits[1]) as usize;
-            if self.handed.len() > most {
-                return Err(PeerFault::Sequence { claimed: sequence, expected: self.floor });
-            }
-        } else if self.loose.len() >= self.credits[index].max(1) as usize {
+        if !reliable && self.loose.len() >= (self.credits[index].max(2) / 2) as usize {
             // The oldest has waited longest for what probably is lost.
             let oldest = self.loose.remove(0);
             if let Some(slot) = self.partial.remove(&oldest).and_then(|partial| partial.slot) {
                 slots.put_back(slot);
             }
             self.counts.dropped += 1;
+            self.top_up(slots);
         }
-        if !reliable && length > 0 && slots.promise(class, 1) == 0 {
-            // Without a credit of its own it may break nobody's promise.
-            return Ok(false);
+        if self.open()[index] == 0 {
+            // Who does not send again does not wait for credits either: they only say which slots are set aside.
+            let fault = PeerFault::NoCredit { class, granted: self.granted[index] };
+            return if reliable { Err(fault) } else { Ok(false) };
+        }
+        if reliable {
+            let most = self.credits[0].saturating_add(self.credits[1]) as usize;
+            if self.handed.len() > most {
+                return Err(PeerFault::Sequence { claimed: sequence, expected: self.floor });
+            }
         }
         let slot = match landed {
             _ if length == 0 => None,
             Landed::InPlace(_) => ahead.take(),
             Landed::Elsewhere(_) => slots.take(class),
         };
-        if reliable {
-            if slot.is_none() && length > 0 {
-                return Ok(false);
-            }
-            self.used[index] = self.used[index].wrapping_add(1);
+        if slot.is_none() && length > 0 {
+            return Ok(false);
         }
-        if reliable || length > 0 {
-            let mut promise = [0; 2];
-            promise[index] = 1;
-            slots.unpromise(promise);
-        }
+        self.used[index] = self.used[index].wrapping_add(1);
+        let mut promise = [0; 2];
+        promise[index] = 1;
+        slots.unpromise(promise);
         if !reliable {
-            if slot.is_none() && length > 0 {
-                return Ok(false);
-            }
             self.loose.push(sequence);
         }
         let partial = Partial { head: *head, length, slot, came: Ranges::default(), is_whole: false };
