@@ -766,6 +766,14 @@ impl Sender {
         if self.pace.probes >= COLLAPSE {
             self.pace.collapsed();
         }
+        self.ping = true;
+        if !self.reliable {
+            // Nothing of it will be sent again, and what waits behind it is not to wait for ever.
+            for index in 0..self.packets.len() {
+                self.lose(index);
+            }
+            return self.pop_packets();
+        }
         let mut again = [None; PROBES as usize];
         let oldest = self.packets.iter().filter(|packet| packet.state == State::InFlight).filter_map(|packet| {
             match packet.what {
@@ -781,7 +789,6 @@ impl Sender {
             }
             self.probes_left = PROBES;
         }
-        self.ping = true;
     }
 
     /// Takes no more messages.
