@@ -11,8 +11,8 @@
 //! free here. What is not received is counted at the receiver, as far as it can know.
 //!
 //! # Sessions
-//! A connection is a session, which outlives silences: when nothing is heard for a while, the side that connected greets
-//! again, by a new epoch, and what did not arrive is sent again. Datagrams of an older epoch are dropped.
+//! A connection is a session, which outlives silences: when nothing is heard for a while, the side that connected
+//! greets again, by a new epoch, and what did not arrive is sent again. Datagrams of an older epoch are dropped.
 //!
 //! # Invariants
 //! - Nothing is kept for whoever did not show that it hears us at its address.
@@ -653,7 +653,10 @@ impl Drop for UdpTransport {
         let until = Instant::now() + SETTLING;
         while !self.orphans.is_empty() && Instant::now() < until {
             self.settle();
-            std::thread::sleep(LOOK_AGAIN);
+            // Notifications wake the descriptor.
+            if self.gather(Some(LOOK_AGAIN)).is_err() {
+                break;
+            }
         }
         for (_, Orphan { kept, .. }) in self.orphans.drain() {
             // The kernel has not said that it is done: these slots stay as they are.

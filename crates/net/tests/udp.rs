@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 use conformance::{End, Rig, Wish};
 use zcmi_mem::pool::PoolPlan;
 use zcmi_net::link::LinkLimits;
-use zcmi_net::outgoing::QueueLimits;
+use zcmi_net::outgoing::{QueueLimits, Token};
 use zcmi_net::path::PathKind;
 use zcmi_net::slots::SlotPlan;
 use zcmi_net::transport::{Event, Transport};
@@ -103,4 +103,45 @@ fn a_message_of_a_gibibyte_passes_through_few_slots() {
     }
     let rig = Datagrams { path: PathKind::Write, trains: true, segment_bytes: None };
     conformance::a_message_of_a_gibibyte_passes_through_few_slots(&rig);
+}
+
+/// Sends messages of 2 MiB and says how long that took; no conclusions, the machine is shared.
+fn large_messages(name: &str, trains: bool, segment_bytes: Option<u32>) {
+    const BYTES: usize = 2 << 20;
+    let wish = Wish { slot_bytes: 256 << 10, large_slots: 32, message_bytes: BYTES, loans: 8, ..Wish::default() };
+    let rig = Datagrams { path: PathKind::Write, trains, segment_bytes };
+    let (mut one, mut two) = rig.pair(wish);
+    let total = if cfg!(debug_assertions) { 100 } else { 1000 };
+    let (mut sent, mut done, mut bytes) = (0, 0, 0);
+    let begin = Instant::now();
+    conformance::until("large messages", [&mut one, &mut two], |one, two| {
+        while sent < total
+            && let Ok(lease) = one.transport.loan(BYTES)
+        {
+            let to = one.to().tag(sent);
+            one.transport.submit(to, lease.into(), Token(sent)).expect("it is taken");
+            sent += 1;
+        }
+        for event in two.events() {
+            if let Event::Received { piece, .. } = event {
+                bytes += piece.lease.byte_len();
+            }
+        }
+        done += one.events().iter().filter(|event| matches!(event, Event::Completed { .. })).count() as u64;
+        done == total
+    });
+    let took = begin.elapsed();
+    assert_eq!(bytes, BYTES * total as usize);
+    let (sender, receiver) = (one.transport.facts(one.connection), two.transport.facts(two.connection));
+    let (sender, receiver) = (sender.expect("it is open"), receiver.expect("it is open"));
+    println!("{name}: {:.2} GB/s", bytes as f64 / took.as_secs_f64() / 1e9);
+    println!("  {sender:?}\n  {receiver:?}");
+    assert!(receiver.in_place > 9 * (bytes as u64 / 10), "most of it is received where it lives: {receiver:?}");
+}
+
+#[test]
+fn large_messages_are_received_where_they_will_live() {
+    large_messages("trains of 1,472 bytes", true, Some(1408));
+    large_messages("datagrams of 1,472 bytes", false, Some(1408));
+    large_messages("large datagrams", true, None);
 }

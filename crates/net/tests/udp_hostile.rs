@@ -288,7 +288,7 @@ fn a_reset_from_another_address_ends_nothing() {
     let mut ends = Ends::new(options(), options());
     ends.connect();
     ends.exchange(100);
-    // The true reset of another end, for this session: what a transport says that does not know it.
+    // The true reset of another end, for a session: what a transport says that does not know it.
     let mut other = UdpTransport::new(options()).expect("a transport");
     let (_, elsewhere) = other.listen("127.0.0.1:0".parse().expect("an address")).expect("a listener");
     let asks = UdpSocket::bind("127.0.0.1:0").expect("a socket");

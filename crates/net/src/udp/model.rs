@@ -1,7 +1,7 @@
 //! Two sessions over a network that loses, doubles, reorders, delays and goes silent, by a clock of the test's own.
 //!
-//! The network reads the bytes of some sends late, from the sender's memory as it is then, and says when it is done; the
-//! memory of a message that completed is overwritten at once. `ZCMI_SEED=N` runs one seed again.
+//! The network reads the bytes of some sends late, from the sender's memory as it is then, and says when it is done;
+//! the memory of a message that completed is overwritten at once. `ZCMI_SEED=N` runs one seed again.
 
 use std::collections::{BTreeMap, HashMap};
 use std::os::unix::fs::FileExt;

@@ -123,7 +123,8 @@ mod tests {
                     prop_assert_eq!(ranges.end_from(number), end);
                     let whole = ranges.covers(number, number + 5);
                     prop_assert_eq!(whole, (number..number + 5).all(|at| oracle.contains(&at)));
-                    let next = (number..120).find(|at| oracle.contains(at) && (*at == 0 || !oracle.contains(&(at - 1))));
+                    let begins = |at: &u64| oracle.contains(at) && (*at == 0 || !oracle.contains(&(at - 1)));
+                    let next = (number..120).find(begins);
                     prop_assert_eq!(ranges.next_begin(number), next);
                 }
             }

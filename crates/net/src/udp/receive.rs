@@ -7,8 +7,8 @@
 //!
 //! The kernel hands out a train as one run of bytes. When the last datagrams were parts of a large piece, the next are
 //! likely to be the parts that follow: heads go to cells, and what lies between them to the stretches of the slot where
-//! it belongs. If another train came, everything is copied out and put where it belongs, which is counted. The stretches
-//! are of bytes that did not come yet, so that nothing is lost by that.
+//! it belongs. If another train came, everything is copied out and put where it belongs, which is counted. The
+//! stretches are of bytes that did not come yet, so that nothing is lost by that.
 
 use std::io::IoSliceMut;
 
@@ -271,9 +271,9 @@ impl UdpTransport {
                 Landed::Elsewhere(bytes) => bytes.len(),
             };
             let rest = head.message_bytes.saturating_sub(head.offset).saturating_sub(head.begin);
-            if bytes < rest.min(self.slots.sizes().1.saturating_sub(head.begin)) as usize {
-                connection.their_segment = bytes as u32;
-            } else if connection.their_segment < bytes as u32 {
+            let is_last = bytes >= rest.min(self.slots.sizes().1.saturating_sub(head.begin)) as usize;
+            // The last of a piece may be short, and says nothing about the next.
+            if !is_last || connection.their_segment < bytes as u32 {
                 connection.their_segment = bytes as u32;
             }
         }

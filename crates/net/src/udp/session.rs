@@ -46,7 +46,7 @@ impl Session {
         }
     }
 
-    /// Takes a datagram of this session and epoch; what is left of `ahead` was not needed. Says whether it was used.
+    /// Takes a datagram of the session and its epoch; what is left of `ahead` was not needed. Says whether it was used.
     ///
     /// # Errors
     /// [`PeerFault`] for what no honest peer sends.

@@ -357,3 +357,83 @@ fn segment_of(socket: BorrowedFd<'_>, is_ipv6: bool) -> u32 {
         _ => SAFE_SEGMENT,
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn pair() -> (DatagramSocket, DatagramSocket) {
+        let here = "127.0.0.1:0".parse().expect("an address");
+        let (one, two) = (DatagramSocket::new(&here, 1 << 20), DatagramSocket::new(&here, 1 << 20));
+        let (one, two) = (one.expect("a socket"), two.expect("a socket"));
+        two.bind(&here).expect("a port");
+        one.connect(&two.address().expect("it is bound")).expect("it is there");
+        (one, two)
+    }
+
+    fn received(socket: &mut DatagramSocket) -> Vec<usize> {
+        let mut bytes = vec![0; 1 << 16];
+        let mut lengths = Vec::new();
+        while let Ok(received) = socket.receive(&mut [IoSliceMut::new(&mut bytes)]) {
+            assert!(!received.was_cut && received.from.is_some());
+            let starts = (0..received.bytes).step_by(received.segment);
+            lengths.extend(starts.map(|start| received.segment.min(received.bytes - start)));
+        }
+        lengths
+    }
+
+    #[test]
+    fn a_train_arrives_as_the_datagrams_it_consists_of() {
+        let (mut one, mut two) = pair();
+        let payload = [7; 1000];
+        let payloads = [&payload[..], &payload[..], &payload[..10]];
+        let heads = one.heads();
+        let sent = one.send_train(None, heads, &payloads, None).expect("it is sent");
+        assert_eq!((sent.count, one.counts.sends, one.counts.datagrams), (3, 1, 3));
+        assert_eq!(received(&mut two), [1064, 1064, 74]);
+        one.refuse_trains();
+        let heads = one.heads();
+        assert_eq!(one.send_train(None, heads, &payloads, None).expect("it is sent").count, 3);
+        assert_eq!((one.counts.sends, one.counts.datagrams), (4, 6));
+        assert_eq!(received(&mut two), [1064, 1064, 74]);
+    }
+
+    #[test]
+    fn a_train_that_is_too_long_is_cut_and_a_datagram_that_is_too_long_is_refused() {
+        let (mut one, mut two) = pair();
+        let payload = vec![7; 40_000];
+        let heads = one.heads();
+        let sent = one.send_train(None, heads, &[&payload, &payload], None).expect("the first is sent");
+        assert_eq!((sent.count, one.counts.refused_trains, one.segments()), (1, 1, 1));
+        assert_eq!(received(&mut two), [40_064]);
+        let (heads, longest) = (one.heads(), vec![7; MOST_BYTES - HEAD_BYTES + 1]);
+        let refused = one.send_train(None, heads, &[&longest], None).err();
+        assert_eq!(refused, Some(Errno::MSGSIZE));
+        assert_eq!(one.segment(), 65_408, "whole lines of what loopback takes");
+    }
+
+    #[test]
+    fn each_send_without_a_copy_is_told_of_once() {
+        let (mut one, mut two) = pair();
+        if let Err(reason) = one.allow_zero_copy() {
+            println!("SKIP: {reason}");
+            return;
+        }
+        let payload = [7; 1000];
+        for number in 0..5 {
+            let heads = one.heads();
+            let sent = one.send_train(None, heads, &[&payload, &payload], Some((3, &|at| number * 2 + at as u64)));
+            assert!(sent.is_ok_and(|sent| sent.pinned && sent.count == 2));
+        }
+        assert_eq!((one.owed(), one.open_flights(3), one.open_flights(4)), (5, 5, 0));
+        assert_eq!(received(&mut two).len(), 10);
+        let (mut pieces, until) = (Vec::<u64>::new(), std::time::Instant::now() + std::time::Duration::from_secs(5));
+        while one.owed() > 0 {
+            assert!(std::time::Instant::now() < until, "{} are owed", one.owed());
+            one.notifications(&mut |flight| pieces.extend(&flight.pieces));
+        }
+        pieces.sort_unstable();
+        assert_eq!(pieces, (0..10).collect::<Vec<u64>>());
+        assert_eq!((one.open_flights(3), one.counts.notified), (0, 5));
+    }
+}
