@@ -281,7 +281,7 @@ pub struct UdpTransport {
     gathered: Vec<epoll::Event>,
     happened: Vec<Happened>,
     flat: Vec<u8>,
-    released: Vec<(u64, u64)>,
+    released: Vec<(u64, u64, u32)>,
     /// Resets that this poll may still send.
     resets: u32,
 }

@@ -5,6 +5,7 @@ mod conformance;
 use std::time::{Duration, Instant};
 
 use conformance::{End, Rig, Wish};
+use zcmi_mem::lease::LeaseMut;
 use zcmi_mem::pool::PoolPlan;
 use zcmi_net::link::LinkLimits;
 use zcmi_net::outgoing::{QueueLimits, Token};
@@ -144,4 +145,31 @@ fn large_messages_are_received_where_they_will_live() {
     large_messages("trains of 1,472 bytes", true, Some(1408));
     large_messages("datagrams of 1,472 bytes", false, Some(1408));
     large_messages("large datagrams", true, None);
+}
+
+#[test]
+fn what_lies_in_no_region_of_ours_is_copied_and_so_is_what_is_over_the_budget() {
+    let rig = Datagrams { path: PathKind::ZeroCopy, trains: true, segment_bytes: Some(1408) };
+    let (mut one, mut two) = rig.pair(Wish::default());
+    let mut lease = LeaseMut::<[u8]>::inline(8);
+    lease.copy_from_slice(b"in place");
+    one.transport.submit(one.to(), lease.into(), Token(0)).expect("it is taken");
+    let exchange = |what, one: &mut End<UdpTransport>, two: &mut End<UdpTransport>| {
+        let mut done = [false; 2];
+        conformance::until(what, [one, two], |one, two| {
+            done[0] |= one.events().iter().any(|event| matches!(event, Event::Completed { .. }));
+            done[1] |= two.events().iter().any(|event| matches!(event, Event::Received { .. }));
+            done == [true; 2]
+        });
+        one.transport.facts(one.connection).expect("it is open").socket
+    };
+    let counts = exchange("the inline message", &mut one, &mut two);
+    assert_eq!((counts.zero_copy_bytes, counts.over_budget), (0, 0));
+    let wish = Wish::default();
+    let limits = LinkLimits { pinned_bytes: 0, ..LinkLimits::default() };
+    let budget = UdpOptions { path: Some(PathKind::ZeroCopy), limits, ..options(wish) };
+    let (mut one, mut two) = pair(budget, options(wish));
+    one.submit(1, 1000, 0);
+    let counts = exchange("the message over the budget", &mut one, &mut two);
+    assert_eq!((counts.zero_copy_bytes, counts.over_budget), (0, 1));
 }

@@ -283,9 +283,14 @@ impl UdpTransport {
                 session.sender.sent(train, count, false, now, &mut session.done);
                 continue;
             }
-            let shares = wants_zero_copy && self.slots.home(payloads[0]).is_some();
-            let piece_of = |index: usize| train.items[index].sequence;
-            let zero_copy = shares.then_some((key, &piece_of as &dyn Fn(usize) -> u64));
+            // Only what lies in regions of our own, and as much as one peer may have pinned.
+            let at_home = |payload: &&[u8]| payload.is_empty() || self.slots.home(payload).is_some();
+            let mut shares = wants_zero_copy && payloads[..count].iter().all(at_home);
+            if shares && session.sender.pinned_bytes() >= self.options.limits.pinned_bytes {
+                place.socket.counts.over_budget += 1;
+                shares = false;
+            }
+            let zero_copy = shares.then_some((key, &train.items[..]));
             match place.socket.send_train(to.as_ref(), heads, &payloads[..count], zero_copy) {
                 Ok(sent) => {
                     session.sender.sent(train, sent.count, sent.pinned, now, &mut session.done);
@@ -294,22 +299,18 @@ impl UdpTransport {
                         return true;
                     }
                 }
-                Err(Errno::AGAIN | Errno::NOBUFS) => {
+                Err(Errno::AGAIN) => {
                     session.sender.put_back(train, 0);
                     place.blocked.push(key);
                     let data = EventData::new_u64(connection.socket as u64);
                     let flags = EventFlags::IN | EventFlags::OUT;
                     return epoll::modify(&self.epoll, &place.socket, data, flags).is_err();
                 }
-                Err(Errno::MSGSIZE) => {
+                Err(Errno::MSGSIZE) if session.sender.segment() > LEAST_SEGMENT => {
                     session.sender.put_back(train, 0);
                     let known = if to.is_none() { place.socket.segment() } else { u32::MAX };
                     let now_bytes = session.sender.segment();
                     let smaller = if known < now_bytes { known } else { now_bytes / 2 / 64 * 64 };
-                    if now_bytes <= LEAST_SEGMENT {
-                        *broken = Some("the path takes no datagrams of our size".into());
-                        return false;
-                    }
                     session.sender.set_segment(smaller.max(LEAST_SEGMENT));
                 }
                 Err(errno) => {
@@ -387,14 +388,14 @@ impl UdpTransport {
         {
             place.socket.notifications(&mut |flight| {
                 if !self.connections.contains_key(&flight.connection) {
-                    released.push((flight.connection, u64::MAX));
+                    released.push((flight.connection, u64::MAX, 0));
                 }
-                released.extend(flight.pieces.iter().map(|&piece| (flight.connection, piece)));
+                released.extend(flight.items.iter().map(|item| (flight.connection, item.sequence, item.length)));
             });
         }
-        for (key, piece) in released.drain(..) {
+        for (key, piece, bytes) in released.drain(..) {
             if let Some(connection) = self.connections.get_mut(&key) {
-                connection.session.sender.unpin(piece, &mut connection.session.done);
+                connection.session.sender.unpin(piece, bytes, &mut connection.session.done);
                 self.make_dirty(key);
             } else if piece == u64::MAX
                 && let Some(orphan) = self.orphans.get_mut(&key)

@@ -67,7 +67,7 @@ enum Body {
 struct Flight {
     side: usize,
     copies: usize,
-    pieces: Vec<u64>,
+    pieces: Vec<(u64, u32)>,
     numbers: Vec<u64>,
 }
 
@@ -271,7 +271,7 @@ impl Model {
                     Some(home) => Body::Shared { offset: home.offset as u64, length: payload.len(), flight },
                     None => Body::Copied(payload.to_vec()),
                 };
-                pieces.push(item.sequence);
+                pieces.push((item.sequence, item.length));
                 numbers.push(head.tag);
                 out.push((head.bytes(), body));
             }
@@ -395,9 +395,9 @@ impl Model {
         self.now = next.max(now + 1000).min(now + 50 * MS);
         while let Some(entry) = self.notices.first_entry().filter(|entry| entry.key().0 <= self.now) {
             let Some(flight) = self.flights.remove(&entry.remove()) else { continue };
-            for piece in flight.pieces {
+            for (piece, bytes) in flight.pieces {
                 let session = &mut self.sides[flight.side].session;
-                session.sender.unpin(piece, &mut session.done);
+                session.sender.unpin(piece, bytes, &mut session.done);
             }
             self.complete(flight.side, Vec::new());
         }
@@ -472,6 +472,7 @@ fn is_exact(weather: Weather, seed: u64) -> [Side; 2] {
     for side in &sides {
         assert!(side.completed.iter().all(|&done| done), "seed {seed}: everything completed");
         assert!(side.ended, "seed {seed}: the end was told");
+        assert_eq!(side.session.sender.pinned_bytes(), 0, "seed {seed}");
         for stream in 0..STREAMS {
             let due: Vec<u64> = (0..weather.messages).filter(|number| number % STREAMS == stream).collect();
             assert_eq!(side.streams[&(stream as u32)], due, "seed {seed}: once, and in order");

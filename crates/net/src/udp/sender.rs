@@ -142,6 +142,8 @@ pub(crate) struct Sender {
     /// Since when nothing was heard although something was sent.
     silent_since: Option<Nanos>,
     window_bytes: u64,
+    /// Bytes of all sends that are owed a notification, each time counted that they were sent.
+    pinned_bytes: u64,
     probes_left: u32,
     pub(crate) pace: Pace,
     /// Something must be sent that the peer answers.
@@ -211,6 +213,7 @@ impl Sender {
             last_sent: now,
             silent_since: None,
             window_bytes: u64::MAX,
+            pinned_bytes: 0,
             probes_left: 0,
             pace: Pace::new(u64::from(segment) + HEAD_BYTES as u64, now),
             ping: false,
@@ -244,6 +247,11 @@ impl Sender {
     /// How many messages have not completed.
     pub(crate) fn unfinished(&self) -> usize {
         self.live_messages
+    }
+
+    /// Bytes that the kernel may read although the calls that sent them have returned.
+    pub(crate) fn pinned_bytes(&self) -> u64 {
+        self.pinned_bytes
     }
 
     /// Since when nothing was heard, if something was sent since.
@@ -446,6 +454,7 @@ impl Sender {
             self.probes_left = self.probes_left.saturating_sub(1);
             if let (true, Some(piece)) = (pinned, self.piece_mut(item.sequence)) {
                 piece.pins += 1;
+                self.pinned_bytes += u64::from(item.length);
             }
             if !self.reliable {
                 // It is sent once, and what becomes of it is not waited for.
@@ -536,8 +545,9 @@ impl Sender {
         }
     }
 
-    /// A send that pinned these bytes is done with them.
-    pub(crate) fn unpin(&mut self, sequence: u64, done: &mut Vec<Token>) {
+    /// A send that pinned so many bytes of a piece is done with them.
+    pub(crate) fn unpin(&mut self, sequence: u64, bytes: u32, done: &mut Vec<Token>) {
+        self.pinned_bytes = self.pinned_bytes.saturating_sub(bytes.into());
         let Some(piece) = self.piece_mut(sequence) else { return };
         piece.pins -= 1;
         if piece.pins == 0 && piece.has_arrived {

@@ -9,6 +9,7 @@ use rustix::io::Errno;
 use rustix::net::{AddressFamily, SocketAddrAny, SocketFlags, SocketType, sockopt};
 
 use super::datagram::HEAD_BYTES;
+use super::sender::Item;
 use super::sys;
 use crate::notify::Owed;
 use crate::socket::{Ignored, enable_zero_copy, read_reports};
@@ -31,7 +32,7 @@ pub(super) type Heads = Box<[[u8; HEAD_BYTES]; MOST_SEGMENTS]>;
 pub(super) struct Flight {
     number: u64,
     pub(super) connection: u64,
-    pub(super) pieces: Vec<u64>,
+    pub(super) items: Vec<Item>,
     heads: Option<Heads>,
     open: bool,
 }
@@ -49,6 +50,8 @@ pub struct DatagramCounts {
     pub refused_trains: u64,
     /// Calls without a copy that were refused, so that the kernel copied.
     pub refused_zero_copy: u64,
+    /// Trains that were copied because too much was pinned.
+    pub over_budget: u64,
     /// Bytes sent without a copy, as far as the kernel says.
     pub zero_copy_bytes: u64,
     /// Notifications that came.
@@ -200,17 +203,16 @@ impl DatagramSocket {
         to: Option<&SocketAddrAny>,
         heads: Heads,
         payloads: &[&[u8]],
-        zero_copy: Option<(u64, &dyn Fn(usize) -> u64)>,
+        zero_copy: Option<(u64, &[Item])>,
     ) -> Result<SentTrain, Errno> {
-        if let (Some((connection, piece_of)), Some(owed)) = (zero_copy, &self.zero_copy) {
+        if let (Some((connection, items)), Some(owed)) = (zero_copy, &self.zero_copy) {
             let count = payloads.len().min(self.zero_copy_segments);
             if owed.has_room() {
                 match self.send_slices(to, &heads, &payloads[..count], true) {
                     Ok(()) => {
                         let number = self.zero_copy.as_mut().map_or(0, Owed::count);
-                        let mut pieces: Vec<u64> = (0..count).map(piece_of).collect();
-                        pieces.shrink_to_fit();
-                        self.flights.push_back(Flight { number, connection, pieces, heads: Some(heads), open: true });
+                        let items = items[..count].to_vec();
+                        self.flights.push_back(Flight { number, connection, items, heads: Some(heads), open: true });
                         self.counts.zero_copy_bytes +=
                             payloads[..count].iter().map(|bytes| bytes.len() as u64).sum::<u64>();
                         return Ok(SentTrain { count, pinned: true, is_full: false });
@@ -422,7 +424,8 @@ mod tests {
         let payload = [7; 1000];
         for number in 0..5 {
             let heads = one.heads();
-            let sent = one.send_train(None, heads, &[&payload, &payload], Some((3, &|at| number * 2 + at as u64)));
+            let items = [0, 1].map(|at| Item { sequence: 2 * number + at, begin: 0, length: 1000 });
+            let sent = one.send_train(None, heads, &[&payload, &payload], Some((3, &items)));
             assert!(sent.is_ok_and(|sent| sent.pinned && sent.count == 2));
         }
         assert_eq!((one.owed(), one.open_flights(3), one.open_flights(4)), (5, 5, 0));
@@ -430,7 +433,7 @@ mod tests {
         let (mut pieces, until) = (Vec::<u64>::new(), std::time::Instant::now() + std::time::Duration::from_secs(5));
         while one.owed() > 0 {
             assert!(std::time::Instant::now() < until, "{} are owed", one.owed());
-            one.notifications(&mut |flight| pieces.extend(&flight.pieces));
+            one.notifications(&mut |flight| pieces.extend(flight.items.iter().map(|item| item.sequence)));
         }
         pieces.sort_unstable();
         assert_eq!(pieces, (0..10).collect::<Vec<u64>>());
