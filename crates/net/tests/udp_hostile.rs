@@ -30,6 +30,11 @@ fn options() -> UdpOptions {
     }
 }
 
+/// The bytes of message `tag`, as many as it has.
+fn content(tag: u64) -> impl Iterator<Item = u8> {
+    (0_u64..).map(move |at| (tag + at / 97).wrapping_mul(0x9e37_79b9_7f4a_7c15).to_le_bytes()[5])
+}
+
 /// What stands between two ends.
 struct Relay {
     front: UdpSocket,
@@ -41,6 +46,10 @@ struct Relay {
     /// How many of the next datagrams are dropped, either way.
     drops: usize,
     is_dead: bool,
+    /// Every so many datagrams one is kept back until the next has passed, and every so many of these is lost.
+    mischief: Option<(usize, usize)>,
+    kept: Option<Vec<u8>>,
+    passed: usize,
 }
 
 impl Relay {
@@ -50,7 +59,18 @@ impl Relay {
             socket.set_nonblocking(true).expect("an option");
             socket
         };
-        Self { front: socket(), back: socket(), client: None, server, seen: Vec::new(), drops: 0, is_dead: false }
+        Self {
+            front: socket(),
+            back: socket(),
+            client: None,
+            server,
+            seen: Vec::new(),
+            drops: 0,
+            is_dead: false,
+            mischief: None,
+            kept: None,
+            passed: 0,
+        }
     }
 
     fn address(&self) -> SocketAddr {
@@ -69,7 +89,18 @@ impl Relay {
             self.client = Some(from);
             if self.passes() {
                 self.seen.push(bytes[..length].to_vec());
+                self.passed += 1;
+                if let Some((every, lost)) = self.mischief
+                    && self.passed.is_multiple_of(every)
+                    && self.kept.is_none()
+                {
+                    self.kept = (!self.passed.is_multiple_of(every * lost)).then(|| bytes[..length].to_vec());
+                    continue;
+                }
                 let _ = self.back.send_to(&bytes[..length], self.server);
+                if let Some(kept) = self.kept.take() {
+                    let _ = self.back.send_to(&kept, self.server);
+                }
             }
         }
         while let Ok((length, _)) = self.back.recv_from(&mut bytes) {
@@ -128,7 +159,7 @@ impl Ends {
 
     fn submit(&mut self, bytes: usize) -> Result<(), SubmitError> {
         let mut lease = self.one.loan(bytes).expect("a slot");
-        lease.fill(self.next as u8);
+        lease.iter_mut().zip(content(self.next)).for_each(|(to, from)| *to = from);
         let to = Destination::new(self.to).tag(self.next);
         self.one.submit(to, lease.into(), Token(self.next)).map_err(|refused| refused.reason)?;
         self.next += 1;
@@ -145,7 +176,7 @@ impl Ends {
                 match event {
                     Event::Received { piece, .. } => {
                         assert_eq!((piece.tag, piece.lease.byte_len()), (tag, bytes));
-                        assert!(piece.lease.iter().all(|&byte| byte == tag as u8));
+                        assert!(piece.lease.iter().copied().eq(content(tag).take(bytes)), "message {tag} is wrong");
                         assert!(!core::mem::replace(&mut came, true), "it came once");
                     }
                     Event::Interrupted { .. } | Event::Resumed { .. } => {}
@@ -177,6 +208,21 @@ fn a_greeting_of_which_much_is_lost_is_repeated() {
     ends.relay.drops = 5;
     ends.connect();
     ends.exchange(30_000);
+}
+
+#[test]
+fn what_comes_in_another_order_or_late_is_put_where_it_belongs() {
+    let mut ends = Ends::new(options(), options());
+    ends.connect();
+    ends.exchange(60_000);
+    for every in [2, 3, 7, 10] {
+        ends.relay.mischief = Some((every, 3));
+        for bytes in [60_000, 64 << 10, 5000, 30_001] {
+            ends.exchange(bytes);
+        }
+    }
+    let facts = ends.two.facts(ends.back.expect("it is there")).expect("it is open");
+    assert!(facts.copied_user > 0 && facts.in_place > 0, "{facts:?}");
 }
 
 #[test]

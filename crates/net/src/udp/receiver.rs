@@ -505,3 +505,58 @@ impl Receiver {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::slots::SlotPlan;
+    use crate::udp::datagram::Kind;
+
+    const SMALL: u32 = 512;
+
+    fn receiver(credits: [u32; 2]) -> (Receiver, Slots) {
+        let plan =
+            SlotPlan { small_bytes: SMALL, small_slots: 64, slot_bytes: 4096, large_slots: 4, headers: 1, loans: None };
+        let mut slots = Slots::new(&plan).expect("memory");
+        let mut receiver = Receiver::new(slots.sizes(), 8, credits);
+        receiver.top_up(&mut slots);
+        (receiver, slots)
+    }
+
+    fn take(receiver: &mut Receiver, slots: &mut Slots, head: &Head) -> Result<Taken, PeerFault> {
+        receiver.top_up(slots);
+        let bytes = &[7; 4096][..head.message_bytes as usize];
+        receiver.data(head, Landed::Elsewhere(bytes), &mut None, slots, &mut Vec::new())
+    }
+
+    fn piece(sequence: u64, message_bytes: u32) -> Head {
+        Head { sequence, message_bytes, ..Head::empty(Kind::Data, 7) }
+    }
+
+    #[test]
+    fn a_piece_without_a_credit_is_refused_by_name() {
+        let (mut receiver, mut slots) = receiver([8, 0]);
+        assert_eq!(take(&mut receiver, &mut slots, &piece(0, SMALL)), Ok(Taken::Yes));
+        let refused = take(&mut receiver, &mut slots, &piece(1, SMALL + 1));
+        assert_eq!(refused, Err(PeerFault::NoCredit { class: Class::Large, granted: 0 }));
+        // Who does not send again goes without one, and without the slot.
+        let loose = Head { flags: UNRELIABLE, ..piece(1, SMALL + 1) };
+        assert_eq!(take(&mut receiver, &mut slots, &loose), Ok(Taken::Dropped));
+        assert_eq!(receiver.counts.dropped, 1);
+    }
+
+    #[test]
+    fn more_gaps_than_there_are_credits_are_a_lie() {
+        let (mut receiver, mut slots) = receiver([8, 2]);
+        let mut sequence = 1;
+        let refused = loop {
+            match take(&mut receiver, &mut slots, &piece(sequence, 10)) {
+                Ok(taken) => assert_eq!(taken, Taken::Yes),
+                Err(fault) => break fault,
+            }
+            sequence += 2;
+            assert!(sequence < 1000, "gaps without an end");
+        };
+        assert_eq!(refused, PeerFault::Sequence { claimed: 23, expected: 0 });
+    }
+}
