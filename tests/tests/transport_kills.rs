@@ -90,7 +90,7 @@ fn send(socket: OwnedFd, path: PathKind, mut tell: std::fs::File, end: u64, fork
                     if core::mem::take(&mut forks) {
                         match fork() {
                             // It holds the sockets, does nothing with them, and goes when it is killed.
-                            Ok(Forked::Child) => std::thread::sleep(Duration::from_secs(60)),
+                            Ok(Forked::Child) => rustix::event::pause(),
                             Ok(Forked::Parent(pid)) => {
                                 let _ = tell.write_all(&(HOLDER | pid as u64).to_le_bytes());
                                 continue;

@@ -48,6 +48,7 @@ codes! {
         Streams = "ZC4104",
         Closed = "ZC4105",
         NoConnection = "ZC4106",
+        LongerThanSlot = "ZC4107",
     }
     enum SlotsError {
         Sizes = "ZC4121",

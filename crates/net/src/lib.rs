@@ -17,5 +17,6 @@ pub mod slots;
 pub mod socket;
 pub mod stream;
 pub mod transport;
+pub mod udp;
 pub mod uring;
 pub mod wire;

@@ -110,6 +110,14 @@ pub enum SubmitError {
         /// Its length.
         bytes: usize,
     },
+    /// The message goes in one piece or not at all, and the peer has no slot for it.
+    #[error("a message of {bytes} bytes does not fit the peer's slots of {slot_bytes} (0 until it is connected)")]
+    LongerThanSlot {
+        /// Its length.
+        bytes: usize,
+        /// Bytes of the peer's slots.
+        slot_bytes: u32,
+    },
     /// As many messages wait as may.
     #[error("{messages} messages wait to be sent or acknowledged; poll until one completes")]
     Full {

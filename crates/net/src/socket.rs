@@ -282,7 +282,12 @@ impl SocketWire {
     /// The count of zero-copy sends, once the kernel takes them at their word; else why it does not.
     fn owed(&mut self) -> Result<&mut Owed, Cow<'static, str>> {
         if let ZeroCopy::Untried = self.zero_copy {
-            self.zero_copy = match enable_zero_copy(self.socket.as_fd(), self.is_tcp) {
+            let tried = if self.is_tcp {
+                enable_zero_copy(self.socket.as_fd())
+            } else {
+                Err("a Unix socket has no MSG_ZEROCOPY".into())
+            };
+            self.zero_copy = match tried {
                 Ok(()) => ZeroCopy::On(Owed::new(0, OWED_MAX)),
                 Err(reason) => ZeroCopy::Refused(reason),
             };
@@ -481,10 +486,7 @@ fn file_of(region: &Region) -> Result<BorrowedFd<'_>, &'static str> {
 
 /// Has the kernel take `MSG_ZEROCOPY` at its word, and makes sure of it: otherwise it would copy, tell nothing, and the
 /// sender would wait for ever.
-fn enable_zero_copy(socket: BorrowedFd<'_>, is_tcp: bool) -> Result<(), Cow<'static, str>> {
-    if !is_tcp {
-        return Err("a Unix socket has no MSG_ZEROCOPY".into());
-    }
+pub(crate) fn enable_zero_copy(socket: BorrowedFd<'_>) -> Result<(), Cow<'static, str>> {
     let failed = |call: &str, errno: Errno| Cow::Owned(format!("{call}(SO_ZEROCOPY) failed: {errno}"));
     if sys::zero_copy(socket).map_err(|errno| failed("getsockopt", errno))? {
         // A notification of somebody else's send would be taken for one of ours, and free bytes too early.
@@ -521,6 +523,38 @@ fn heed(
         ignored.cut_short += 1;
     }
     answer
+}
+
+/// Takes what the error queue of a socket of any kind holds.
+///
+/// # Errors
+/// The first error that the queue held, after everything else in it was given.
+pub(crate) fn read_reports(
+    socket: BorrowedFd<'_>,
+    owed: &mut Owed,
+    ignored: &mut Ignored,
+    each: &mut dyn FnMut(Notification),
+) -> io::Result<()> {
+    let mut failed: Option<io::Error> = None;
+    let mut batch = sys::Batch::new();
+    for _ in 0..BATCHES_MAX {
+        let count = match batch.fill(socket) {
+            Ok(count) => count,
+            Err(errno) => {
+                failed.get_or_insert(errno.into());
+                break;
+            }
+        };
+        for (control, was_cut) in batch.messages() {
+            if let Err(error) = heed(control, was_cut, owed, ignored, each) {
+                failed.get_or_insert(error);
+            }
+        }
+        if count < sys::BATCH {
+            break;
+        }
+    }
+    failed.map_or(Ok(()), Err)
 }
 
 impl AsFd for SocketWire {
@@ -580,26 +614,7 @@ impl Wire for SocketWire {
             // Nothing is owed, and nothing else was asked for.
             return Ok(());
         };
-        let mut failed: Option<io::Error> = None;
-        let mut batch = sys::Batch::new();
-        for _ in 0..BATCHES_MAX {
-            let count = match batch.fill(self.socket.as_fd()) {
-                Ok(count) => count,
-                Err(errno) => {
-                    failed.get_or_insert(errno.into());
-                    break;
-                }
-            };
-            for (control, was_cut) in batch.messages() {
-                if let Err(error) = heed(control, was_cut, owed, &mut self.ignored, each) {
-                    failed.get_or_insert(error);
-                }
-            }
-            if count < sys::BATCH {
-                break;
-            }
-        }
-        failed.map_or(Ok(()), Err)
+        read_reports(self.socket.as_fd(), owed, &mut self.ignored, each)
     }
 
     fn owed(&self) -> u64 {

@@ -49,7 +49,13 @@ fn options(wish: Wish) -> StreamOptions {
             slot_bytes: wish.slot_bytes,
             large_slots: wish.large_slots,
             headers: 256,
-            loans: PoolPlan::doubling(64, wish.message_bytes, wish.loans).ok(),
+            // Of the largest messages the classes below them would be too many.
+            loans: PoolPlan::doubling(
+                wish.message_bytes.min(64).max(wish.message_bytes >> 20),
+                wish.message_bytes,
+                wish.loans,
+            )
+            .ok(),
         },
         limits: LinkLimits {
             queue: QueueLimits { messages: wish.waiting, ..QueueLimits::default() },

@@ -1,0 +1,421 @@
+//! How datagrams come in: into the slots where they will live, if what comes is what was expected.
+//!
+//! ```text
+//! one call     │ head │ stretch │ head │ stretch │ … │ head │ stretch │ stage …
+//!                cell   of a slot  cell                        rest of the piece
+//! ```
+//!
+//! The kernel hands out a train as one run of bytes. When the last datagrams were parts of a large piece, the next are
+//! likely to be the parts that follow: heads go to cells, and what lies between them to the stretches of the slot where
+//! it belongs. If another train came, everything is copied out and put where it belongs, which is counted. The
+//! stretches are of bytes that did not come yet, so that nothing is lost by that.
+
+use std::io::IoSliceMut;
+
+use super::datagram::HEAD_BYTES;
+use super::greet::{HELLO_DATAGRAM, hello_datagram, hello_of};
+use super::receiver::{Expected, Landed};
+use super::socket::{MOST_BYTES, MOST_SEGMENTS};
+use super::*;
+
+/// How often a socket is read before others have their turn.
+const RECEIVES: usize = 32;
+/// Buffers of a call: heads, stretches, and the stage.
+const BUFFERS: usize = 2 * MOST_SEGMENTS + 1;
+
+/// How a train lies in its buffers.
+struct Layout {
+    received: sys::Received,
+    /// How many cells and stretches there were.
+    cells: usize,
+    expected: Option<Expected>,
+    /// Bytes of each stretch but the last.
+    segment: usize,
+    /// The session that they are expected of.
+    word: u64,
+    epoch: u32,
+}
+
+impl Layout {
+    /// Whether every datagram up to the stage is the one that was expected there.
+    fn lies_well(&self, buffers: &[IoSliceMut<'_>]) -> bool {
+        let &Self { received, cells, expected: Some(expected), segment, word, epoch } = self else { return false };
+        let step = received.segment;
+        let count = received.bytes.div_ceil(step.max(1));
+        if received.was_cut || (count > 1 && step != HEAD_BYTES + segment) {
+            return false;
+        }
+        (0..count.min(cells)).all(|at| {
+            let bytes = step.min(received.bytes - at * step);
+            let Ok(head) = Head::decode(&buffers[2 * at]) else { return false };
+            bytes >= HEAD_BYTES
+                && bytes <= HEAD_BYTES + buffers[2 * at + 1].len()
+                && head.kind == Kind::Data
+                && (head.session, head.epoch) == (word, epoch)
+                && (head.sequence, head.begin) == (expected.sequence, expected.begin + (at * segment) as u32)
+        })
+    }
+}
+
+/// Copies a train out of its buffers, one datagram behind the other.
+fn flatten(buffers: &[IoSliceMut<'_>], bytes: usize, flat: &mut Vec<u8>) {
+    flat.clear();
+    for buffer in buffers {
+        let rest = (bytes - flat.len()).min(buffer.len());
+        flat.extend_from_slice(&buffer[..rest]);
+    }
+}
+
+impl UdpTransport {
+    /// Takes what a socket has received.
+    pub(super) fn receive(&mut self, index: usize, events: &mut Vec<Event>) -> Result<(), TransportError> {
+        let mut stage = self.slots.take_stage();
+        let mut result = Ok(());
+        for _ in 0..RECEIVES {
+            match self.receive_once(index, &mut stage, events) {
+                Ok(()) => {}
+                Err(Errno::AGAIN) => {
+                    if let Some(Some(place)) = self.places.get_mut(index) {
+                        place.is_readable = false;
+                    }
+                    break;
+                }
+                // What the path says of earlier datagrams is a hint, and anybody could have sent it.
+                Err(Errno::CONNREFUSED | Errno::HOSTUNREACH | Errno::NETUNREACH | Errno::MSGSIZE | Errno::PROTO) => {
+                    let owner = self.places.get(index).and_then(Option::as_ref).and_then(|place| place.owner);
+                    if let Some(connection) = owner.and_then(|owner| self.connections.get_mut(&owner)) {
+                        connection.broken.get_or_insert_with(|| "the peer's host says that nobody is there".into());
+                    }
+                }
+                Err(Errno::NOMEM | Errno::NOBUFS) => break,
+                Err(errno) => {
+                    result = Err(failed("recvmsg")(errno));
+                    break;
+                }
+            }
+        }
+        self.slots.return_stage(stage);
+        result
+    }
+
+    fn receive_once(&mut self, index: usize, stage: &mut [u8], events: &mut Vec<Event>) -> Result<(), Errno> {
+        let Some(Some(place)) = self.places.get_mut(index) else { return Err(Errno::AGAIN) };
+        let connection = place.expects.and_then(|key| self.connections.get_mut(&key));
+        let mut cells = [[0_u8; HEAD_BYTES]; MOST_SEGMENTS];
+        let mut buffers: [IoSliceMut<'_>; BUFFERS] = std::array::from_fn(|_| IoSliceMut::new(&mut []));
+        let mut layout = Layout {
+            received: sys::Received { bytes: 0, segment: 0, from: None, was_cut: false },
+            cells: 0,
+            expected: None,
+            segment: 0,
+            word: 0,
+            epoch: 0,
+        };
+        let mut flat = core::mem::take(&mut self.flat);
+        let mut ahead = None;
+        if let Some(connection) = connection
+            && let Some(expected) = connection.session.receiver.expected().filter(|_| connection.their_segment > 0)
+        {
+            layout.segment = connection.their_segment as usize;
+            (layout.word, layout.epoch) = (connection.session.word, connection.session.epoch);
+            if expected.is_new {
+                ahead = self.slots.take_ahead();
+            }
+            let slot = match &mut ahead {
+                Some(slot) => Some(slot),
+                None => connection.session.receiver.slot_of(&expected),
+            };
+            if let Some(slot) = slot {
+                layout.expected = Some(expected);
+                let most = MOST_BYTES.div_ceil(HEAD_BYTES + layout.segment).min(MOST_SEGMENTS);
+                let stretches =
+                    slot.bytes_mut(expected.end as usize)[expected.begin as usize..].chunks_mut(layout.segment);
+                for (at, (cell, stretch)) in cells.iter_mut().zip(stretches).take(most).enumerate() {
+                    buffers[2 * at] = IoSliceMut::new(cell);
+                    buffers[2 * at + 1] = IoSliceMut::new(stretch);
+                    layout.cells += 1;
+                }
+            }
+        }
+        let room = 2 * layout.cells;
+        buffers[room] = IoSliceMut::new(stage);
+        let result = place.socket.receive(&mut buffers[..=room]);
+        if let Ok(received) = result {
+            layout.received = received;
+            // Copied out at once if anything is not where it was expected.
+            let in_place = layout.lies_well(&buffers[..room]);
+            // Without cells everything lies in the stage already.
+            if !in_place && layout.cells > 0 {
+                flatten(&buffers[..=room], received.bytes, &mut flat);
+            }
+            let staged = if !in_place && layout.cells > 0 { &flat[..] } else { stage };
+            let placed = if in_place { &cells[..layout.cells] } else { &[] };
+            self.hand_on(index, received, placed, staged, &mut ahead, events);
+        }
+        self.flat = flat;
+        if let Some(slot) = ahead {
+            self.slots.put_back(slot);
+        }
+        result.map(|_| ())
+    }
+
+    /// Hands on each datagram of a train: those whose heads are in cells lie in place, the others in the stage.
+    fn hand_on(
+        &mut self,
+        index: usize,
+        received: sys::Received,
+        cells: &[[u8; HEAD_BYTES]],
+        stage: &[u8],
+        ahead: &mut Option<Slot>,
+        events: &mut Vec<Event>,
+    ) {
+        let (step, from) = (received.segment.max(1), received.from);
+        // A datagram that is too long for all buffers is none of ours.
+        let bytes = if received.was_cut { 0 } else { received.bytes };
+        for (at, begin) in (0..bytes).step_by(step).enumerate() {
+            let length = step.min(bytes - begin);
+            if let Some(cell) = cells.get(at) {
+                self.datagram(index, from, cell, Some(length - HEAD_BYTES), ahead, events);
+            } else {
+                let begin = (at - cells.len()) * step;
+                self.datagram(index, from, &stage[begin..begin + length], None, ahead, events);
+            }
+        }
+    }
+
+    /// Takes one datagram; `in_place` says how many bytes of payload lie where they were expected.
+    fn datagram(
+        &mut self,
+        index: usize,
+        from: Option<SocketAddr>,
+        bytes: &[u8],
+        in_place: Option<usize>,
+        ahead: &mut Option<Slot>,
+        events: &mut Vec<Event>,
+    ) {
+        let (Some(from), Ok(head)) = (from, Head::decode(bytes)) else {
+            self.strays.foreign += 1;
+            return;
+        };
+        let body = &bytes[HEAD_BYTES..];
+        let Some(Some(place)) = self.places.get(index) else { return };
+        let (listens, owner) = (place.listens, place.owner);
+        match head.kind {
+            Kind::Hello if listens => return self.asked(index, from, bytes.len(), body),
+            Kind::Proof if listens => return self.proved(index, from, body, events),
+            Kind::Hello | Kind::Proof => {
+                self.strays.unproved += 1;
+                return;
+            }
+            _ => {}
+        }
+        let key = if listens { self.words.get(&head.session).copied() } else { owner };
+        let known = key.and_then(|key| Some((key, self.connections.get_mut(&key)?)));
+        let Some((key, connection)) =
+            known.filter(|(_, connection)| connection.session.word == head.session && connection.peer == from)
+        else {
+            self.strays.unknown += 1;
+            let is_ours = key.is_none() && matches!(head.kind, Kind::Data | Kind::Control);
+            if is_ours && self.resets > 0 {
+                self.resets -= 1;
+                self.reset(index, &from, &head, listens);
+            }
+            return;
+        };
+        if connection.is_deaf {
+            return;
+        }
+        match head.kind {
+            Kind::Answer => {
+                if let Some(theirs) = hello_of(body) {
+                    self.answered(key, &theirs, events);
+                }
+            }
+            Kind::Reset => self.was_reset(key, &head, events),
+            _ => {
+                let landed = in_place.map_or(Landed::Elsewhere(body), Landed::InPlace);
+                self.of_session(index, key, &head, landed, ahead, events);
+            }
+        }
+    }
+
+    /// Takes a datagram of a session.
+    fn of_session(
+        &mut self,
+        index: usize,
+        key: u64,
+        head: &Head,
+        landed: Landed<'_>,
+        ahead: &mut Option<Slot>,
+        events: &mut Vec<Event>,
+    ) {
+        let now = self.now();
+        let Some(connection) = self.connections.get_mut(&key) else { return };
+        if let Stage::Greeting(greeting) = &connection.stage {
+            // The first word of the new epoch is the answer to the proof.
+            if greeting.proof.is_none() || head.epoch != greeting.ours.epoch {
+                self.strays.old_epoch += 1;
+                return;
+            }
+            let epoch = greeting.ours.epoch;
+            self.open(key, epoch, events);
+        }
+        let Some(connection) = self.connections.get_mut(&key) else { return };
+        if head.epoch != connection.session.epoch {
+            self.strays.old_epoch += 1;
+            return;
+        }
+        if head.kind == Kind::Data {
+            let bytes = match landed {
+                Landed::InPlace(bytes) => bytes,
+                Landed::Elsewhere(bytes) => bytes.len(),
+            };
+            let rest = head.message_bytes.saturating_sub(head.offset).saturating_sub(head.begin);
+            let is_last = bytes >= rest.min(self.slots.sizes().1.saturating_sub(head.begin)) as usize;
+            // The last of a piece may be short, and says nothing about the next.
+            if !is_last || connection.their_segment < bytes as u32 {
+                connection.their_segment = bytes as u32;
+            }
+        }
+        let session = &mut connection.session;
+        let taken = session.take(head, landed, ahead, &mut self.slots, &mut self.happened, now);
+        match taken {
+            Ok(used) => {
+                if used {
+                    connection.last_heard = now;
+                    if matches!(connection.stage, Stage::Silent) {
+                        connection.stage = Stage::Open;
+                        (connection.deadline, connection.broken) = (None, None);
+                        events.push(Event::Resumed { connection: ConnectionId(key) });
+                    }
+                    if head.kind == Kind::Data
+                        && let Some(Some(place)) = self.places.get_mut(index)
+                    {
+                        place.expects = Some(key);
+                    }
+                }
+                self.tell(key, events);
+                self.make_dirty(key);
+            }
+            Err(fault) => {
+                self.tell(key, events);
+                self.close_with(key, fault.into(), events);
+            }
+        }
+    }
+
+    /// Says that there is no such session.
+    fn reset(&mut self, index: usize, from: &SocketAddr, head: &Head, listens: bool) {
+        let Some(Some(place)) = self.places.get_mut(index) else { return };
+        let reset = Head { epoch: head.epoch, ..Head::empty(Kind::Reset, head.session) };
+        let to = listens.then(|| SocketAddrAny::from(*from));
+        let _ = place.socket.send_small(to.as_ref(), &reset.bytes());
+    }
+
+    /// The peer says that it does not know the session.
+    fn was_reset(&mut self, key: u64, head: &Head, events: &mut Vec<Event>) {
+        let Some(connection) = self.connections.get(&key) else { return };
+        let current = match &connection.stage {
+            Stage::Greeting(greeting) => greeting.ours.epoch,
+            _ => connection.session.epoch,
+        };
+        if head.epoch != current || !connection.announced {
+            self.strays.old_epoch += 1;
+            return;
+        }
+        // A peer forgets a session when both sides had ended it; only the last word of that was lost.
+        let finished = connection.session.may_be_finished();
+        self.close_with(key, if finished { Closed::Ended } else { Closed::SessionLost }, events);
+    }
+
+    /// Answers a hello, and keeps nothing.
+    fn asked(&mut self, index: usize, from: SocketAddr, length: usize, body: &[u8]) {
+        if length < HELLO_DATAGRAM {
+            self.strays.foreign += 1;
+            return;
+        }
+        let Some(theirs) = hello_of(body) else {
+            self.strays.foreign += 1;
+            return;
+        };
+        if self.check_trust(&from).is_err() {
+            self.strays.untrusted += 1;
+            return;
+        }
+        let ours = self.answer_to(&theirs);
+        let answer = self.cookies.answer(self.now(), &from, &theirs, ours, self.options.key.as_ref());
+        if let Some(Some(place)) = self.places.get_mut(index) {
+            let to = SocketAddrAny::from(from);
+            let _ = place.socket.send_small(Some(&to), &hello_datagram(Kind::Answer, &answer));
+        }
+    }
+
+    /// Our hello to theirs, without nonce and proof.
+    fn answer_to(&self, theirs: &Hello) -> Hello {
+        let is_known = self.known_session(theirs).is_some();
+        let epoch = if is_known || theirs.epoch == 0 { theirs.epoch } else { crate::greeting::UNKNOWN_SESSION };
+        self.hello(theirs.session, epoch, [0; 32])
+    }
+
+    fn known_session(&self, theirs: &Hello) -> Option<u64> {
+        let key = *self.words.get(&word_of(&theirs.session))?;
+        self.connections.get(&key).filter(|connection| connection.name == theirs.session).map(|_| key)
+    }
+
+    /// Takes the proof that somebody hears us, and has the key.
+    fn proved(&mut self, index: usize, from: SocketAddr, body: &[u8], events: &mut Vec<Event>) {
+        let now = self.now();
+        let Some(theirs) = hello_of(body) else {
+            self.strays.foreign += 1;
+            return;
+        };
+        let ours = self.answer_to(&theirs);
+        let own_key = self.options.key.as_ref();
+        if ours.epoch != theirs.epoch || !self.cookies.is_proved(now, &from, &theirs, ours, body, own_key) {
+            self.strays.unproved += 1;
+            return;
+        }
+        let peer = (theirs.incarnation, theirs.small_bytes, theirs.slot_bytes);
+        if let Some(key) = self.known_session(&theirs) {
+            let Some(connection) = self.connections.get_mut(&key) else { return };
+            if connection.theirs != Some(peer) || theirs.epoch < connection.session.epoch {
+                self.strays.unproved += 1;
+                return;
+            }
+            if theirs.epoch == connection.session.epoch {
+                // Our first word was lost; it did not hear it.
+                if connection.peer == from {
+                    connection.session.sender.ping = true;
+                    self.make_dirty(key);
+                }
+                return;
+            }
+            (connection.peer, connection.to) = (from, Some(from.into()));
+            connection.socket = index;
+            if matches!(connection.stage, Stage::Open) {
+                let reason = "the peer connected anew".into();
+                events.push(Event::Interrupted { connection: ConnectionId(key), reason });
+            }
+            return self.open(key, theirs.epoch, events);
+        }
+        let word = word_of(&theirs.session);
+        if self.words.contains_key(&word) || self.gone_words.contains_key(&word) {
+            self.strays.unproved += 1;
+            return;
+        }
+        if self.connections.len() >= self.options.connections {
+            self.strays.too_many += 1;
+            return;
+        }
+        let Some(Some(place)) = self.places.get(index) else { return };
+        let room = place.socket.buffers().0;
+        let segment = DatagramSocket::segment_to(&from);
+        let mut connection = self.connection(index, Some(from.into()), from, theirs.session, (segment, room), now);
+        connection.session.sender.begin(&theirs);
+        connection.theirs = Some(peer);
+        let key = self.keep(connection);
+        self.words.insert(word, key);
+        events.push(Event::Accepted { listener: Some(ListenerId(index as u64)), connection: ConnectionId(key) });
+        self.open(key, theirs.epoch, events);
+    }
+}

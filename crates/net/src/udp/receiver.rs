@@ -1,0 +1,563 @@
+//! What a connection over datagrams receives: pieces put together in slots, handed out in the order of their streams,
+//! each once. No I/O.
+//!
+//! # Invariants
+//! - A datagram is taken once, whatever the network doubles or an onlooker plays back; one whose number is so old that
+//!   it is not known any more is dropped, and sent again by an honest peer.
+//! - A piece is handed out when all of it and the piece before it on its stream came.
+//! - What is open of the credits (given and not used) is the number of slots that this connection may still claim.
+//! - Memory is bounded by the credits: pieces under way, gaps between them, and ranges within them.
+
+use std::collections::HashMap;
+
+use zcmi_mem::lease::LeaseMut;
+use zcmi_mem::pool::Slot;
+
+use super::datagram::{ELICITS, END, Head, RANGES, Report, UNRELIABLE, WANTS_LARGE, WANTS_SMALL};
+use super::pace::Nanos;
+use super::ranges::Ranges;
+use crate::frame::{Class, FrameFault, MESSAGE_BYTES};
+use crate::incoming::PeerFault;
+use crate::link::{Happened, Piece};
+use crate::outgoing::MOST_CREDITS;
+use crate::slots::{Need, Slots};
+
+/// How many ranges of datagrams are told apart. What lies below them counts as received.
+const KNOWN_RANGES: usize = 4 * RANGES;
+/// How many stretches of a piece may be there while others are missing.
+const STRETCHES: usize = 1024;
+/// How far ahead of the first missing piece others may be.
+const AHEAD: u64 = 1 << 20;
+
+/// Where the payload of a datagram lies.
+#[derive(Clone, Copy, Debug)]
+pub(crate) enum Landed<'a> {
+    /// In the slot that was expected, where it belongs: so many bytes.
+    InPlace(usize),
+    /// Somewhere else.
+    Elsewhere(&'a [u8]),
+}
+
+impl Landed<'_> {
+    fn len(&self) -> usize {
+        match self {
+            Self::InPlace(bytes) => *bytes,
+            Self::Elsewhere(bytes) => bytes.len(),
+        }
+    }
+}
+
+/// What became of a datagram of data.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Taken {
+    /// Its bytes are where they belong.
+    Yes,
+    /// It came before.
+    Known,
+    /// There was no room for it.
+    Dropped,
+}
+
+/// A piece that is not whole, or waits for the one before it.
+struct Partial {
+    head: Head,
+    length: u32,
+    slot: Option<Slot>,
+    came: Ranges,
+    is_whole: bool,
+}
+
+/// A message that was begun on a stream.
+#[derive(Clone, Copy)]
+struct Begun {
+    message_bytes: u32,
+    next: u32,
+    tag: u64,
+}
+
+/// Bytes that will come next, if all goes well.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Expected {
+    pub(crate) sequence: u64,
+    pub(crate) begin: u32,
+    pub(crate) end: u32,
+    /// Whether the piece has no slot yet.
+    pub(crate) is_new: bool,
+}
+
+/// What was counted of one connection's datagrams.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) struct ReceiveCounts {
+    pub(crate) pieces: u64,
+    pub(crate) bytes: u64,
+    pub(crate) copied: u64,
+    pub(crate) in_place: u64,
+    pub(crate) known: u64,
+    pub(crate) dropped: u64,
+}
+
+/// Everything that is received from one peer.
+pub(crate) struct Receiver {
+    small_bytes: u32,
+    slot_bytes: u32,
+    streams: u32,
+    credits: [u32; 2],
+    numbers: Ranges,
+    newest: Option<(u64, Nanos)>,
+    granted: [u32; 2],
+    told: [u32; 2],
+    used: [u32; 2],
+    wants: [bool; 2],
+    partial: HashMap<u64, Partial>,
+    /// Whole pieces that wait for another one: that one, and they.
+    waiting: HashMap<u64, u64>,
+    /// Pieces of peers that do not send again, by their order of coming.
+    loose: Vec<u64>,
+    /// Every piece below is handed out.
+    floor: u64,
+    handed: Ranges,
+    begun: HashMap<u32, Begun>,
+    end: Option<u64>,
+    has_ended: bool,
+    /// Something came that the peer waits to hear of.
+    pub(crate) owes: bool,
+    /// The piece and the place behind the bytes that came last.
+    last: Option<(u64, u32)>,
+    last_length: u32,
+    pub(crate) counts: ReceiveCounts,
+}
+
+impl core::fmt::Debug for Receiver {
+    fn fmt(&self, f: &mut core::fmt::Formatter<'_>) -> core::fmt::Result {
+        f.debug_struct("Receiver")
+            .field("floor", &self.floor)
+            .field("under_way", &self.partial.len())
+            .field("credits", &(self.used, self.granted, self.told, self.wants))
+            .field("end", &self.end)
+            .field("counts", &self.counts)
+            .finish_non_exhaustive()
+    }
+}
+
+impl Receiver {
+    /// Nothing received yet, by a receiver with these sizes.
+    pub(crate) fn new(sizes: (u32, u32), streams: u32, credits: [u32; 2]) -> Self {
+        Self {
+            small_bytes: sizes.0,
+            slot_bytes: sizes.1,
+            streams,
+            credits,
+            numbers: Ranges::default(),
+            newest: None,
+            granted: [0; 2],
+            told: [0; 2],
+            used: [0; 2],
+            wants: [false; 2],
+            partial: HashMap::new(),
+            waiting: HashMap::new(),
+            loose: Vec::new(),
+            floor: 0,
+            handed: Ranges::default(),
+            begun: HashMap::new(),
+            end: None,
+            has_ended: false,
+            owes: false,
+            last: None,
+            last_length: 0,
+            counts: ReceiveCounts::default(),
+        }
+    }
+
+    fn class_of(&self, length: u32) -> Class {
+        if length <= self.small_bytes { Class::Small } else { Class::Large }
+    }
+
+    /// Credits given and not used, by class.
+    pub(crate) fn open(&self) -> [u32; 2] {
+        [0, 1].map(|class| self.granted[class].wrapping_sub(self.used[class]))
+    }
+
+    /// Whether the peer will send nothing more, and everything that it sent was handed out.
+    pub(crate) fn has_ended(&self) -> bool {
+        self.has_ended
+    }
+
+    /// Gives the peer credits again, as far as there are slots, when half of them are used.
+    pub(crate) fn top_up(&mut self, slots: &mut Slots) {
+        for class in Class::ALL {
+            let index = class.index();
+            let (open, most) = (self.open()[index], self.credits[index].min(MOST_CREDITS));
+            if open * 2 <= most && open < most {
+                let need = if self.wants[index] && open == 0 { Need::Waiting } else { Need::Ahead };
+                let got = slots.promise(class, most - open, need);
+                self.granted[index] = self.granted[index].wrapping_add(got);
+            }
+        }
+    }
+
+    /// How many pieces are not whole, or wait for another.
+    #[cfg(test)]
+    pub(crate) fn under_way(&self) -> usize {
+        self.partial.len()
+    }
+
+    /// Whether the peer waits for credits that could not be given.
+    pub(crate) fn is_short(&self) -> bool {
+        let open = self.open();
+        [0, 1].into_iter().any(|class| self.wants[class] && open[class] == 0)
+    }
+
+    /// Whether the peer waits for credits, and some were given of which it does not know.
+    pub(crate) fn owes_credits(&self) -> bool {
+        [0, 1].into_iter().any(|class| {
+            let untold = self.granted[class].wrapping_sub(self.told[class]);
+            untold > 0 && (self.wants[class] || self.open()[class] == untold)
+        })
+    }
+
+    /// Whether a datagram of that number came before.
+    pub(crate) fn knows(&self, number: u64) -> bool {
+        self.numbers.contains(number)
+    }
+
+    /// Notes that a datagram came and was used.
+    pub(crate) fn note(&mut self, head: &Head, now: Nanos) {
+        self.numbers.insert(head.number, head.number.saturating_add(1));
+        if self.numbers.len() > KNOWN_RANGES {
+            self.numbers.join_lowest();
+        }
+        if self.newest.is_none_or(|(newest, _)| head.number > newest) {
+            self.newest = Some((head.number, now));
+        }
+        self.owes |= head.has(ELICITS);
+    }
+
+    /// Notes that a datagram came that was not to be used, but is to be heard of.
+    pub(crate) fn note_again(&mut self, head: &Head) {
+        self.counts.known += 1;
+        self.owes |= head.has(ELICITS);
+    }
+
+    /// What to tell the peer. It counts as told.
+    pub(crate) fn report(&mut self, window_bytes: u32, now: Nanos) -> Report {
+        let mut report =
+            Report { granted: self.granted, window_bytes, delay_us: 0, ranges: [(0, 0); RANGES], count: 0 };
+        for (place, range) in report.ranges.iter_mut().zip(self.numbers.newest_first()) {
+            *place = range;
+            report.count += 1;
+        }
+        let delay = self.newest.map_or(0, |(_, came)| now.saturating_sub(came)) / 1000;
+        report.delay_us = u32::try_from(delay).unwrap_or(u32::MAX);
+        for class in [0, 1] {
+            self.wants[class] &= self.granted[class] == self.told[class];
+        }
+        self.told = self.granted;
+        self.owes = false;
+        report
+    }
+
+    /// Takes what a control datagram says to the receiving half.
+    pub(crate) fn control(&mut self, head: &Head, happened: &mut Vec<Happened>) -> Result<(), PeerFault> {
+        self.wants[0] |= head.has(WANTS_SMALL);
+        self.wants[1] |= head.has(WANTS_LARGE);
+        if head.has(END) {
+            let count = if head.has(UNRELIABLE) { self.floor } else { head.sequence };
+            let fault = |fault| PeerFault::End { sequence: count, fault };
+            if self.end.is_some_and(|end| end != count && !head.has(UNRELIABLE)) {
+                return Err(fault("it had ended it at another"));
+            }
+            let behind = self.partial.iter().any(|(&piece, partial)| piece >= count && !partial.head.has(UNRELIABLE));
+            if behind || self.handed.next_begin(count).is_some() || count < self.floor {
+                return Err(fault("a piece came after it"));
+            }
+            self.end = Some(count);
+            self.look_at_end(happened)?;
+        }
+        Ok(())
+    }
+
+    fn look_at_end(&mut self, happened: &mut Vec<Happened>) -> Result<(), PeerFault> {
+        if self.has_ended || self.end != Some(self.floor) {
+            return Ok(());
+        }
+        if !self.begun.is_empty() {
+            return Err(PeerFault::End { sequence: self.floor, fault: "a message was not finished" });
+        }
+        self.has_ended = true;
+        happened.push(Happened::Ended);
+        Ok(())
+    }
+
+    /// Where the next bytes will go, if the peer goes on as it did.
+    pub(crate) fn expected(&self) -> Option<Expected> {
+        if self.last_length <= self.small_bytes {
+            return None;
+        }
+        let (sequence, at) = self.last?;
+        if let Some(partial) = self.partial.get(&sequence).filter(|partial| !partial.is_whole && partial.slot.is_some())
+        {
+            let begin = partial.came.end_from(at.into());
+            let end = partial.came.next_begin(begin).unwrap_or(partial.length.into());
+            if begin < end {
+                return Some(Expected { sequence, begin: begin as u32, end: end as u32, is_new: false });
+            }
+        }
+        let sequence = sequence + 1;
+        let is_free =
+            !self.partial.contains_key(&sequence) && sequence >= self.floor && !self.handed.contains(sequence);
+        (is_free && self.open()[Class::Large.index()] > 0).then_some(Expected {
+            sequence,
+            begin: 0,
+            end: self.last_length,
+            is_new: true,
+        })
+    }
+
+    /// The slot of a piece that is expected.
+    pub(crate) fn slot_of(&mut self, expected: &Expected) -> Option<&mut Slot> {
+        self.partial.get_mut(&expected.sequence)?.slot.as_mut()
+    }
+
+    /// Takes the payload of a datagram that is [not known](Self::knows). `ahead` is the slot in which a new piece was
+    /// expected; it is taken if the bytes are there.
+    pub(crate) fn data(
+        &mut self,
+        head: &Head,
+        landed: Landed<'_>,
+        ahead: &mut Option<Slot>,
+        slots: &mut Slots,
+        happened: &mut Vec<Happened>,
+    ) -> Result<Taken, PeerFault> {
+        let &Head { sequence, message_bytes, offset, begin, .. } = head;
+        let length = message_bytes.saturating_sub(offset).min(self.slot_bytes);
+        let bytes = u32::try_from(landed.len()).unwrap_or(u32::MAX);
+        let no_piece = FrameFault::Piece { message_bytes, offset, length: bytes };
+        let fits = message_bytes <= MESSAGE_BYTES
+            && offset.is_multiple_of(self.slot_bytes)
+            && (offset < message_bytes || message_bytes == 0 && offset == 0)
+            && begin <= length
+            && bytes <= length - begin
+            && (bytes > 0 || message_bytes == 0)
+            && u64::from(head.after) <= sequence;
+        if !fits {
+            return Err(no_piece.into());
+        }
+        let reliable = !head.has(UNRELIABLE);
+        if reliable {
+            if sequence < self.floor || self.handed.contains(sequence) {
+                self.counts.known += 1;
+                return Ok(Taken::Known);
+            }
+            if let Some(end) = self.end.filter(|&end| sequence >= end) {
+                return Err(PeerFault::End { sequence: end, fault: "a piece came after it" });
+            }
+            if sequence >= self.floor + AHEAD {
+                return Err(PeerFault::Sequence { claimed: sequence, expected: self.floor });
+            }
+        }
+        if !self.partial.contains_key(&sequence) && !self.begin_piece(head, length, &landed, ahead, slots)? {
+            self.counts.dropped += 1;
+            return Ok(Taken::Dropped);
+        }
+        let Some(partial) = self.partial.get_mut(&sequence) else { return Ok(Taken::Dropped) };
+        let same = |head: &Head| {
+            let flags = head.flags & UNRELIABLE;
+            (head.stream, head.tag, head.message_bytes, head.offset, head.after, flags)
+        };
+        if same(&partial.head) != same(head) {
+            let (due, due_bytes) = (partial.head.offset, partial.head.message_bytes);
+            return Err(PeerFault::Continuation { stream: head.stream, offset, message_bytes, due, due_bytes });
+        }
+        if partial.came.len() >= STRETCHES && !partial.came.contains(begin.into()) {
+            self.counts.dropped += 1;
+            return Ok(Taken::Dropped);
+        }
+        match landed {
+            Landed::InPlace(bytes) => self.counts.in_place += bytes as u64,
+            Landed::Elsewhere(bytes) => {
+                if let Some(slot) = &mut partial.slot {
+                    slot.bytes_mut(length as usize)[begin as usize..][..bytes.len()].copy_from_slice(bytes);
+                    self.counts.copied += bytes.len() as u64;
+                }
+            }
+        }
+        partial.came.insert(begin.into(), (begin + bytes).into());
+        (self.last, self.last_length) = (Some((sequence, begin + bytes)), length);
+        if partial.came.covers(0, length.into()) && !core::mem::replace(&mut partial.is_whole, true) {
+            self.hand_out(sequence, happened)?;
+        }
+        Ok(Taken::Yes)
+    }
+
+    /// Finds the slot for a piece of which these are the first bytes; `false` if there is none for one without credit.
+    fn begin_piece(
+        &mut self,
+        head: &Head,
+        length: u32,
+        landed: &Landed<'_>,
+        ahead: &mut Option<Slot>,
+        slots: &mut Slots,
+    ) -> Result<bool, PeerFault> {
+        let (class, sequence) = (self.class_of(length), head.sequence);
+        let index = class.index();
+        let reliable = !head.has(UNRELIABLE);
+        if !reliable && self.loose.len() >= (self.credits[index].max(2) / 2) as usize {
+            // The oldest has waited longest for what probably is lost.
+            let oldest = self.loose.remove(0);
+            if let Some(slot) = self.partial.remove(&oldest).and_then(|partial| partial.slot) {
+                slots.put_back(slot);
+            }
+            self.counts.dropped += 1;
+            self.top_up(slots);
+        }
+        if self.open()[index] == 0 {
+            // Who does not send again does not wait for credits either: they only say which slots are set aside.
+            let fault = PeerFault::NoCredit { class, granted: self.granted[index] };
+            return if reliable { Err(fault) } else { Ok(false) };
+        }
+        if reliable {
+            let most = self.credits[0].saturating_add(self.credits[1]) as usize;
+            if self.handed.len() > most {
+                return Err(PeerFault::Sequence { claimed: sequence, expected: self.floor });
+            }
+        }
+        let slot = match landed {
+            _ if length == 0 => None,
+            Landed::InPlace(_) => ahead.take(),
+            Landed::Elsewhere(_) => slots.take(class),
+        };
+        if slot.is_none() && length > 0 {
+            return Ok(false);
+        }
+        self.used[index] = self.used[index].wrapping_add(1);
+        let mut promise = [0; 2];
+        promise[index] = 1;
+        slots.unpromise(promise);
+        if !reliable {
+            self.loose.push(sequence);
+        }
+        let partial = Partial { head: *head, length, slot, came: Ranges::default(), is_whole: false };
+        self.partial.insert(sequence, partial);
+        Ok(true)
+    }
+
+    /// Hands out a piece that is whole, if it is its turn, and those that waited for it.
+    fn hand_out(&mut self, sequence: u64, happened: &mut Vec<Happened>) -> Result<(), PeerFault> {
+        let mut next = Some(sequence);
+        while let Some(sequence) = next.take() {
+            let Some(head) = self.partial.get(&sequence).map(|partial| partial.head) else { break };
+            let reliable = !head.has(UNRELIABLE);
+            let before = sequence - u64::from(head.after);
+            if reliable && head.after > 0 && before >= self.floor && !self.handed.contains(before) {
+                if self.waiting.insert(before, sequence).is_some_and(|other| other != sequence) {
+                    return Err(PeerFault::Sequence { claimed: sequence, expected: before });
+                }
+                break;
+            }
+            let Some(Partial { slot, length, .. }) = self.partial.remove(&sequence) else { break };
+            if reliable {
+                self.check_continuation(&head, length)?;
+                self.handed.insert(sequence, sequence + 1);
+                self.floor = self.handed.end_from(self.floor);
+                self.handed.remove_below(self.floor);
+            } else {
+                self.loose.retain(|&loose| loose != sequence);
+            }
+            self.counts.pieces += 1;
+            self.counts.bytes += u64::from(length);
+            let lease = match slot {
+                Some(slot) => LeaseMut::slot(slot, length as usize),
+                None => LeaseMut::inline(0),
+            };
+            let Head { stream, tag, message_bytes, offset, .. } = head;
+            happened.push(Happened::Received(Piece { stream, tag, message_bytes, offset, lease }));
+            next = self.waiting.remove(&sequence);
+        }
+        self.look_at_end(happened)
+    }
+
+    /// Refuses a piece that does not continue the message of its stream.
+    fn check_continuation(&mut self, head: &Head, length: u32) -> Result<(), PeerFault> {
+        let &Head { stream, message_bytes, offset, tag, .. } = head;
+        let due = self.begun.get(&stream).copied();
+        if due.is_none() && self.begun.len() >= self.streams as usize && length < message_bytes {
+            return Err(PeerFault::Streams { streams: self.streams });
+        }
+        let due = due.unwrap_or(Begun { message_bytes, next: 0, tag });
+        if (message_bytes, offset, tag) != (due.message_bytes, due.next, due.tag) {
+            let (due, due_bytes) = (due.next, due.message_bytes);
+            return Err(PeerFault::Continuation { stream, offset, message_bytes, due, due_bytes });
+        }
+        let next = offset + length;
+        if next == message_bytes {
+            self.begun.remove(&stream);
+        } else {
+            self.begun.insert(stream, Begun { message_bytes, next, tag });
+        }
+        Ok(())
+    }
+
+    /// Lets go of all slots and promises.
+    pub(crate) fn forget(&mut self, slots: &mut Slots) {
+        slots.unpromise(self.open());
+        self.used = self.granted;
+        for partial in self.partial.drain().map(|(_, partial)| partial) {
+            partial.slot.into_iter().for_each(|slot| slots.put_back(slot));
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::slots::SlotPlan;
+    use crate::udp::datagram::Kind;
+
+    const SMALL: u32 = 512;
+
+    fn receiver(credits: [u32; 2]) -> (Receiver, Slots) {
+        let plan =
+            SlotPlan { small_bytes: SMALL, small_slots: 64, slot_bytes: 4096, large_slots: 4, headers: 1, loans: None };
+        let mut slots = Slots::new(&plan).expect("memory");
+        let mut receiver = Receiver::new(slots.sizes(), 8, credits);
+        receiver.top_up(&mut slots);
+        (receiver, slots)
+    }
+
+    fn take(receiver: &mut Receiver, slots: &mut Slots, head: &Head) -> Result<Taken, PeerFault> {
+        receiver.top_up(slots);
+        let bytes = &[7; 4096][..head.message_bytes as usize];
+        receiver.data(head, Landed::Elsewhere(bytes), &mut None, slots, &mut Vec::new())
+    }
+
+    fn piece(sequence: u64, message_bytes: u32) -> Head {
+        Head { sequence, message_bytes, ..Head::empty(Kind::Data, 7) }
+    }
+
+    #[test]
+    fn a_piece_without_a_credit_is_refused_by_name() {
+        let (mut receiver, mut slots) = receiver([8, 0]);
+        assert_eq!(take(&mut receiver, &mut slots, &piece(0, SMALL)), Ok(Taken::Yes));
+        let refused = take(&mut receiver, &mut slots, &piece(1, SMALL + 1));
+        assert_eq!(refused, Err(PeerFault::NoCredit { class: Class::Large, granted: 0 }));
+        // Who does not send again goes without one, and without the slot.
+        let loose = Head { flags: UNRELIABLE, ..piece(1, SMALL + 1) };
+        assert_eq!(take(&mut receiver, &mut slots, &loose), Ok(Taken::Dropped));
+        assert_eq!(receiver.counts.dropped, 1);
+    }
+
+    #[test]
+    fn more_gaps_than_there_are_credits_are_a_lie() {
+        let (mut receiver, mut slots) = receiver([8, 2]);
+        let mut sequence = 1;
+        let refused = loop {
+            match take(&mut receiver, &mut slots, &piece(sequence, 10)) {
+                Ok(taken) => assert_eq!(taken, Taken::Yes),
+                Err(fault) => break fault,
+            }
+            sequence += 2;
+            assert!(sequence < 1000, "gaps without an end");
+        };
+        assert_eq!(refused, PeerFault::Sequence { claimed: 23, expected: 0 });
+    }
+}

@@ -1,0 +1,112 @@
+//! One side of a session over datagrams: what it sends and what it receives. No I/O, no clock.
+
+use zcmi_mem::pool::Slot;
+
+use super::datagram::{CONTROL_BYTES, HEAD_BYTES, Head, Kind, Report};
+use super::pace::Nanos;
+use super::receiver::{Landed, Receiver, Taken};
+use super::sender::Sender;
+use crate::frame::FrameFault;
+use crate::incoming::PeerFault;
+use crate::link::{Happened, LinkLimits};
+use crate::outgoing::Token;
+use crate::slots::Slots;
+
+/// One side of a session.
+pub(crate) struct Session {
+    /// The first half of the session's name, which every datagram bears.
+    pub(crate) word: u64,
+    pub(crate) epoch: u32,
+    pub(crate) sender: Sender,
+    pub(crate) receiver: Receiver,
+    /// Messages that are done.
+    pub(crate) done: Vec<Token>,
+    /// Bytes that our socket takes without being read.
+    window_bytes: u32,
+}
+
+impl Session {
+    /// A session in which nothing was said yet.
+    pub(crate) fn new(
+        word: u64,
+        limits: &LinkLimits,
+        reliable: bool,
+        segment: u32,
+        window_bytes: u32,
+        slots: &Slots,
+        now: Nanos,
+    ) -> Self {
+        Self {
+            word,
+            epoch: 0,
+            sender: Sender::new(limits.queue, reliable, segment, now),
+            receiver: Receiver::new(slots.sizes(), limits.streams, limits.credits),
+            done: Vec::new(),
+            window_bytes,
+        }
+    }
+
+    /// Takes a datagram of the session and its epoch; what is left of `ahead` was not needed. Says whether it was used.
+    ///
+    /// # Errors
+    /// [`PeerFault`] for what no honest peer sends.
+    pub(crate) fn take(
+        &mut self,
+        head: &Head,
+        landed: Landed<'_>,
+        ahead: &mut Option<Slot>,
+        slots: &mut Slots,
+        happened: &mut Vec<Happened>,
+        now: Nanos,
+    ) -> Result<bool, PeerFault> {
+        if self.receiver.knows(head.number) {
+            self.receiver.note_again(head);
+            return Ok(false);
+        }
+        match (head.kind, landed) {
+            (Kind::Data, landed) => {
+                let taken = self.receiver.data(head, landed, ahead, slots, happened)?;
+                if taken != Taken::Dropped {
+                    self.receiver.note(head, now);
+                }
+                self.sender.alive();
+                Ok(taken == Taken::Yes)
+            }
+            (Kind::Control, Landed::Elsewhere(bytes)) => {
+                let report = Report::decode(bytes).map_err(|_| FrameFault::Kind(2))?;
+                self.receiver.control(head, happened)?;
+                self.receiver.note(head, now);
+                self.sender.report(&report, now, &mut self.done)?;
+                happened.extend(self.done.drain(..).map(Happened::Completed));
+                Ok(true)
+            }
+            _ => Ok(false),
+        }
+    }
+
+    /// Writes the next control datagram, if one is due, and says how long it is. With `flush`, what came is told though
+    /// nothing else is due.
+    pub(crate) fn speak(&mut self, bytes: &mut [u8; CONTROL_BYTES], flush: bool, now: Nanos) -> Option<usize> {
+        let owes_credits = self.receiver.owes_credits();
+        if !(self.sender.must_speak() || owes_credits || (flush && self.receiver.owes)) {
+            return None;
+        }
+        let report = self.receiver.report(self.window_bytes, now);
+        let length = HEAD_BYTES + report.encode(&mut bytes[HEAD_BYTES..]);
+        // Credits that somebody waits for must not be lost.
+        let (number, flags, sequence) = self.sender.speak(owes_credits, length as u64, now);
+        let head = Head { number, flags, sequence, epoch: self.epoch, ..Head::empty(Kind::Control, self.word) };
+        bytes[..HEAD_BYTES].copy_from_slice(&head.bytes());
+        Some(length)
+    }
+
+    /// Whether the peer knows that everything came, as far as that can be known.
+    pub(crate) fn is_finished(&self) -> bool {
+        self.sender.is_finished() && self.receiver.has_ended() && !self.receiver.owes
+    }
+
+    /// Whether a peer that forgot the session may have done so because both sides had ended it.
+    pub(crate) fn may_be_finished(&self) -> bool {
+        self.sender.has_ended() && self.receiver.has_ended()
+    }
+}

@@ -1,0 +1,442 @@
+//! A datagram socket: trains out of it by one call or several, trains into it, and which sends the kernel still reads.
+
+use std::collections::VecDeque;
+use std::io::{IoSlice, IoSliceMut};
+use std::net::SocketAddr;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+
+use rustix::io::Errno;
+use rustix::net::{AddressFamily, SocketAddrAny, SocketFlags, SocketType, sockopt};
+
+use super::datagram::HEAD_BYTES;
+use super::sender::Item;
+use super::sys;
+use crate::notify::Owed;
+use crate::socket::{Ignored, enable_zero_copy, read_reports};
+
+/// The most datagrams of one call; older kernels take 64.
+pub(super) const MOST_SEGMENTS: usize = 64;
+/// The most bytes of one call: what an IP packet can hold.
+pub(super) const MOST_BYTES: usize = 65_507;
+/// Bytes of payload that any path takes: a packet of 1,280 bytes without heads.
+pub(super) const SAFE_SEGMENT: u32 = 1152;
+/// Zero-copy sends that may be owed a notification.
+const OWED_MAX: usize = 4096;
+/// Heads that are kept for the next train.
+const SPARE_HEADS: usize = 16;
+
+/// The heads of a train.
+pub(super) type Heads = Box<[[u8; HEAD_BYTES]; MOST_SEGMENTS]>;
+
+/// A zero-copy send that owes a notification: whose pieces it reads, and its heads.
+pub(super) struct Flight {
+    number: u64,
+    pub(super) connection: u64,
+    pub(super) items: Vec<Item>,
+    heads: Option<Heads>,
+    open: bool,
+}
+
+/// How sending went.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct DatagramCounts {
+    /// Calls that sent something.
+    pub sends: u64,
+    /// Datagrams sent.
+    pub datagrams: u64,
+    /// Bytes sent, heads included.
+    pub bytes: u64,
+    /// Calls for several datagrams that were refused, so that each took a call of its own.
+    pub refused_trains: u64,
+    /// Calls without a copy that were refused, so that the kernel copied.
+    pub refused_zero_copy: u64,
+    /// Trains that were copied because too much was pinned.
+    pub over_budget: u64,
+    /// Bytes sent without a copy, as far as the kernel says.
+    pub zero_copy_bytes: u64,
+    /// Notifications that came.
+    pub notified: u64,
+    /// Of these, how many said that the kernel copied.
+    pub copied: u64,
+    /// Calls that received something.
+    pub receives: u64,
+    /// Datagrams received.
+    pub received: u64,
+}
+
+/// What became of a train.
+pub(super) struct SentTrain {
+    /// How many datagrams were sent.
+    pub(super) count: usize,
+    /// Whether the kernel reads them until it says that it does not.
+    pub(super) pinned: bool,
+    /// Whether no more is taken now.
+    pub(super) is_full: bool,
+}
+
+/// A datagram socket.
+pub(super) struct DatagramSocket {
+    socket: OwnedFd,
+    is_ipv6: bool,
+    /// How many datagrams a call may send; 1 where the kernel cuts nothing.
+    segments: usize,
+    /// The same for calls without a copy, which may have few parts.
+    zero_copy_segments: usize,
+    zero_copy: Option<Owed>,
+    flights: VecDeque<Flight>,
+    spare: Vec<Heads>,
+    ignored: Ignored,
+    pub(super) counts: DatagramCounts,
+}
+
+impl DatagramSocket {
+    /// A socket of the family of that address, not bound yet.
+    pub(super) fn new(address: &SocketAddr, buffer_bytes: usize) -> Result<Self, Errno> {
+        let family = if address.is_ipv6() { AddressFamily::INET6 } else { AddressFamily::INET };
+        let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
+        let socket = rustix::net::socket_with(family, SocketType::DGRAM, flags, None)?;
+        let is_ipv6 = address.is_ipv6();
+        if is_ipv6 {
+            sockopt::set_ipv6_v6only(&socket, true)?;
+        }
+        sys::set_buffers(socket.as_fd(), buffer_bytes);
+        sys::set_no_fragments(socket.as_fd(), is_ipv6)?;
+        // An older kernel hands out datagrams one by one, and takes them so.
+        let _ = sys::set_gro(socket.as_fd());
+        let segments = if sys::knows_gso(socket.as_fd()).is_ok() { MOST_SEGMENTS } else { 1 };
+        Ok(Self {
+            socket,
+            is_ipv6,
+            segments,
+            zero_copy_segments: segments,
+            zero_copy: None,
+            flights: VecDeque::new(),
+            spare: Vec::new(),
+            ignored: Ignored::default(),
+            counts: DatagramCounts::default(),
+        })
+    }
+
+    /// Binds it.
+    pub(super) fn bind(&self, address: &SocketAddr) -> Result<(), Errno> {
+        rustix::net::bind(&self.socket, address)
+    }
+
+    /// Has it send to and receive from one address only.
+    pub(super) fn connect(&self, address: &SocketAddr) -> Result<(), Errno> {
+        rustix::net::connect(&self.socket, address)
+    }
+
+    /// Where it is bound.
+    pub(super) fn address(&self) -> Option<SocketAddr> {
+        SocketAddr::try_from(rustix::net::getsockname(&self.socket).ok()?).ok()
+    }
+
+    /// Has zero-copy sends be taken at their word.
+    ///
+    /// # Errors
+    /// Why they are not.
+    pub(super) fn allow_zero_copy(&mut self) -> Result<(), String> {
+        enable_zero_copy(self.socket.as_fd()).map_err(|reason| reason.into_owned())?;
+        self.zero_copy = Some(Owed::new(0, OWED_MAX));
+        Ok(())
+    }
+
+    /// The room for what is received, and for what is sent, as the kernel counts it.
+    pub(super) fn buffers(&self) -> (usize, usize) {
+        let received = sockopt::socket_recv_buffer_size(&self.socket).unwrap_or(0);
+        (received, sockopt::socket_send_buffer_size(&self.socket).unwrap_or(0))
+    }
+
+    /// Bytes of payload that a datagram to the connected address takes.
+    pub(super) fn segment(&self) -> u32 {
+        segment_of(self.socket.as_fd(), self.is_ipv6)
+    }
+
+    /// The same for a path on which we have no socket of our own.
+    pub(super) fn segment_to(address: &SocketAddr) -> u32 {
+        let family = if address.is_ipv6() { AddressFamily::INET6 } else { AddressFamily::INET };
+        let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
+        let Ok(socket) = rustix::net::socket_with(family, SocketType::DGRAM, flags, None) else { return SAFE_SEGMENT };
+        match rustix::net::connect(&socket, address) {
+            Ok(()) => segment_of(socket.as_fd(), address.is_ipv6()),
+            Err(_) => SAFE_SEGMENT,
+        }
+    }
+
+    /// How many datagrams may go by one call.
+    pub(super) fn segments(&self) -> usize {
+        self.segments
+    }
+
+    /// Sends everything in datagrams of their own from now on.
+    pub(super) fn refuse_trains(&mut self) {
+        self.segments = 1;
+    }
+
+    /// Room for heads.
+    pub(super) fn heads(&mut self) -> Heads {
+        self.spare.pop().unwrap_or_else(|| Box::new([[0; HEAD_BYTES]; MOST_SEGMENTS]))
+    }
+
+    fn keep(&mut self, heads: Option<Heads>) {
+        if self.spare.len() < SPARE_HEADS {
+            self.spare.extend(heads);
+        }
+    }
+
+    /// Sends one datagram from elsewhere; it is not missed if it does not go.
+    pub(super) fn send_small(&mut self, to: Option<&SocketAddrAny>, bytes: &[u8]) -> Result<(), Errno> {
+        sys::send(self.socket.as_fd(), to, &[IoSlice::new(bytes)], None, false)?;
+        self.counts.sends += 1;
+        self.counts.datagrams += 1;
+        self.counts.bytes += bytes.len() as u64;
+        Ok(())
+    }
+
+    /// Sends datagrams, each of a head and its payload: all of one size, the last of that or less.
+    ///
+    /// # Errors
+    /// The kernel's, if nothing was sent. `MSGSIZE`: the path does not take datagrams of that size.
+    pub(super) fn send_train(
+        &mut self,
+        to: Option<&SocketAddrAny>,
+        heads: Heads,
+        payloads: &[&[u8]],
+        zero_copy: Option<(u64, &[Item])>,
+    ) -> Result<SentTrain, Errno> {
+        if let (Some((connection, items)), Some(owed)) = (zero_copy, &self.zero_copy) {
+            let count = payloads.len().min(self.zero_copy_segments);
+            if owed.has_room() {
+                match self.send_slices(to, &heads, &payloads[..count], true) {
+                    Ok(()) => {
+                        let number = self.zero_copy.as_mut().map_or(0, Owed::count);
+                        let items = items[..count].to_vec();
+                        self.flights.push_back(Flight { number, connection, items, heads: Some(heads), open: true });
+                        self.counts.zero_copy_bytes +=
+                            payloads[..count].iter().map(|bytes| bytes.len() as u64).sum::<u64>();
+                        return Ok(SentTrain { count, pinned: true, is_full: false });
+                    }
+                    Err(Errno::AGAIN) => {
+                        self.keep(Some(heads));
+                        return Err(Errno::AGAIN);
+                    }
+                    Err(errno) => {
+                        // A packet has few parts: fewer datagrams may fit. Anything else a plain send finds out.
+                        self.counts.refused_zero_copy += 1;
+                        if errno == Errno::MSGSIZE && count > 1 {
+                            self.zero_copy_segments = count.div_ceil(2);
+                        }
+                    }
+                }
+            }
+        }
+        let sent = self.send_copying(to, &heads, payloads);
+        self.keep(Some(heads));
+        sent
+    }
+
+    fn send_copying(
+        &mut self,
+        to: Option<&SocketAddrAny>,
+        heads: &Heads,
+        payloads: &[&[u8]],
+    ) -> Result<SentTrain, Errno> {
+        if payloads.len() > 1 && self.segments > 1 {
+            match self.send_slices(to, heads, payloads, false) {
+                Ok(()) => return Ok(SentTrain { count: payloads.len(), pinned: false, is_full: false }),
+                Err(Errno::MSGSIZE) => {
+                    // Too many, or each too long: the first alone tells.
+                    self.counts.refused_trains += 1;
+                    self.send_slices(to, heads, &payloads[..1], false)?;
+                    self.segments = (self.segments.min(payloads.len()) / 2).max(1);
+                    return Ok(SentTrain { count: 1, pinned: false, is_full: false });
+                }
+                // The device or the kernel does not cut.
+                Err(Errno::INVAL | Errno::IO | Errno::OPNOTSUPP) => {
+                    self.counts.refused_trains += 1;
+                    self.segments = 1;
+                }
+                Err(errno) => return Err(errno),
+            }
+        }
+        for index in 0..payloads.len() {
+            match self.send_one(to, &heads[index], payloads[index]) {
+                Ok(()) => {}
+                Err(errno) if index == 0 => return Err(errno),
+                Err(_) => return Ok(SentTrain { count: index, pinned: false, is_full: true }),
+            }
+        }
+        Ok(SentTrain { count: payloads.len(), pinned: false, is_full: false })
+    }
+
+    fn send_one(&mut self, to: Option<&SocketAddrAny>, head: &[u8], payload: &[u8]) -> Result<(), Errno> {
+        sys::send(self.socket.as_fd(), to, &[IoSlice::new(head), IoSlice::new(payload)], None, false)?;
+        self.counts.sends += 1;
+        self.counts.datagrams += 1;
+        self.counts.bytes += (head.len() + payload.len()) as u64;
+        Ok(())
+    }
+
+    fn send_slices(
+        &mut self,
+        to: Option<&SocketAddrAny>,
+        heads: &Heads,
+        payloads: &[&[u8]],
+        zero_copy: bool,
+    ) -> Result<(), Errno> {
+        let mut slices: [IoSlice<'_>; 2 * MOST_SEGMENTS] = std::array::from_fn(|_| IoSlice::new(&[]));
+        let mut bytes = 0;
+        for (index, payload) in payloads.iter().enumerate() {
+            slices[2 * index] = IoSlice::new(&heads[index]);
+            slices[2 * index + 1] = IoSlice::new(payload);
+            bytes += HEAD_BYTES + payload.len();
+        }
+        let segment = (payloads.len() > 1).then(|| (HEAD_BYTES + payloads[0].len()) as u16);
+        sys::send(self.socket.as_fd(), to, &slices[..2 * payloads.len()], segment, zero_copy)?;
+        self.counts.sends += 1;
+        self.counts.datagrams += payloads.len() as u64;
+        self.counts.bytes += bytes as u64;
+        Ok(())
+    }
+
+    /// Receives what is there.
+    pub(super) fn receive(&mut self, buffers: &mut [IoSliceMut<'_>]) -> Result<sys::Received, Errno> {
+        let received = sys::receive(self.socket.as_fd(), buffers)?;
+        self.counts.receives += 1;
+        self.counts.received += received.bytes.div_ceil(received.segment.max(1)) as u64;
+        Ok(received)
+    }
+
+    /// How many sends for that connection are owed a notification.
+    pub(super) fn open_flights(&self, connection: u64) -> usize {
+        self.flights.iter().filter(|flight| flight.open && flight.connection == connection).count()
+    }
+
+    /// How many sends are owed a notification.
+    pub(super) fn owed(&self) -> u64 {
+        self.zero_copy.as_ref().map_or(0, Owed::open)
+    }
+
+    /// Takes the notifications that have come, and gives the sends that are done to `each`.
+    pub(super) fn notifications(&mut self, each: &mut dyn FnMut(&Flight)) {
+        let Self { socket, zero_copy, flights, ignored, counts, spare, .. } = self;
+        let Some(owed) = zero_copy else { return };
+        // Errors of the path are hints from whoever sent them, and nothing here goes by them.
+        let _ = read_reports(socket.as_fd(), owed, ignored, &mut |notification| {
+            let begin = flights.partition_point(|flight| flight.number < notification.first);
+            for flight in flights.range_mut(begin..).take_while(|flight| flight.number <= notification.last) {
+                if core::mem::take(&mut flight.open) {
+                    counts.notified += 1;
+                    counts.copied += u64::from(notification.copied);
+                    each(flight);
+                    if spare.len() < SPARE_HEADS {
+                        spare.extend(flight.heads.take());
+                    }
+                }
+            }
+        });
+        while flights.front().is_some_and(|flight| !flight.open) {
+            flights.pop_front();
+        }
+    }
+}
+
+impl AsFd for DatagramSocket {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.socket.as_fd()
+    }
+}
+
+fn segment_of(socket: BorrowedFd<'_>, is_ipv6: bool) -> u32 {
+    let heads = if is_ipv6 { 48 } else { 28 } + HEAD_BYTES;
+    match sys::path_mtu(socket, is_ipv6) {
+        Ok(mtu) if mtu > SAFE_SEGMENT as usize + heads => {
+            let bytes = (mtu - heads).min(MOST_BYTES - HEAD_BYTES);
+            // Whole cache lines, so that payload lies in slots as evenly as it was written.
+            (bytes / 64 * 64) as u32
+        }
+        _ => SAFE_SEGMENT,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn pair() -> (DatagramSocket, DatagramSocket) {
+        let here = "127.0.0.1:0".parse().expect("an address");
+        let (one, two) = (DatagramSocket::new(&here, 1 << 20), DatagramSocket::new(&here, 1 << 20));
+        let (one, two) = (one.expect("a socket"), two.expect("a socket"));
+        two.bind(&here).expect("a port");
+        one.connect(&two.address().expect("it is bound")).expect("it is there");
+        (one, two)
+    }
+
+    fn received(socket: &mut DatagramSocket) -> Vec<usize> {
+        let mut bytes = vec![0; 1 << 16];
+        let mut lengths = Vec::new();
+        while let Ok(received) = socket.receive(&mut [IoSliceMut::new(&mut bytes)]) {
+            assert!(!received.was_cut && received.from.is_some());
+            let starts = (0..received.bytes).step_by(received.segment);
+            lengths.extend(starts.map(|start| received.segment.min(received.bytes - start)));
+        }
+        lengths
+    }
+
+    #[test]
+    fn a_train_arrives_as_the_datagrams_it_consists_of() {
+        let (mut one, mut two) = pair();
+        let payload = [7; 1000];
+        let payloads = [&payload[..], &payload[..], &payload[..10]];
+        let heads = one.heads();
+        let sent = one.send_train(None, heads, &payloads, None).expect("it is sent");
+        assert_eq!((sent.count, one.counts.sends, one.counts.datagrams), (3, 1, 3));
+        assert_eq!(received(&mut two), [1064, 1064, 74]);
+        one.refuse_trains();
+        let heads = one.heads();
+        assert_eq!(one.send_train(None, heads, &payloads, None).expect("it is sent").count, 3);
+        assert_eq!((one.counts.sends, one.counts.datagrams), (4, 6));
+        assert_eq!(received(&mut two), [1064, 1064, 74]);
+    }
+
+    #[test]
+    fn a_train_that_is_too_long_is_cut_and_a_datagram_that_is_too_long_is_refused() {
+        let (mut one, mut two) = pair();
+        let payload = vec![7; 40_000];
+        let heads = one.heads();
+        let sent = one.send_train(None, heads, &[&payload, &payload], None).expect("the first is sent");
+        assert_eq!((sent.count, one.counts.refused_trains, one.segments()), (1, 1, 1));
+        assert_eq!(received(&mut two), [40_064]);
+        let (heads, longest) = (one.heads(), vec![7; MOST_BYTES - HEAD_BYTES + 1]);
+        let refused = one.send_train(None, heads, &[&longest], None).err();
+        assert_eq!(refused, Some(Errno::MSGSIZE));
+        assert_eq!(one.segment(), 65_408, "whole lines of what loopback takes");
+    }
+
+    #[test]
+    fn each_send_without_a_copy_is_told_of_once() {
+        let (mut one, mut two) = pair();
+        if let Err(reason) = one.allow_zero_copy() {
+            println!("SKIP: {reason}");
+            return;
+        }
+        let payload = [7; 1000];
+        for number in 0..5 {
+            let heads = one.heads();
+            let items = [0, 1].map(|at| Item { sequence: 2 * number + at, begin: 0, length: 1000 });
+            let sent = one.send_train(None, heads, &[&payload, &payload], Some((3, &items)));
+            assert!(sent.is_ok_and(|sent| sent.pinned && sent.count == 2));
+        }
+        assert_eq!((one.owed(), one.open_flights(3), one.open_flights(4)), (5, 5, 0));
+        assert_eq!(received(&mut two).len(), 10);
+        let (mut pieces, until) = (Vec::<u64>::new(), std::time::Instant::now() + std::time::Duration::from_secs(5));
+        while one.owed() > 0 {
+            assert!(std::time::Instant::now() < until, "{} are owed", one.owed());
+            one.notifications(&mut |flight| pieces.extend(flight.items.iter().map(|item| item.sequence)));
+        }
+        pieces.sort_unstable();
+        assert_eq!(pieces, (0..10).collect::<Vec<u64>>());
+        assert_eq!((one.open_flights(3), one.counts.notified), (0, 5));
+    }
+}

@@ -1,0 +1,175 @@
+//! The conformance suite over UDP, with and without trains, by each path, and what UDP alone promises.
+
+mod conformance;
+
+use std::time::{Duration, Instant};
+
+use conformance::{End, Rig, Wish};
+use zcmi_mem::lease::LeaseMut;
+use zcmi_mem::pool::PoolPlan;
+use zcmi_net::link::LinkLimits;
+use zcmi_net::outgoing::{QueueLimits, Token};
+use zcmi_net::path::PathKind;
+use zcmi_net::slots::SlotPlan;
+use zcmi_net::transport::{Event, Transport};
+use zcmi_net::udp::{UdpOptions, UdpTransport};
+
+/// Datagrams of one size, by one path.
+#[derive(Clone, Copy)]
+struct Datagrams {
+    path: PathKind,
+    trains: bool,
+    segment_bytes: Option<u32>,
+}
+
+fn options(wish: Wish) -> UdpOptions {
+    UdpOptions {
+        slots: SlotPlan {
+            small_bytes: 1024,
+            small_slots: wish.small_slots,
+            slot_bytes: wish.slot_bytes,
+            large_slots: wish.large_slots,
+            headers: 256,
+            // Where the largest is very large, there would be too many classes.
+            loans: PoolPlan::doubling(64, wish.message_bytes, wish.loans)
+                .or_else(|_| PoolPlan::single(wish.message_bytes, wish.loans))
+                .ok(),
+        },
+        limits: LinkLimits {
+            queue: QueueLimits { messages: wish.waiting, ..QueueLimits::default() },
+            ..LinkLimits::default()
+        },
+        resume_for: wish.resume_for,
+        silence: Duration::from_millis(100),
+        ..UdpOptions::default()
+    }
+}
+
+/// Two ends of these options with one connection.
+fn pair(one: UdpOptions, two: UdpOptions) -> (End<UdpTransport>, End<UdpTransport>) {
+    let mut two = UdpTransport::new(two).expect("a transport");
+    let (_, bound) = two.listen("127.0.0.1:0".parse().expect("an address")).expect("a listener");
+    let mut one = UdpTransport::new(one).expect("a transport");
+    let connection = one.connect(bound).expect("a connection");
+    let mut one = End { transport: one, connection, seen: Vec::new(), keep: None };
+    let (mut accepted, mut seen, deadline) = (None, Vec::new(), Instant::now() + conformance::PATIENCE);
+    while accepted.is_none() || one.seen.is_empty() {
+        assert!(Instant::now() < deadline, "no connection: {:?} {:?}", one.transport, two);
+        one.poll();
+        two.poll(&mut seen, Some(Duration::ZERO)).expect("the transport goes on");
+        accepted = seen.iter().find_map(|event| match event {
+            Event::Accepted { connection, .. } => Some(*connection),
+            _ => None,
+        });
+    }
+    assert!(matches!(one.events()[..], [Event::Connected { .. }]));
+    (one, End { transport: two, connection: accepted.expect("it is there"), seen: Vec::new(), keep: None })
+}
+
+impl Rig for Datagrams {
+    type Transport = UdpTransport;
+
+    fn pair(&self, wish: Wish) -> (End<UdpTransport>, End<UdpTransport>) {
+        let &Self { path, trains, segment_bytes } = self;
+        let options = || UdpOptions { path: Some(path), trains, segment_bytes, ..options(wish) };
+        pair(options(), options())
+    }
+
+    /// Nothing passes any more, either way, until the session was greeted on anew.
+    fn break_off(&self, end: &mut End<UdpTransport>) {
+        end.transport.break_off(end.connection);
+    }
+
+    fn went_by_the_path(&self, end: &End<UdpTransport>) -> bool {
+        let facts = end.transport.facts(end.connection).expect("it is there");
+        println!("{facts:?}");
+        match self.path {
+            PathKind::ZeroCopy => facts.socket.zero_copy_bytes > 0,
+            _ if self.trains && self.segment_bytes.is_some() => facts.socket.datagrams > 2 * facts.socket.sends,
+            _ => facts.socket.zero_copy_bytes == 0,
+        }
+    }
+}
+
+conformance!(large_datagrams, Datagrams { path: PathKind::Write, trains: true, segment_bytes: None });
+conformance!(trains, Datagrams { path: PathKind::Write, trains: true, segment_bytes: Some(1408) });
+conformance!(single_datagrams, Datagrams { path: PathKind::Write, trains: false, segment_bytes: Some(1408) });
+conformance!(zero_copy, Datagrams { path: PathKind::ZeroCopy, trains: true, segment_bytes: Some(1408) });
+
+#[test]
+fn a_message_of_a_gibibyte_passes_through_few_slots() {
+    if std::env::var_os("ZCMI_QUICK").is_some() {
+        println!("SKIP: a message of 1 GiB is left out of a quick run");
+        return;
+    }
+    let rig = Datagrams { path: PathKind::Write, trains: true, segment_bytes: None };
+    conformance::a_message_of_a_gibibyte_passes_through_few_slots(&rig);
+}
+
+/// Sends messages of 2 MiB and says how long that took; no conclusions, the machine is shared.
+fn large_messages(name: &str, trains: bool, segment_bytes: Option<u32>) {
+    const BYTES: usize = 2 << 20;
+    let wish = Wish { slot_bytes: 256 << 10, large_slots: 32, message_bytes: BYTES, loans: 8, ..Wish::default() };
+    let rig = Datagrams { path: PathKind::Write, trains, segment_bytes };
+    let (mut one, mut two) = rig.pair(wish);
+    let total = if cfg!(debug_assertions) { 100 } else { 1000 };
+    let (mut sent, mut done, mut bytes) = (0, 0, 0);
+    let begin = Instant::now();
+    conformance::until("large messages", [&mut one, &mut two], |one, two| {
+        while sent < total
+            && let Ok(lease) = one.transport.loan(BYTES)
+        {
+            let to = one.to().tag(sent);
+            one.transport.submit(to, lease.into(), Token(sent)).expect("it is taken");
+            sent += 1;
+        }
+        for event in two.events() {
+            if let Event::Received { piece, .. } = event {
+                bytes += piece.lease.byte_len();
+            }
+        }
+        done += one.events().iter().filter(|event| matches!(event, Event::Completed { .. })).count() as u64;
+        done == total
+    });
+    let took = begin.elapsed();
+    assert_eq!(bytes, BYTES * total as usize);
+    let (sender, receiver) = (one.transport.facts(one.connection), two.transport.facts(two.connection));
+    let (sender, receiver) = (sender.expect("it is open"), receiver.expect("it is open"));
+    println!("{name}: {:.2} GB/s", bytes as f64 / took.as_secs_f64() / 1e9);
+    println!("  {sender:?}\n  {receiver:?}");
+    assert!(receiver.in_place > 9 * (bytes as u64 / 10), "most of it is received where it lives: {receiver:?}");
+}
+
+#[test]
+fn large_messages_are_received_where_they_will_live() {
+    large_messages("trains of 1,472 bytes", true, Some(1408));
+    large_messages("datagrams of 1,472 bytes", false, Some(1408));
+    large_messages("large datagrams", true, None);
+}
+
+#[test]
+fn what_lies_in_no_region_of_ours_is_copied_and_so_is_what_is_over_the_budget() {
+    let rig = Datagrams { path: PathKind::ZeroCopy, trains: true, segment_bytes: Some(1408) };
+    let (mut one, mut two) = rig.pair(Wish::default());
+    let mut lease = LeaseMut::<[u8]>::inline(8);
+    lease.copy_from_slice(b"in place");
+    one.transport.submit(one.to(), lease.into(), Token(0)).expect("it is taken");
+    let exchange = |what, one: &mut End<UdpTransport>, two: &mut End<UdpTransport>| {
+        let mut done = [false; 2];
+        conformance::until(what, [one, two], |one, two| {
+            done[0] |= one.events().iter().any(|event| matches!(event, Event::Completed { .. }));
+            done[1] |= two.events().iter().any(|event| matches!(event, Event::Received { .. }));
+            done == [true; 2]
+        });
+        one.transport.facts(one.connection).expect("it is open").socket
+    };
+    let counts = exchange("the inline message", &mut one, &mut two);
+    assert_eq!((counts.zero_copy_bytes, counts.over_budget), (0, 0));
+    let wish = Wish::default();
+    let limits = LinkLimits { pinned_bytes: 0, ..LinkLimits::default() };
+    let budget = UdpOptions { path: Some(PathKind::ZeroCopy), limits, ..options(wish) };
+    let (mut one, mut two) = pair(budget, options(wish));
+    one.submit(1, 1000, 0);
+    let counts = exchange("the message over the budget", &mut one, &mut two);
+    assert_eq!((counts.zero_copy_bytes, counts.over_budget), (0, 1));
+}
