@@ -19,7 +19,7 @@ use std::error::Error;
 pub fn code_of(error: &(dyn Error + 'static)) -> Option<&'static str> {
     let mut next = Some(error);
     while let Some(error) = next {
-        if let Some(code) = zcmi_ipc::code::code_of_one(error) {
+        if let Some(code) = zcmi_ipc::code::code_of_one(error).or_else(|| zcmi_net::code::code_of_one(error)) {
             return Some(code);
         }
         next = error.source();
@@ -55,6 +55,8 @@ mod tests {
         assert_eq!(code_of(&of_mem), Some(of_mem.code()));
         let of_ring = zcmi_ring::PublishRefused::Full { capacity: 4 };
         assert_eq!(code_of(&of_ring), Some(of_ring.code()));
+        let of_net = crate::net::transport::Closed::SessionLost;
+        assert_eq!(code_of(&of_net), Some(of_net.code()));
         assert_eq!(code_of(&std::io::Error::other("no error of ours")), None);
     }
 }

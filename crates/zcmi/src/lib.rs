@@ -1,4 +1,5 @@
-//! zcmi, a Zero-Copy Memory Interface: hand messages from one process to another without a copy.
+//! zcmi, a Zero-Copy Memory Interface: hand messages from one process to another without a copy, and from one host to
+//! another by the path that copies least ([`net`]).
 #![forbid(unsafe_code)]
 
 mod code;
@@ -14,7 +15,9 @@ pub use zcmi_ipc::{directory, name, observe, report};
 pub use zcmi_mem::lease::{Lease, LeaseMut, Sample};
 pub use zcmi_mem::payload;
 pub use zcmi_mem::payload::payload;
-pub use zcmi_mem::{ledger, pool, region};
+pub use zcmi_mem::{ledger, pool, region, registration};
+#[doc(inline)]
+pub use zcmi_net as net;
 
 /// What most programs need.
 pub mod prelude {
