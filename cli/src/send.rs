@@ -21,6 +21,8 @@ use crate::transfer::walk::Walk;
 
 /// Pieces that are on their way at a time.
 const LOANED: u32 = 8;
+/// How often everything is begun anew because the other side was.
+const BEGINS: u32 = 16;
 /// The answers are short.
 const RECEIVED: u32 = 2;
 
@@ -83,14 +85,25 @@ impl Send {
         let address = connect_to(&self.to, self.reach.resume_for(), &interrupt)?;
         let mut talk = Talk::new(options, interrupt)?;
         self.check_path(&talk)?;
-        let connection = talk.transport.connect(&address);
-        let connection = connection
-            .map_err(|error| Failure::of(format_args!("{} cannot be reached", harmless(&self.to)), &error))?;
-        talk.turn_to(connection);
         let begin = Instant::now();
-        let mut sender = Sender::new(talk, walk, self.reach.is_hashed(), harmless(&self.to), tell);
-        sender.run()?;
-        self.report(&sender, begin.elapsed().as_secs_f64(), tell)
+        let mut walk = Some(walk);
+        for _ in 0..BEGINS {
+            let connection = talk.transport.connect(&address);
+            let connection = connection
+                .map_err(|error| Failure::of(format_args!("{} cannot be reached", harmless(&self.to)), &error))?;
+            talk.turn_to(connection);
+            let walked = walk.take().map_or_else(|| Walk::new(&self.files), Ok)?;
+            let mut sender = Sender::new(&mut talk, walked, self.reach.is_hashed(), harmless(&self.to), tell);
+            match sender.run() {
+                Ok(()) => return self.report(&sender, begin.elapsed().as_secs_f64(), tell),
+                // What came from stdin is gone.
+                Err(failure) if !sender.is_session_lost || self.files.iter().any(|file| file.as_os_str() == "-") => {
+                    return Err(failure);
+                }
+                Err(_) => tell.note("the other side was started anew; it says what it has, and the rest is sent"),
+            }
+        }
+        Err(Failure::new(Fault::PeerGaveUp, format!("{} is started anew again and again", harmless(&self.to))))
     }
 
     fn check_path(&self, talk: &Talk) -> Result<(), Failure> {
@@ -104,7 +117,7 @@ impl Send {
         }
     }
 
-    fn report(&self, sender: &Sender, seconds: f64, tell: Tell) -> Result<(), Failure> {
+    fn report(&self, sender: &Sender<'_>, seconds: f64, tell: Tell) -> Result<(), Failure> {
         let (sent, facts) = (&sender.sent, sender.facts.as_ref());
         let path = facts.and_then(path_in_use).map(|(path, _)| path);
         let kept = match sent.bytes_kept {

@@ -90,8 +90,8 @@ pub(crate) struct Sent {
     pub(crate) interruptions: u64,
 }
 
-pub(crate) struct Sender {
-    talk: Talk,
+pub(crate) struct Sender<'a> {
+    talk: &'a mut Talk,
     walk: Walk,
     is_walked: bool,
     /// Whether this side wants hashes; both must.
@@ -103,6 +103,8 @@ pub(crate) struct Sender {
     is_ended: bool,
     is_done: bool,
     is_closed: bool,
+    /// Whether the other side was started anew, and waits for a new beginning.
+    pub(crate) is_session_lost: bool,
     tell: Tell,
     bar: ProgressBar,
     peer: String,
@@ -111,8 +113,8 @@ pub(crate) struct Sender {
     pub(crate) facts: Option<zcmi::net::stream::ConnectionFacts>,
 }
 
-impl Sender {
-    pub(crate) fn new(talk: Talk, walk: Walk, hashed: bool, peer: String, tell: Tell) -> Self {
+impl<'a> Sender<'a> {
+    pub(crate) fn new(talk: &'a mut Talk, walk: Walk, hashed: bool, peer: String, tell: Tell) -> Self {
         Self {
             talk,
             walk,
@@ -125,6 +127,7 @@ impl Sender {
             is_ended: false,
             is_done: false,
             is_closed: false,
+            is_session_lost: false,
             tell,
             bar: ProgressBar::hidden(),
             peer,
@@ -242,7 +245,7 @@ impl Sender {
                 if file.go.is_none() {
                     return Ok(Pumped::Blocked);
                 }
-                let piece = match read_piece(&mut self.talk, file, self.hashed, &self.bar)? {
+                let piece = match read_piece(self.talk, file, self.hashed, &self.bar)? {
                     Piece::Wait(pumped) => return Ok(pumped),
                     Piece::Sent => return Ok(Pumped::More),
                     Piece::End => None,
@@ -292,6 +295,7 @@ impl Sender {
             Event::Resumed { .. } => self.tell.note("the connection is mended"),
             Event::Closed { reason, .. } => {
                 self.is_closed = true;
+                self.is_session_lost = matches!(reason, Closed::SessionLost);
                 if !self.is_done {
                     return Err(self.lost(&reason));
                 }
