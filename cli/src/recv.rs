@@ -255,6 +255,9 @@ impl Receive {
             }
             Event::Interrupted { connection, reason } if connection == talk.connection => {
                 if let Some(now) = current {
+                    if now.session.is_done {
+                        return Ok(true);
+                    }
                     now.is_interrupted = true;
                 }
                 tell.note(format!("the connection broke ({}); waiting for the sender", words(reason.as_bytes())));
