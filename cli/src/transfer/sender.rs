@@ -28,8 +28,10 @@ use crate::say::{Tell, print};
 
 /// The number of what was not yet said.
 const UNSAID: u64 = u64::MAX;
-/// Pieces that are read between two turns of the transport.
-const PIECES: usize = 2;
+/// Bytes that are read between two turns of the transport.
+const TURN_BYTES: u64 = 2 * PIECE_BYTES as u64;
+/// Steps between two turns of the transport.
+const TURN_STEPS: usize = 64;
 
 /// What was offered.
 struct Entry {
@@ -100,6 +102,8 @@ pub(crate) struct Sender<'a> {
     ahead: VecDeque<Entry>,
     behind: VecDeque<Entry>,
     next: u64,
+    /// Bytes that were read and handed over.
+    read: u64,
     is_ended: bool,
     is_done: bool,
     is_closed: bool,
@@ -124,6 +128,7 @@ impl<'a> Sender<'a> {
             ahead: VecDeque::new(),
             behind: VecDeque::new(),
             next: 0,
+            read: 0,
             is_ended: false,
             is_done: false,
             is_closed: false,
@@ -158,9 +163,10 @@ impl<'a> Sender<'a> {
         while !self.is_closed {
             self.fill()?;
             let mut pumped = Pumped::More;
-            for _ in 0..PIECES {
+            let until = self.read + TURN_BYTES;
+            for _ in 0..TURN_STEPS {
                 pumped = self.pump()?;
-                if pumped != Pumped::More {
+                if pumped != Pumped::More || self.read >= until {
                     break;
                 }
             }
@@ -247,7 +253,10 @@ impl<'a> Sender<'a> {
                 }
                 let piece = match read_piece(self.talk, file, self.hashed, &self.bar)? {
                     Piece::Wait(pumped) => return Ok(pumped),
-                    Piece::Sent => return Ok(Pumped::More),
+                    Piece::Sent(bytes) => {
+                        self.read += bytes;
+                        return Ok(Pumped::More);
+                    }
                     Piece::End => None,
                     Piece::Broken(why) => Some(why),
                 };
@@ -471,7 +480,7 @@ fn order(what: &'static str) -> Failure {
 
 /// What came of a turn with a file.
 enum Piece {
-    Sent,
+    Sent(u64),
     End,
     Wait(Pumped),
     /// It cannot be sent whole, because it …
@@ -533,7 +542,7 @@ fn read_piece(talk: &mut Talk, file: &mut Outgoing, hashed: bool, bar: &Progress
     talk.submit(connection, Message::Data { offset: file.at }.tag(), lease)?;
     file.at += filled as u64;
     bar.inc(filled as u64);
-    Ok(Piece::Sent)
+    Ok(Piece::Sent(filled as u64))
 }
 
 /// Whether a file that was read to its end is still the one that was offered.
