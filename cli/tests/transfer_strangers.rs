@@ -332,6 +332,22 @@ fn a_wrong_hash_leaves_nothing_under_the_name() {
 }
 
 #[test]
+fn a_file_that_appears_meanwhile_is_not_replaced() {
+    let scratch = Scratch::new();
+    let out = scratch.directory("out");
+    let receiver = receiver(&scratch, &[]);
+    let mut liar = Liar::greet(&scratch);
+    assert_eq!(liar.entry(FILE, &offer(4, b"f")).0, GO);
+    fs::write(out.join("f"), b"somebody else's").expect("a file");
+    liar.say(DATA, 0, b"abcd");
+    liar.say(FILE_END, 0, &[&4_u64.to_le_bytes()[..], &xxh3_128(b"abcd").to_le_bytes()].concat());
+    assert_eq!(liar.hear().map(|(kind, ..)| kind), Some(REFUSED));
+    liar.end();
+    receiver.end().expect_code(1).expect_words("f exists already");
+    assert_eq!(fs::read(out.join("f")).expect("the file"), b"somebody else's");
+}
+
+#[test]
 fn noise_never_ends_a_receiver_that_keeps_on_and_a_good_sender_is_served_after_it() {
     let scratch = Scratch::new();
     scratch.directory("out");

@@ -225,13 +225,18 @@ fn a_file_that_changes_while_it_is_sent_is_left_out() {
     let scratch = Scratch::new();
     scratch.file("a", &noise(2_000_000, 1));
     scratch.file("b", b"stays");
+    scratch.file("c", b"before");
     scratch.directory("out");
     // Nobody receives yet, but the files are open: their sizes are what is promised.
-    let sender = scratch.start(&["send", "unix:socket", "a", "b"]);
-    wait_until(|| has_open(sender.pid(), "/a") && has_open(sender.pid(), "/b"));
+    let sender = scratch.start(&["send", "unix:socket", "a", "b", "c"]);
+    wait_until(|| ["/a", "/b", "/c"].into_iter().all(|name| has_open(sender.pid(), name)));
     fs::File::options().append(true).open(scratch.path("a")).and_then(|mut file| file.write_all(b"x")).expect("a file");
+    // Of the same length.
+    scratch.file("c", b"behind");
     let received = scratch.run(&["recv", "unix:socket", "-o", "out"]);
-    sender.end().expect_code(1).expect_words("left out: a changed while it was sent");
+    let sent = sender.end();
+    sent.expect_code(1).expect_words("left out: a changed while it was sent");
+    sent.expect_words("left out: c changed while it was sent");
     received.expect_code(1).expect_words("a changed while it was sent");
     let there: Vec<_> = read_tree(&scratch.path("out")).into_iter().map(|(path, _)| path).collect();
     assert_eq!(there, [Path::new("b")]);
