@@ -1,6 +1,7 @@
 //! The codes of what the command line itself finds, `ZC9nnn`; `docs/errors.md` says what each means and what to do.
 
 use crate::stream::StreamFault;
+use crate::transfer::message::TransferFault;
 
 /// What went wrong, where no error of the library is behind it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -24,6 +25,13 @@ pub(crate) enum Fault {
     Demo,
     HashesDiffer,
     NotInPlace,
+    KeyFile,
+    LeftOut,
+    PeerGaveUp,
+    TransferHash,
+    LinkOutside,
+    PartInUse,
+    PathUnavailable,
 }
 
 impl Fault {
@@ -46,6 +54,13 @@ impl Fault {
             Self::Demo => "ZC9041",
             Self::HashesDiffer => "ZC9042",
             Self::NotInPlace => "ZC9043",
+            Self::KeyFile => "ZC9051",
+            Self::LeftOut => "ZC9052",
+            Self::PeerGaveUp => "ZC9053",
+            Self::TransferHash => "ZC9054",
+            Self::LinkOutside => "ZC9055",
+            Self::PartInUse => "ZC9056",
+            Self::PathUnavailable => "ZC9057",
         }
     }
 }
@@ -61,6 +76,22 @@ impl StreamFault {
             Self::FilesLeft { .. } => "ZC9106",
             Self::Total { .. } => "ZC9107",
             Self::Hash { .. } => "ZC9108",
+        }
+    }
+}
+
+impl TransferFault {
+    pub(crate) fn code(&self) -> &'static str {
+        match self {
+            Self::Magic => "ZC9201",
+            Self::Body { .. } => "ZC9202",
+            Self::Kind { .. } => "ZC9203",
+            Self::Order { .. } => "ZC9204",
+            Self::Number { .. } => "ZC9205",
+            Self::Window => "ZC9206",
+            Self::Offset { .. } => "ZC9207",
+            Self::Size { .. } => "ZC9208",
+            Self::Entries { .. } => "ZC9209",
         }
     }
 }

@@ -13,10 +13,13 @@ mod failure;
 mod interrupt;
 mod list;
 mod publish;
+mod recv;
 mod say;
+mod send;
 mod store;
 mod stream;
 mod subscribe;
+mod transfer;
 
 use std::process::ExitCode;
 
@@ -31,6 +34,8 @@ Examples:
   tar c photos | zcmi pub backup      in one terminal
   zcmi sub backup | tar x             in another
   zcmi list                           who publishes and subscribes here
+  zcmi recv                           on one side of a connection
+  zcmi send 127.0.0.1:7070 photos     on the other
 
 Processes find each other in $ZCMI_RUNTIME_DIR, else $XDG_RUNTIME_DIR/zcmi, else /run/zcmi (root), else /tmp/zcmi-<uid>.
 Exit codes: 0 ok, 1 failed, 2 usage, 130 interrupted.";
@@ -50,6 +55,9 @@ enum Command {
     #[command(name = "sub")]
     Subscribe(subscribe::Subscribe),
     List(list::List),
+    Send(send::Send),
+    #[command(name = "recv")]
+    Receive(recv::Receive),
     Demo(demo::Demo),
     Bench(bench::Bench),
     #[command(hide = true)]
@@ -67,6 +75,8 @@ fn main() -> ExitCode {
         Command::Publish(command) => (command.json(), command.run()),
         Command::Subscribe(command) => (command.json(), command.run()),
         Command::List(command) => (command.json(), command.run()),
+        Command::Send(command) => (command.json(), command.run()),
+        Command::Receive(command) => (command.json(), command.run()),
         Command::Demo(command) => (command.json(), command.run()),
         Command::Bench(command) => (command.json(), command.run()),
         Command::DemoPart(command) => (false, command.run()),

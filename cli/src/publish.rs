@@ -351,7 +351,7 @@ impl Run {
 }
 
 /// The same lease with its first bytes only.
-fn shortened(lease: LeaseMut<[u8]>, bytes: usize) -> LeaseMut<[u8]> {
+pub(crate) fn shortened(lease: LeaseMut<[u8]>, bytes: usize) -> LeaseMut<[u8]> {
     let (loaned, _) = lease.into_parts();
     LeaseMut::from_parts(loaned, u32::try_from(bytes).expect("a message of a stream is about a MiB at most"))
 }

@@ -162,15 +162,15 @@ impl Running {
         self.child.id()
     }
 
-    /// Waits until stderr says this.
-    pub(crate) fn wait_for_words(&mut self, words: &str) {
+    /// Waits until stderr says this, and returns the line.
+    pub(crate) fn wait_for_words(&mut self, words: &str) -> String {
         loop {
             let line = self.lines.recv_timeout(LIMIT);
             let line = line.unwrap_or_else(|error| panic!("`{words}` never came ({error}):\n{}", self.said));
             self.said.push_str(&line);
             self.said.push('\n');
             if line.contains(words) {
-                return;
+                return line;
             }
         }
     }

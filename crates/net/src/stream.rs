@@ -165,6 +165,8 @@ struct Connection {
     /// How long until the next attempt to mend it.
     wait: Duration,
     readable: bool,
+    /// Whether the socket has ended: no other edge tells of it, so it is read until the end is seen.
+    hung_up: bool,
     in_ready: bool,
     in_dirty: bool,
     in_owing: bool,
@@ -541,6 +543,7 @@ impl StreamTransport {
             broken: None,
             wait: FIRST_REDIAL,
             readable: false,
+            hung_up: false,
             in_ready: false,
             in_dirty: false,
             in_owing: false,
@@ -607,6 +610,7 @@ impl StreamTransport {
         if let Some(connection) = self.places.connection(key) {
             connection.stage =
                 Stage::Greeting { wire: Box::new(wire), greeting: Box::new(greeting), promised: granted };
+            connection.hung_up = false;
             if !connection.announced {
                 connection.deadline = Some(deadline);
                 self.timers.insert((deadline, key));
@@ -674,8 +678,12 @@ impl StreamTransport {
                 Some(Entry::Stranger(_)) => self.ready.push_back(key),
                 Some(Entry::Connection(_)) => {
                     let flags = event.flags;
+                    let hung_up = flags.intersects(EventFlags::HUP | EventFlags::RDHUP);
                     if flags.intersects(EventFlags::OUT) {
                         self.make_dirty(key);
+                    }
+                    if hung_up && let Some(connection) = self.places.connection(key) {
+                        connection.hung_up = true;
                     }
                     if flags.intersects(EventFlags::IN | EventFlags::ERR | EventFlags::HUP | EventFlags::RDHUP) {
                         self.make_ready(key);

@@ -128,3 +128,26 @@ fn a_message_of_a_gibibyte_passes_through_few_slots() {
         path: Some(PathKind::Write),
     });
 }
+
+#[test]
+fn an_end_that_comes_together_with_the_last_bytes_is_noticed() {
+    let rig = Streams { unix: true, path: Some(PathKind::Write) };
+    let (mut one, two) = rig.pair(Wish { resume_for: Duration::from_secs(1), ..Wish::default() });
+    let End { transport: mut far, .. } = two;
+    one.submit(1, 100, 0);
+    one.poll();
+    let (mut seen, deadline) = (Vec::new(), std::time::Instant::now() + conformance::PATIENCE);
+    while !seen.iter().any(|event| matches!(event, Event::Received { .. })) {
+        assert!(std::time::Instant::now() < deadline, "the message never came");
+        far.poll(&mut seen, Some(Duration::ZERO)).expect("the transport goes on");
+    }
+    // Its acknowledgement and its end are there before this side looks: one edge tells of both.
+    far.poll(&mut seen, Some(Duration::ZERO)).expect("the transport goes on");
+    drop(far);
+    let mut events = Vec::new();
+    while !events.iter().any(|event| matches!(event, Event::Interrupted { .. })) {
+        assert!(std::time::Instant::now() < deadline, "only this was noticed: {events:?}");
+        one.transport.poll(&mut events, Some(Duration::from_secs(1))).expect("the transport goes on");
+    }
+    assert!(events.iter().any(|event| matches!(event, Event::Completed { .. })), "{events:?}");
+}

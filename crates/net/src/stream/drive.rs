@@ -79,12 +79,13 @@ impl StreamTransport {
     fn turn_receiving(&mut self, key: u64, events: &mut Vec<Event>) {
         let Some(connection) = self.places.connection(key) else { return };
         connection.in_ready = false;
-        let owed = connection.link.is_owed();
+        let (owed, hung_up) = (connection.link.is_owed(), connection.hung_up);
         let told = if owed { connection.link.take_notifications(&mut self.happened) } else { Ok(()) };
         let read = connection.link.receive(&mut self.slots, &mut self.happened);
         self.tell(key, events);
         match told.and(read) {
             Ok(Readiness::More) => self.make_ready(key),
+            Ok(Readiness::Drained) if hung_up => self.make_ready(key),
             Ok(Readiness::Drained) => {}
             Ok(Readiness::Starved) => self.make_starved(key),
             Ok(Readiness::Eof) => {}
@@ -404,6 +405,7 @@ impl StreamTransport {
         let deadline = now + resume_for;
         let next = connection.origin.is_some().then_some(now);
         connection.stage = Stage::Broken { next };
+        connection.hung_up = false;
         (connection.deadline, connection.broken) = (Some(deadline), Some(reason.to_string()));
         self.timers.insert((deadline, key));
         self.timers.extend(next.map(|next| (next, key)));

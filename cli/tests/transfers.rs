@@ -1,0 +1,379 @@
+//! `zcmi send` and `zcmi recv`: what arrives, what is refused, and what is said about it.
+
+mod rig;
+
+use std::fs;
+use std::io::Write as _;
+use std::os::unix::fs::{MetadataExt as _, PermissionsExt as _, symlink};
+use std::path::Path;
+use std::process::Stdio;
+use std::time::{Duration, Instant, SystemTime};
+
+use rig::schema::expect_document;
+use rig::{Ended, Running, Scratch, make_tree, noise, read_tree};
+use rustix::process::Signal;
+use serde_json::Value;
+use xxhash_rust::xxh3::xxh3_128;
+
+/// Sends to a `zcmi recv` over a Unix socket; how both ended, the sender first.
+fn hand_over(scratch: &Scratch, send: &[&str], recv: &[&str]) -> (Ended, Ended) {
+    let receiver = scratch.start(&[&["recv", "unix:socket"], recv].concat());
+    let sent = scratch.run(&[&["send", "unix:socket"], send].concat());
+    (sent, receiver.end())
+}
+
+/// The lines of JSON that a command printed, each checked against its schema.
+fn lines(text: &[u8]) -> Vec<Value> {
+    let text = String::from_utf8(text.to_vec()).expect("letters");
+    let lines: Vec<Value> =
+        text.lines().map(|line| serde_json::from_str(line).unwrap_or_else(|error| panic!("{error}: {line}"))).collect();
+    for line in &lines {
+        let schema = line["schema"].as_str().expect("each line says what it is");
+        let name = schema.strip_prefix("zcmi-").and_then(|name| name.strip_suffix("/1")).expect("a name and a version");
+        expect_document(line, &name.replace('-', "_"));
+    }
+    lines
+}
+
+/// What is known of everything in a tree besides its content.
+fn modes_and_times(root: &Path) -> Vec<(String, u32, i64, i64)> {
+    let mut all: Vec<_> = read_tree(root).into_iter().map(|(path, _)| path).collect();
+    all.push("".into());
+    let of = |path: std::path::PathBuf| {
+        let metadata = fs::symlink_metadata(root.join(&path)).expect("metadata");
+        // A link has neither that matters.
+        let real = !metadata.is_symlink();
+        let (mode, seconds, nanoseconds) = (metadata.mode(), metadata.mtime(), metadata.mtime_nsec());
+        (path.display().to_string(), mode, if real { seconds } else { 0 }, if real { nanoseconds } else { 0 })
+    };
+    all.into_iter().map(of).collect()
+}
+
+#[test]
+fn a_tree_arrives_with_its_modes_times_and_links_and_a_second_time_nothing_is_sent() {
+    let scratch = Scratch::new();
+    let (from, out) = (scratch.path("from"), scratch.directory("out"));
+    make_tree(&from);
+    fs::set_permissions(from.join("one"), fs::Permissions::from_mode(0o750)).expect("a mode");
+    fs::set_permissions(from.join("deep/er"), fs::Permissions::from_mode(0o555)).expect("a mode");
+    let long_ago = SystemTime::UNIX_EPOCH + Duration::new(1_000_000_000, 123_456_789);
+    for name in ["empty", "one", "deep"] {
+        fs::File::open(from.join(name)).and_then(|file| file.set_modified(long_ago)).expect("a time");
+    }
+    let (sent, received) = hand_over(&scratch, &["from", "--json"], &["-o", "out", "--json"]);
+    sent.expect_code(0);
+    received.expect_code(0);
+    assert_eq!(read_tree(&out.join("from")), read_tree(&from));
+    assert_eq!(modes_and_times(&out.join("from")), modes_and_times(&from));
+    let (sent, received) = (lines(&sent.stdout), lines(&received.stdout));
+    assert_eq!(received[0]["schema"], "zcmi-recv-listening/1");
+    let large = sent.iter().find(|line| line["name"] == "from/deep/er/large").expect("a line for each file");
+    assert_eq!(large["xxh3_128"], format!("{:032x}", xxh3_128(&fs::read(from.join("deep/er/large")).expect("a file"))));
+    assert!(received.iter().any(|line| line["name"] == large["name"] && line["xxh3_128"] == large["xxh3_128"]));
+    let bytes: u64 = 1 + 512 + (3 << 20) + (1 << 20) + 7 + 4097;
+    for end in [sent.last(), received.last()].map(|end| end.expect("the end")) {
+        assert_eq!((&end["files"], &end["bytes"]), (&6.into(), &bytes.into()), "{end}");
+    }
+    let (sent, received) = hand_over(&scratch, &["from", "--json"], &["-o", "out", "--json"]);
+    sent.expect_code(0);
+    received.expect_code(0);
+    let (sent, received) = (lines(&sent.stdout), lines(&received.stdout));
+    for end in [sent.last(), received.last()].map(|end| end.expect("the end")) {
+        assert_eq!((&end["files_already_there"], &end["bytes_already_there"]), (&6.into(), &bytes.into()), "{end}");
+    }
+    assert!(sent.last().expect("the end")["paths"]["write"].as_u64().expect("a count") < 100_000, "{sent:?}");
+    // A tree that cannot be written cannot be removed either, but by root.
+    for tree in [&from, &out.join("from")] {
+        fs::set_permissions(tree.join("deep/er"), fs::Permissions::from_mode(0o755)).expect("a mode");
+    }
+}
+
+#[test]
+fn the_content_of_a_directory_without_a_name_and_an_empty_file_arrive() {
+    let scratch = Scratch::new();
+    scratch.directory("from");
+    scratch.file("from/zero", b"");
+    scratch.file("from/a", b"1");
+    scratch.directory("out");
+    let mut receiver = scratch.start(&["recv", "127.0.0.1:0", "-o", "out"]);
+    let line = receiver.wait_for_words("listening at 127.0.0.1:");
+    let address = line.split("zcmi send ").nth(1).and_then(|rest| rest.split(' ').next()).expect("an address");
+    let port = address.rsplit_once(':').expect("a port").1;
+    let mut sender = scratch.command(&["send", &format!("localhost:{port}"), "."]);
+    sender.current_dir(scratch.path("from"));
+    Running::new(sender).end().expect_code(0).expect_words("in 2 files sent to localhost:");
+    receiver.end().expect_code(0).expect_words("in 2 files received");
+    assert_eq!(read_tree(&scratch.path("out")), read_tree(&scratch.path("from")));
+}
+
+#[test]
+fn stdin_arrives_in_a_file_and_at_stdout() {
+    let scratch = Scratch::new();
+    let content = noise(5_000_000, 1);
+    for output in ["file", "-"] {
+        let receiver = scratch.start(&["recv", "unix:socket", "-o", output, "--json"]);
+        let mut command = scratch.command(&["send", "unix:socket", "-", "--json"]);
+        command.stdin(Stdio::piped());
+        let mut sender = Running::new(command);
+        for part in content.chunks(1_234_567) {
+            sender.feed(part);
+        }
+        sender.close();
+        let (sent, received) = (sender.end(), receiver.end());
+        sent.expect_code(0);
+        received.expect_code(0);
+        let (arrived, said) = match output {
+            "-" => (received.stdout.clone(), received.stderr.clone().into_bytes()),
+            _ => (fs::read(scratch.path("file")).expect("the file"), received.stdout.clone()),
+        };
+        assert!(arrived == content, "{} bytes arrived", arrived.len());
+        assert_eq!(lines(&said).last().expect("the end")["bytes"], 5_000_000);
+        assert_eq!(lines(&sent.stdout)[0]["xxh3_128"], format!("{:032x}", xxh3_128(&content)));
+    }
+}
+
+#[test]
+fn several_files_to_stdout_come_one_behind_the_other_and_a_directory_does_not() {
+    let scratch = Scratch::new();
+    scratch.file("a", b"first ");
+    scratch.file("b", b"second");
+    scratch.directory("d");
+    let (sent, received) = hand_over(&scratch, &["a", "b"], &["-o", "-"]);
+    sent.expect_code(0);
+    assert_eq!(received.expect_code(0).stdout, b"first second");
+    let (sent, received) = hand_over(&scratch, &["d"], &["-o", "-"]);
+    sent.expect_code(1).expect_words("error[ZC9053]: unix:socket gave up: the sender sends several files");
+    received.expect_code(1).expect_words("error[ZC9031]: ");
+}
+
+#[test]
+fn a_pipe_without_a_name_needs_one_and_several_files_do_not_fit_one() {
+    let scratch = Scratch::new();
+    scratch.directory("out");
+    let (sent, received) = hand_over(&scratch, &["-"], &["-o", "out"]);
+    sent.expect_code(1).expect_words("has no name");
+    received.expect_code(1).expect_words("error[ZC9032]: ");
+    scratch.file("a", b"1");
+    scratch.file("b", b"2");
+    let (sent, received) = hand_over(&scratch, &["a", "b"], &["-o", "one"]);
+    sent.expect_code(1);
+    received.expect_code(1).expect_words("error[ZC9031]: ");
+}
+
+#[test]
+fn what_exists_is_kept_unless_it_may_be_replaced_and_everything_else_arrives() {
+    let scratch = Scratch::new();
+    scratch.file("a", b"new");
+    scratch.file("b", b"other");
+    scratch.directory("out");
+    scratch.file("out/a", b"old!");
+    let (sent, received) = hand_over(&scratch, &["a", "b"], &["-o", "out"]);
+    sent.expect_code(1).expect_words("error[ZC9052]: everything else arrived, but this was left out: a: a exists");
+    received.expect_code(1).expect_words("error[ZC9052]: ").expect_words("a exists already");
+    assert_eq!(fs::read(scratch.path("out/a")).expect("the file"), b"old!");
+    assert_eq!(fs::read(scratch.path("out/b")).expect("the file"), b"other");
+    let (sent, received) = hand_over(&scratch, &["a", "b"], &["-o", "out", "--force"]);
+    sent.expect_code(0);
+    received.expect_code(0);
+    assert_eq!(fs::read(scratch.path("out/a")).expect("the file"), b"new");
+    let left: Vec<_> = read_tree(&scratch.path("out")).into_iter().map(|(path, _)| path).collect();
+    assert_eq!(left, [Path::new("a"), Path::new("b")], "no part and no journal is left");
+}
+
+#[test]
+fn a_file_of_the_same_size_and_time_but_another_content_is_not_taken_for_the_same() {
+    let scratch = Scratch::new();
+    let time = SystemTime::UNIX_EPOCH + Duration::from_secs(1_000_000_000);
+    scratch.directory("out");
+    for (name, content) in [("a", b"new"), ("out/a", b"old")] {
+        let path = scratch.file(name, content);
+        fs::File::open(path).and_then(|file| file.set_modified(time)).expect("a time");
+    }
+    let (sent, received) = hand_over(&scratch, &["a"], &["-o", "out"]);
+    sent.expect_code(1).expect_words("a exists already");
+    received.expect_code(1);
+    assert_eq!(fs::read(scratch.path("out/a")).expect("the file"), b"old");
+    let (sent, received) = hand_over(&scratch, &["a", "--no-hash"], &["-o", "out", "--force"]);
+    sent.expect_code(0);
+    received.expect_code(0);
+    assert_eq!(fs::read(scratch.path("out/a")).expect("the file"), b"new");
+}
+
+#[test]
+fn links_that_lead_outside_and_what_is_no_file_are_left_out_and_said() {
+    let scratch = Scratch::new();
+    scratch.directory("from");
+    scratch.directory("out");
+    scratch.file("from/a", b"1");
+    symlink("/etc/passwd", scratch.path("from/far")).expect("a link");
+    let (sent, received) = hand_over(&scratch, &["from"], &["-o", "out"]);
+    sent.expect_code(1).expect_words("[ZC9055]");
+    received.expect_code(1).expect_words("leads out of the output directory, to /etc/passwd");
+    assert!(fs::symlink_metadata(scratch.path("out/from/far")).is_err());
+    let (sent, received) = hand_over(&scratch, &["from"], &["-o", "out", "--unsafe-links"]);
+    sent.expect_code(0);
+    received.expect_code(0);
+    assert_eq!(read_tree(&scratch.path("out/from")), read_tree(&scratch.path("from")));
+    let _listener = std::os::unix::net::UnixListener::bind(scratch.path("from/socket")).expect("a socket");
+    let (sent, received) = hand_over(&scratch, &["from"], &["-o", "out", "--unsafe-links"]);
+    sent.expect_code(1).expect_words("from/socket is neither file, directory nor link");
+    received.expect_code(1).expect_words("the sender left out 1 entry");
+}
+
+#[test]
+fn a_file_that_changes_while_it_is_sent_is_left_out() {
+    let scratch = Scratch::new();
+    scratch.file("a", &noise(2_000_000, 1));
+    scratch.file("b", b"stays");
+    scratch.file("c", b"before");
+    scratch.directory("out");
+    // Nobody receives yet, but the files are open: their sizes are what is promised.
+    let sender = scratch.start(&["send", "unix:socket", "a", "b", "c"]);
+    wait_until(|| ["/a", "/b", "/c"].into_iter().all(|name| has_open(sender.pid(), name)));
+    fs::File::options().append(true).open(scratch.path("a")).and_then(|mut file| file.write_all(b"x")).expect("a file");
+    // Of the same length.
+    scratch.file("c", b"behind");
+    let received = scratch.run(&["recv", "unix:socket", "-o", "out"]);
+    let sent = sender.end();
+    sent.expect_code(1).expect_words("left out: a changed while it was sent");
+    sent.expect_words("left out: c changed while it was sent");
+    received.expect_code(1).expect_words("a changed while it was sent");
+    let there: Vec<_> = read_tree(&scratch.path("out")).into_iter().map(|(path, _)| path).collect();
+    assert_eq!(there, [Path::new("b")]);
+}
+
+/// Whether a process has a file open whose path ends so.
+fn has_open(pid: u32, end: &str) -> bool {
+    let entries = fs::read_dir(format!("/proc/{pid}/fd")).into_iter().flatten().flatten();
+    entries.filter_map(|entry| fs::read_link(entry.path()).ok()).any(|path| path.to_string_lossy().ends_with(end))
+}
+
+/// Waits for what is to be seen from outside only.
+fn wait_until(mut is_so: impl FnMut() -> bool) {
+    let until = Instant::now() + rig::LIMIT;
+    while !is_so() {
+        assert!(Instant::now() < until, "it never came");
+        std::thread::yield_now();
+    }
+}
+
+#[test]
+fn arguments_that_are_not_there_or_alike_are_refused_before_anybody_is_asked() {
+    let scratch = Scratch::new();
+    scratch.directory("d");
+    scratch.file("a", b"1");
+    scratch.file("d/a", b"2");
+    scratch.run(&["send", "unix:socket", "gone"]).expect_code(1).expect_words("error[ZC9002]: gone cannot be read");
+    scratch.run(&["send", "unix:socket", "a", "d/a"]).expect_code(2).expect_words("two arguments are named a");
+    scratch.run(&["send", "unix:socket", "a", "-"]).expect_code(2).expect_words("`-` is sent alone");
+    scratch.run(&["send", "localhost", "a"]).expect_code(2).expect_words("`localhost` is no address");
+    scratch.run(&["send", "unix:socket", "a", "--path", "magic"]).expect_code(2).expect_words("the paths are write");
+    let late = scratch.run(&["send", "unix:socket", "a", "--resume-for", "0"]);
+    late.expect_code(1).expect_words("unix:socket");
+}
+
+#[test]
+fn without_a_key_other_hosts_are_neither_served_nor_asked() {
+    let scratch = Scratch::new();
+    scratch.file("a", b"1");
+    for arguments in [&["recv", "192.0.2.1:7070"][..], &["send", "192.0.2.1:7070", "a"], &["recv", "0.0.0.0:7070"]] {
+        scratch.run(arguments).expect_code(1).expect_words("error[ZC4302]: ").expect_words("without a key");
+    }
+}
+
+#[test]
+fn only_who_has_the_key_is_served_and_a_key_is_for_nobody_else_s_eyes() {
+    let scratch = Scratch::new();
+    scratch.file("a", b"content");
+    scratch.directory("out");
+    for (name, secret, mode) in [
+        ("key", "0123456789abcdef\n", 0o600),
+        ("same", "0123456789abcdef", 0o400),
+        ("other", "fedcba9876543210", 0o600),
+        ("open", "0123456789abcdef", 0o640),
+        ("short", "0123456789abcde\n", 0o600),
+    ] {
+        let path = scratch.file(name, secret.as_bytes());
+        fs::set_permissions(path, fs::Permissions::from_mode(mode)).expect("a mode");
+    }
+    let send = |more: &[&str]| scratch.run(&[&["send", "unix:socket", "a", "--resume-for", "2"], more].concat());
+    send(&["--key-file", "open"]).expect_code(1).expect_words("error[ZC9051]: others can read the key file open");
+    send(&["--key-file", "short"]).expect_code(1).expect_words("error[ZC4041]: ");
+    let mut receiver = scratch.start(&["recv", "unix:socket", "-o", "out", "--key-file", "key"]);
+    receiver.wait_for_words("listening at");
+    send(&["--key-file", "other"]).expect_code(1).expect_words("error[ZC4033]: ");
+    send(&[]).expect_code(1).expect_words("does not answer");
+    assert!(read_tree(&scratch.path("out")).is_empty());
+    send(&["--key-file", "same"]).expect_code(0);
+    receiver.end().expect_code(0);
+    assert_eq!(fs::read(scratch.path("out/a")).expect("the file"), b"content");
+    // A receiver that has no key is not who the sender takes it for.
+    let receiver = scratch.start(&["recv", "unix:socket", "-o", "out"]);
+    send(&["--key-file", "key"]).expect_code(1).expect_words("error[ZC4033]: ");
+    receiver.signal(Signal::TERM);
+    receiver.end().expect_code(130);
+}
+
+#[test]
+fn every_path_carries_the_same_bytes_and_says_so() {
+    let scratch = Scratch::new();
+    let content = noise(3_500_000, 4);
+    scratch.file("a", &content);
+    for path in ["write", "zerocopy", "sendfile", "splice"] {
+        let (sent, received) = hand_over(&scratch, &["a", "--path", path, "--json"], &["-o", path]);
+        sent.expect_code(0);
+        received.expect_code(0);
+        assert!(fs::read(scratch.path(path)).expect("the file") == content, "{path}");
+        let lines = lines(&sent.stdout);
+        let bytes = lines.last().expect("the end")["paths"][path].as_u64();
+        // A Unix socket refuses MSG_ZEROCOPY.
+        assert!(path == "zerocopy" || bytes.is_some_and(|bytes| bytes > 3_500_000), "{path}: {bytes:?}");
+    }
+}
+
+#[test]
+fn one_transfer_ends_it_and_keep_goes_on_until_it_is_told_to_end() {
+    let scratch = Scratch::new();
+    scratch.file("a", b"1");
+    scratch.file("b", b"2");
+    scratch.directory("out");
+    scratch
+        .run(&["recv", "unix:socket", "-o", "one", "--keep"])
+        .expect_code(2)
+        .expect_words("--keep needs a directory");
+    let mut receiver = scratch.start(&["recv", "unix:socket", "-o", "out", "--keep"]);
+    for name in ["a", "b"] {
+        scratch.run(&["send", "unix:socket", name]).expect_code(0);
+        receiver.wait_for_words("in 1 file received");
+    }
+    receiver.signal(Signal::INT);
+    receiver.end().expect_code(130).expect_words("interrupted");
+    assert!(!scratch.path("socket").exists(), "the socket's name goes with its listener");
+    assert_eq!(fs::read(scratch.path("out/b")).expect("the file"), b"2");
+}
+
+#[test]
+fn a_full_disk_ends_both_and_leaves_what_came() {
+    let scratch = Scratch::new();
+    if !rustix::process::geteuid().is_root() {
+        println!("SKIP: a file system of its own needs root");
+        return;
+    }
+    scratch.file("a", &noise(8 << 20, 1));
+    scratch.directory("out");
+    let script = "mount -t tmpfs -o size=4m zcmi-test out || exit 77
+        code=0; \"$0\" recv unix:socket -o out || code=$?
+        ls out; exit $code";
+    let mut command = scratch.command_of(Path::new("unshare"), &["-m", "sh", "-c", script, rig::ZCMI]);
+    command.current_dir(scratch.path("."));
+    let receiver = Running::new(command);
+    let sent = scratch.run(&["send", "unix:socket", "a", "--resume-for", "3"]);
+    let received = receiver.end();
+    if received.status.code() == Some(77) || received.stderr.contains("unshare: ") {
+        println!("SKIP: no mount namespace: {}", received.stderr);
+        return;
+    }
+    received.expect_code(1).expect_words("error[ZC9002]: a cannot be written at byte").expect_words("No space left");
+    assert_eq!(received.stdout, b"a.zcmi-journal\na.zcmi-part\n");
+    sent.expect_code(1).expect_words("error[ZC9053]: unix:socket gave up: a cannot be written at byte");
+}
