@@ -324,7 +324,7 @@ impl Cell {
         StreamTransport::new(StreamOptions {
             slots: SlotPlan {
                 slot_bytes,
-                large_slots: 16 * connections as u32,
+                large_slots: 64 * connections as u32,
                 small_slots: 512 * connections as u32,
                 headers: 8192,
                 loans: PoolPlan::single(self.bytes, 4).ok(),
@@ -332,7 +332,7 @@ impl Cell {
             },
             limits: LinkLimits {
                 queue: QueueLimits { messages: WINDOW_MESSAGES, bytes: (WINDOW_BYTES + 2 * self.bytes) as u64 },
-                credits: [512, 16],
+                credits: [512, 32],
                 ..LinkLimits::default()
             },
             path: match self.row {

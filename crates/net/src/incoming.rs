@@ -147,6 +147,8 @@ pub struct Incoming {
     wants: [bool; 2],
     ended: bool,
     costs: [Cost; PathKind::ALL.len()],
+    /// The path whose cost is to be told next, if there is news of it.
+    told_cost: usize,
 }
 
 /// What a KiB that came by one path cost to receive.
@@ -179,6 +181,7 @@ impl Incoming {
             wants: [false; 2],
             ended: false,
             costs: Default::default(),
+            told_cost: 0,
         }
     }
 
@@ -305,7 +308,9 @@ impl Incoming {
     /// What is to be said in the next frame.
     #[must_use]
     pub fn note(&self) -> Note {
-        let news = PathKind::ALL.into_iter().find(|path| self.costs[*path as usize].is_news);
+        // One after the other, or the path in use would always come first.
+        let (before, after) = PathKind::ALL.split_at(self.told_cost);
+        let news = after.iter().chain(before).copied().find(|path| self.costs[*path as usize].is_news);
         let cost = news.map(|path| ReceiveCost { path, kib_ns: self.costs[path as usize].kib_ns as u16 });
         Note { acknowledged: self.expected, granted: self.granted, cost }
     }
@@ -314,6 +319,7 @@ impl Incoming {
     pub fn told(&mut self, note: Note) {
         if let Some(cost) = note.cost {
             self.costs[cost.path as usize].is_news = false;
+            self.told_cost = (cost.path as usize + 1) % PathKind::ALL.len();
         }
         for class in [0, 1] {
             self.wants[class] &= note.granted[class] == self.told.granted[class];

@@ -29,6 +29,8 @@ use crate::wire::{Notification, Wire};
 pub const DIRECT_BYTES: u32 = 2048;
 /// How many pieces are expected at most in one call.
 const AHEAD_PIECES: usize = 4;
+/// The buffers of such a call: what has begun, and pairs of a header and a piece.
+const BUFFERS: usize = 1 + 2 * (AHEAD_PIECES + 1);
 /// How many bytes are expected at most in one call.
 const AHEAD_BYTES: usize = 512 << 10;
 /// Segments of one send.
@@ -576,7 +578,7 @@ impl<W: Wire> Link<W> {
     /// Whether what the peer does not know is worth a frame of its own.
     fn note_is_due(&self, flush: bool) -> bool {
         let (pieces, credits) = self.incoming.untold();
-        let many = |class: usize| u64::from(credits[class]) * 2 > u64::from(self.aim(class));
+        let many = |class: usize| credits[class] > 0 && u64::from(credits[class]) * 2 >= u64::from(self.aim(class));
         let wanted = |class: usize| self.incoming.wants()[class] && credits[class] > 0;
         (flush && pieces > 0)
             || pieces * 4 > u64::from(self.limits.credits[0].max(4))
@@ -639,19 +641,30 @@ impl<W: Wire> Link<W> {
             Choosing::Cheapest { .. } => &|other| Selector::is_alike(first, other),
         };
         let measures = first.payload_bytes >= select::LEAST_BYTES && first.may_share;
+        let most = match &self.choosing {
+            Choosing::Cheapest { selector: Some(selector), .. } if measures => selector.most_pieces().min(SEGMENTS / 2),
+            _ => SEGMENTS / 2,
+        };
         if measures {
-            self.outgoing.stamp(alike, SEGMENTS / 2, path);
+            self.outgoing.stamp(alike, most, path);
         }
         let mut segments = Vec::with_capacity(SEGMENTS);
-        self.outgoing.segments(alike, SEGMENTS, &mut segments);
+        self.outgoing.segments(alike, 2 * most, &mut segments);
         let begin = measures.then(Instant::now);
-        let sent = wire.send(path, &segments)?;
+        let sent = wire.send(path, &segments);
         drop(segments);
+        if let (Err(error), Choosing::Cheapest { selector: Some(selector), .. }) = (&sent, &mut self.choosing)
+            && error.kind() == io::ErrorKind::WouldBlock
+            && measures
+        {
+            selector.blocked(path);
+        }
+        let sent = sent?;
         self.outgoing.sent(path, sent.bytes, sent.release);
         if let (Some(begin), Choosing::Cheapest { selector: Some(selector), .. }) = (begin, &mut self.choosing) {
             let (now, each) = (Instant::now(), first.payload_bytes as usize + HEADER_BYTES);
-            let pieces = (sent.bytes + each / 2) / each;
-            selector.called(path, pieces as u32, sent.bytes, now.duration_since(begin), now);
+            let pieces = sent.bytes as f64 / each as f64;
+            selector.called(path, pieces, sent.bytes, now.duration_since(begin), now);
         }
         let counts = &mut self.counts.paths[path as usize];
         counts.sends += 1;
@@ -757,23 +770,28 @@ impl<W: Wire> Link<W> {
     /// Reads the rest of a piece or header that has begun, and behind it headers and pieces as long as the last.
     fn receive_direct(&mut self, slots: &mut Slots, happened: &mut Vec<Happened>) -> Result<Readiness, LinkError> {
         let expected = self.last_length as usize;
-        let mut cells = [[0_u8; HEADER_BYTES]; AHEAD_PIECES];
-        let mut ahead: [Option<Slot>; AHEAD_PIECES] = [const { None }; AHEAD_PIECES];
-        let count = (AHEAD_BYTES / expected).clamp(1, AHEAD_PIECES);
-        let large = self.incoming.class_of(self.last_length) == Class::Large;
+        let mut cells = [[0_u8; HEADER_BYTES]; AHEAD_PIECES + 1];
+        let mut ahead: [Option<Slot>; AHEAD_PIECES + 1] = [const { None }; AHEAD_PIECES + 1];
+        let class = self.incoming.class_of(self.last_length);
+        let large = class == Class::Large;
+        // No more pieces can come than there are credits for. A peer that has used them all says so in a frame of its own,
+        // and that is what the last cell, behind which no slot stands, is for.
+        let begun = self.filling.as_ref().map(|filling| self.incoming.class_of(filling.header.length));
+        let credits = self.incoming.open()[class.index()] - u32::from(begun == Some(class));
+        let count = (AHEAD_BYTES / expected).clamp(1, AHEAD_PIECES).min(credits as usize);
         for slot in &mut ahead[..count] {
             *slot = if large { slots.take_ahead() } else { slots.take(Class::Small) };
         }
-        let (mut lengths, mut room) = ([0; 1 + 2 * AHEAD_PIECES], 0);
+        let (mut lengths, mut room) = ([0; BUFFERS], 0);
         let begin;
         self.came_by = 0;
         let read = {
-            let mut buffers: [IoSliceMut<'_>; 1 + 2 * AHEAD_PIECES] = std::array::from_fn(|_| IoSliceMut::new(&mut []));
+            let mut buffers: [IoSliceMut<'_>; BUFFERS] = std::array::from_fn(|_| IoSliceMut::new(&mut []));
             if let Some(Filling { header, slot: Some(slot), filled }) = &mut self.filling {
                 buffers[0] = IoSliceMut::new(&mut slot.bytes_mut(header.length as usize)[*filled..]);
             }
             let mut skip = self.header_filled;
-            for (index, (cell, slot)) in cells.iter_mut().zip(&mut ahead).take(count).enumerate() {
+            for (index, (cell, slot)) in cells.iter_mut().zip(&mut ahead).take(count + 1).enumerate() {
                 buffers[1 + 2 * index] = IoSliceMut::new(&mut cell[core::mem::take(&mut skip)..]);
                 let Some(slot) = slot else { break };
                 buffers[2 + 2 * index] = IoSliceMut::new(slot.bytes_mut(expected));
@@ -799,7 +817,8 @@ impl<W: Wire> Link<W> {
                 // What it cost is told to the sender, where all of it came by one path.
                 let one = PathKind::ALL.into_iter().find(|path| self.came_by == 1 << *path as u8);
                 if let Some(path) = one.filter(|_| read >= select::LEAST_BYTES as usize) {
-                    self.incoming.took(path, read, took.as_nanos() as u64);
+                    let sleeps = if read < room { select::SLEEP_NS } else { 0 };
+                    self.incoming.took(path, read, took.as_nanos() as u64 + sleeps);
                 }
                 placed.map(|()| if read < room { Readiness::Drained } else { Readiness::More })
             }

@@ -30,6 +30,8 @@ use crate::path::PathKind;
 pub const LEAST_BYTES: u32 = 4096;
 /// One call in so many tries another path than the one in use.
 pub const PROBE_EVERY: u32 = 16;
+/// A call that tries another path takes so many bytes, or two pieces.
+const PROBE_BYTES: usize = 256 << 10;
 /// Calls before other paths are tried at all: most connections carry little.
 const WARM_UP: u32 = 24;
 /// Calls of each path at the start, and when the wire has changed.
@@ -46,8 +48,11 @@ const FORGETTING: f64 = 0.97;
 /// A call that takes so many times what was predicted was interrupted, and counts as if it took this.
 const CUT: f64 = 3.0;
 /// The wire has changed when so many calls in a row are off by a factor of [`JUMP`].
-const JUMPS: u32 = 6;
+const JUMPS: u32 = 10;
 const JUMP: f64 = 1.35;
+/// What going to sleep and being woken costs in processor time, about, in nanoseconds: a call after which the socket
+/// takes or has no more is charged with it, so that a path that goes in smaller steps is seen to cost more.
+pub const SLEEP_NS: u64 = 5000;
 /// What is believed before anything was measured, and how strongly, in calls.
 const PRIOR: [f64; 2] = [1000.0, 60.0];
 const PRIOR_WEIGHT: f64 = 0.02;
@@ -195,6 +200,8 @@ pub struct Selector {
     since: Instant,
     calls: u32,
     turn: usize,
+    /// Whether the call that a path was picked for tries another than the one in use.
+    probing: bool,
     /// The size of pieces that is decided for: that of the last.
     bytes: f64,
     jumps: u32,
@@ -217,6 +224,7 @@ impl Selector {
             since: now,
             calls: 0,
             turn: 0,
+            probing: false,
             bytes: f64::from(LEAST_BYTES),
             jumps: 0,
             settled: false,
@@ -232,8 +240,16 @@ impl Selector {
         selector
     }
 
+    /// How many pieces the call that was picked a path for takes at the most: one that tries another path takes few, so that
+    /// looking costs little, and several, so that what a call costs is not all of what it costs.
+    #[must_use]
+    pub fn most_pieces(&self) -> usize {
+        if self.probing { (PROBE_BYTES / self.bytes as usize).max(2) } else { usize::MAX }
+    }
+
     /// The path for the next call, which begins with this frame.
     pub fn pick(&mut self, front: Front) -> PathKind {
+        self.probing = false;
         if front.payload_bytes < LEAST_BYTES || !front.may_share {
             return PathKind::Write;
         }
@@ -242,6 +258,7 @@ impl Selector {
         match self.due_probe() {
             Some(path) => {
                 self.probes += 1;
+                self.probing = path != self.path;
                 path
             }
             None => self.path,
@@ -302,16 +319,20 @@ impl Selector {
     /// What a piece of the present size costs at both ends.
     fn cost_ns(&self, path: usize) -> f64 {
         let state = &self.states[path];
-        let receiving = if state.receiving.samples > 0 { state.receiving.cost_ns(self.bytes) } else { 0.0 };
+        // A receiver that has not said what a path costs it is taken to find it as dear as the path in use.
+        let told = if state.receiving.samples > 0 { state } else { &self.states[self.path as usize] };
+        let receiving = if told.receiving.samples > 0 { told.receiving.cost_ns(self.bytes) } else { 0.0 };
         state.sending.cost_ns(self.bytes) + receiving
     }
 
     /// Notes what a call took.
-    pub fn called(&mut self, path: PathKind, pieces: u32, bytes: usize, took: Duration, now: Instant) {
+    ///
+    /// `pieces` may be a part of one: a path that takes a piece in several calls costs as much as all of them.
+    pub fn called(&mut self, path: PathKind, pieces: f64, bytes: usize, took: Duration, now: Instant) {
         if bytes == 0 {
             return;
         }
-        let (pieces, kib, ns) = (f64::from(pieces.max(1)), bytes as f64 / 1024.0, took.as_nanos() as f64);
+        let (kib, ns) = (bytes as f64 / 1024.0, took.as_nanos() as f64);
         let state = &mut self.states[path as usize];
         state.refused = 0;
         let known = state.sending.samples >= FIRST_PROBES;
@@ -326,6 +347,14 @@ impl Selector {
             }
         }
         self.decide(now);
+    }
+
+    /// Notes that the socket took no more by a path, so that somebody has to sleep and to be woken.
+    pub fn blocked(&mut self, path: PathKind) {
+        let state = &mut self.states[path as usize];
+        if state.sending.samples > 0 {
+            state.sending.charge(1.0, self.bytes / 1024.0, SLEEP_NS as f64);
+        }
     }
 
     /// Notes that a path was refused.
@@ -471,7 +500,7 @@ mod tests {
             let [piece, kib, receiver] = costs[path as usize];
             let took = (piece + kib * f64::from(bytes) / 1024.0) * noise * interrupted;
             self.now += Duration::from_nanos(took as u64);
-            self.selector.called(path, 1, bytes as usize, Duration::from_nanos(took as u64), self.now);
+            self.selector.called(path, 1.0, bytes as usize, Duration::from_nanos(took as u64), self.now);
             self.selector.received(path, receiver * noise);
             if path.is_notified() {
                 self.selector.notified(path, copied, Duration::from_nanos(200));
@@ -557,7 +586,7 @@ mod tests {
                 tried += 1;
                 world.selector.refused(path);
             } else {
-                world.selector.called(path, 1, 64 << 10, Duration::from_micros(3), world.now);
+                world.selector.called(path, 1.0, 64 << 10, Duration::from_micros(3), world.now);
             }
         }
         assert!(tried <= 6, "it was tried {tried} times");

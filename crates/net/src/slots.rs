@@ -238,7 +238,7 @@ impl Slots {
             return Err(PoolError::Exhausted { bytes });
         }
         match &mut self.loans {
-            Some(pool) => Ok(LeaseMut::slot(pool.take(bytes)?, bytes)),
+            Some(pool) => Ok(LeaseMut::slot(pool.take_recent(bytes)?, bytes)),
             None => Err(PoolError::TooLarge { bytes, largest: 0 }),
         }
     }
@@ -250,7 +250,7 @@ impl Slots {
         if held * FEW_OF_ALL > self.all_headers && held > self.headers.free_in(0) {
             return None;
         }
-        self.headers.take(HEADER_BYTES).ok()
+        self.headers.take_recent(HEADER_BYTES).ok()
     }
 
     /// Promises up to `count` slots of a class; how many were.
@@ -284,14 +284,14 @@ impl Slots {
         match class {
             Class::Small => {
                 let is_small = |slot: &Slot| slot.capacity() < self.slot_bytes as usize;
-                match self.received.take(1).ok().filter(is_small) {
+                match self.received.take_recent(1).ok().filter(is_small) {
                     // A pool gives a larger slot when it has no smaller one at hand, and that one is promised to
                     // somebody else. It may have one that was given back meanwhile.
-                    None if self.received.free_in(Class::Small.index()) > 0 => self.received.take(1).ok(),
+                    None if self.received.free_in(Class::Small.index()) > 0 => self.received.take_recent(1).ok(),
                     taken => taken,
                 }
             }
-            Class::Large => self.ahead.pop().or_else(|| self.received.take(self.slot_bytes as usize).ok()),
+            Class::Large => self.ahead.pop().or_else(|| self.received.take_recent(self.slot_bytes as usize).ok()),
         }
     }
 

@@ -203,12 +203,40 @@ impl Pool {
     /// How many slots of one class are free now, what was dropped on other threads included; 0 for no class.
     #[must_use]
     pub fn free_in(&mut self, class: usize) -> usize {
-        let tokens = core::mem::take(&mut self.home().returns.lock().unwrap_or_else(PoisonError::into_inner).tokens);
-        for token in tokens {
+        self.collect();
+        self.classes.get(class).map_or(0, |class| class.free.len())
+    }
+
+    /// Puts what was dropped into the free lists, the last behind all others.
+    fn collect(&mut self) {
+        let home = self.home;
+        // SAFETY: the home is not freed while its pool lives.
+        let mut returns = unsafe { home.as_ref() }.returns.lock().unwrap_or_else(PoisonError::into_inner);
+        for token in returns.tokens.drain(..) {
             self.out -= 1;
             self.classes[token.class()].free.push_back(token);
         }
-        self.classes.get(class).map_or(0, |class| class.free.len())
+    }
+
+    /// As [`take`](Self::take), but the slot that came back last: its bytes are the likeliest to be in a cache.
+    ///
+    /// # Errors
+    /// As [`take`](Self::take).
+    pub fn take_recent(&mut self, bytes: usize) -> Result<Slot, PoolError> {
+        self.collect();
+        for class in &mut self.classes {
+            if class.slot_bytes >= bytes
+                && let Some(token) = class.free.pop_back()
+            {
+                self.out += 1;
+                // SAFETY: the index is below the class's slots (it came from its free list), so the slot lies in the
+                // span.
+                let base = unsafe { class.base.add(token.slot() as usize * class.slot_bytes) };
+                return Ok(Slot { base, bytes: class.slot_bytes, token, home: self.home });
+            }
+        }
+        let largest = self.classes.last().map_or(0, |class| class.slot_bytes);
+        Err(if bytes > largest { PoolError::TooLarge { bytes, largest } } else { PoolError::Exhausted { bytes } })
     }
 
     /// Whether the slot is one of this pool's.
@@ -405,6 +433,23 @@ mod tests {
         assert_eq!(pool.free_slots(), 9);
         assert_eq!([0, 1, 2, 3].map(|class| pool.free_in(class)), [3, 3, 3, 0]);
         assert_eq!(pool.take(200).expect("a slot again").capacity(), 256);
+    }
+
+    #[test]
+    fn the_slot_that_came_back_last_is_taken_first_if_asked_for() {
+        let plan = PoolPlan::doubling(64, 256, 3).expect("a plan");
+        let (mut pool, _) = pool(&plan);
+        let one = pool.take_recent(65).expect("a slot");
+        let two = pool.take_recent(65).expect("a slot");
+        let (first, second) = (one.descriptor(), two.descriptor());
+        assert_eq!((one.capacity(), first == second), (128, false));
+        drop(two);
+        drop(one);
+        let again = [(); 2].map(|()| pool.take_recent(65).expect("a slot"));
+        assert_eq!(again.each_ref().map(Slot::descriptor), [first, second]);
+        assert_eq!(pool.take_recent(300).err(), Some(PoolError::TooLarge { bytes: 300, largest: 256 }));
+        let all: Vec<Slot> = core::iter::from_fn(|| pool.take_recent(1).ok()).collect();
+        assert_eq!((all.len(), pool.take_recent(1).err()), (7, Some(PoolError::Exhausted { bytes: 1 })));
     }
 
     #[test]
