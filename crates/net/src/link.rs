@@ -774,8 +774,8 @@ impl<W: Wire> Link<W> {
         let mut ahead: [Option<Slot>; AHEAD_PIECES + 1] = [const { None }; AHEAD_PIECES + 1];
         let class = self.incoming.class_of(self.last_length);
         let large = class == Class::Large;
-        // No more pieces can come than there are credits for. A peer that has used them all says so in a frame of its own,
-        // and that is what the last cell, behind which no slot stands, is for.
+        // No more pieces can come than there are credits for. A peer that has used them all says so in a frame of its
+        // own, and that is what the last cell, behind which no slot stands, is for.
         let begun = self.filling.as_ref().map(|filling| self.incoming.class_of(filling.header.length));
         let credits = self.incoming.open()[class.index()] - u32::from(begun == Some(class));
         let count = (AHEAD_BYTES / expected).clamp(1, AHEAD_PIECES).min(credits as usize);

@@ -240,8 +240,8 @@ impl Selector {
         selector
     }
 
-    /// How many pieces the call that was picked a path for takes at the most: one that tries another path takes few, so that
-    /// looking costs little, and several, so that what a call costs is not all of what it costs.
+    /// How many pieces the call that was picked a path for takes at the most: one that tries another path takes few, so
+    /// that looking costs little, and several, so that what a call costs is not all of what it costs.
     #[must_use]
     pub fn most_pieces(&self) -> usize {
         if self.probing { (PROBE_BYTES / self.bytes as usize).max(2) } else { usize::MAX }
