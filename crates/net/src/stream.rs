@@ -321,6 +321,8 @@ pub struct StreamTransport {
     /// What somebody may read for ever; never dropped.
     quarantined: u64,
     gathered: Vec<epoll::Event>,
+    /// What came of a call other than a poll; the next poll tells it.
+    later: Vec<Event>,
     happened: Vec<Happened>,
     turns: u32,
 }
@@ -377,6 +379,7 @@ impl StreamTransport {
             leaving: Vec::new(),
             quarantined: 0,
             gathered: Vec::with_capacity(EVENTS),
+            later: Vec::new(),
             happened: Vec::new(),
             turns: 0,
             options,
@@ -830,6 +833,7 @@ impl Transport for StreamTransport {
     fn poll(&mut self, events: &mut Vec<Event>, timeout: Option<Duration>) -> Result<usize, TransportError> {
         self.slots.check_fork()?;
         let begin = events.len();
+        events.append(&mut self.later);
         let deadline = timeout.and_then(|timeout| Instant::now().checked_add(timeout));
         // Whoever always has something ready must not keep the others from being seen.
         self.turns = self.turns.wrapping_add(1);
@@ -882,7 +886,9 @@ impl Transport for StreamTransport {
         if self.is_forked() {
             return;
         }
-        self.close_with(connection.0, Closed::Aborted, &mut Vec::new());
+        let mut later = core::mem::take(&mut self.later);
+        self.close_with(connection.0, Closed::Aborted, &mut later);
+        self.later = later;
     }
 
     fn capabilities(&self) -> Capabilities {

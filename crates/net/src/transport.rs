@@ -238,7 +238,7 @@ pub trait Transport {
     /// ended too, the connection is closed.
     fn close(&mut self, connection: ConnectionId);
 
-    /// Gives a connection up at once.
+    /// Gives a connection up at once. The next poll says what became of its messages, and that it is closed.
     fn abort(&mut self, connection: ConnectionId);
 
     /// What can be done here.

@@ -279,6 +279,8 @@ pub struct UdpTransport {
     orphans: HashMap<u64, Orphan>,
     strays: StrayCounts,
     gathered: Vec<epoll::Event>,
+    /// What came of a call other than a poll; the next poll tells it.
+    later: Vec<Event>,
     happened: Vec<Happened>,
     flat: Vec<u8>,
     released: Vec<(u64, u64, u32)>,
@@ -340,6 +342,7 @@ impl UdpTransport {
             orphans: HashMap::new(),
             strays: StrayCounts::default(),
             gathered: Vec::with_capacity(EVENTS),
+            later: Vec::new(),
             happened: Vec::new(),
             flat: Vec::new(),
             released: Vec::new(),
@@ -597,6 +600,7 @@ impl Transport for UdpTransport {
     fn poll(&mut self, events: &mut Vec<Event>, timeout: Option<Duration>) -> Result<usize, TransportError> {
         self.slots.check_fork()?;
         let begin = events.len();
+        events.append(&mut self.later);
         let deadline = timeout.and_then(|timeout| Instant::now().checked_add(timeout));
         self.resets = 16;
         self.gather(Some(Duration::ZERO))?;
@@ -621,7 +625,9 @@ impl Transport for UdpTransport {
     }
 
     fn abort(&mut self, connection: ConnectionId) {
-        self.close_with(connection.0, Closed::Aborted, &mut Vec::new());
+        let mut later = core::mem::take(&mut self.later);
+        self.close_with(connection.0, Closed::Aborted, &mut later);
+        self.later = later;
     }
 
     fn capabilities(&self) -> Capabilities {

@@ -127,3 +127,10 @@ fn blob_exchange_goes_on_after_a_break() {
     let text = output_of("blob_exchange", &Scratch::new("blob_exchange"), &[]);
     assert_eq!(text.lines().filter(|line| line.contains(": 4 blobs, mended 1 times, ")).count(), 2, "{text}");
 }
+
+#[test]
+fn udp_messages_arrive_each_in_one_slot() {
+    let text = output_of("udp_messages", &Scratch::new("udp_messages"), &[]);
+    assert!(text.contains("100 messages sent and acknowledged in "), "{text}");
+    assert!(text.ends_with("100 messages received, each in one slot\n"), "{text}");
+}

@@ -368,6 +368,31 @@ pub(crate) fn a_peer_that_goes_without_an_end_fails_what_is_under_way<R: Rig>(ri
     assert!(one.transport.submit(one.to(), two.written(0, 1).expect("a slot").into(), Token(0)).is_err());
 }
 
+pub(crate) fn a_side_that_gives_up_is_told_what_became_of_its_messages<R: Rig>(rig: &R) {
+    let (mut one, mut two) = rig.pair(Wish { large_slots: 2, loans: 32, ..Wish::default() });
+    for number in 0..20 {
+        one.submit(number, 60_000, 0);
+    }
+    let mut held = Vec::new();
+    until("the first pieces", [&mut one, &mut two], |_, two| {
+        held.extend(two.events().into_iter().filter(|event| matches!(event, Event::Received { .. })));
+        held.len() == 2
+    });
+    one.transport.abort(one.connection);
+    one.poll();
+    let events = one.events();
+    let mut tokens: Vec<u64> = events
+        .iter()
+        .filter_map(|event| match event {
+            Event::Completed { token, .. } | Event::Failed { token, .. } => Some(token.0),
+            _ => None,
+        })
+        .collect();
+    tokens.sort_unstable();
+    assert_eq!(tokens, (0..20).collect::<Vec<u64>>(), "each message completed or failed, once");
+    assert_eq!(closings(&events), [Closed::Aborted.to_string()]);
+}
+
 pub(crate) fn a_broken_connection_goes_on_and_each_message_arrives_once<R: Rig>(rig: &R) {
     let (mut one, mut two) = rig.pair(Wish { loans: 32, ..Wish::default() });
     let total = 400_u64;
@@ -442,6 +467,7 @@ macro_rules! conformance {
                 a_receiver_that_holds_its_slots_stops_the_sender_and_loses_nothing,
                 a_graceful_end_loses_nothing,
                 a_peer_that_goes_without_an_end_fails_what_is_under_way,
+                a_side_that_gives_up_is_told_what_became_of_its_messages,
                 a_broken_connection_goes_on_and_each_message_arrives_once,
             );
         }

@@ -191,6 +191,8 @@ fn what_a_stranger_asks_in_vain_is_refused_before_its_descriptor_is_looked_at() 
     for (_, _, reason) in IN_VAIN {
         assert_eq!(stranger.line(), "refused, and may send its region again", "{reason}");
         assert_eq!((allowed.subscribers(), own.subscribers()), (0, 0));
+        // It asks the next only now: the last of its joins is granted.
+        stranger.say("next");
     }
     assert_eq!(stranger.line(), "granted");
     assert_eq!((allowed.subscribers(), own.subscribers()), (1, 0));
@@ -230,6 +232,7 @@ fn child_that_asks_in_vain() {
             other => panic!("{other:?}"),
         }
         Child::answer("refused, and may send its region again");
+        assert_eq!(Child::heard(), "next");
     }
     let join = Message::Join(Box::new(join_by_hand(&region, to))).encode();
     let descriptor = region.descriptor().expect("a memfd");
