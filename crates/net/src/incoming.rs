@@ -347,3 +347,25 @@ impl Incoming {
         (self.expected - self.told.acknowledged, credits)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_each_path_cost_is_told_in_turn_although_one_has_news_all_the_time() {
+        let mut incoming = Incoming::new(64, 4096, 1);
+        incoming.took(PathKind::SendFile, 1024, 900);
+        incoming.took(PathKind::Splice, 2048, 600);
+        let mut told = Vec::new();
+        for _ in 0..4 {
+            // The path in use: something comes by it before every frame.
+            incoming.took(PathKind::Write, 1024, 100);
+            let note = incoming.note();
+            told.extend(note.cost.map(|cost| (cost.path, cost.kib_ns)));
+            incoming.told(note);
+        }
+        let (write, file, splice) = (PathKind::Write, PathKind::SendFile, PathKind::Splice);
+        assert_eq!(told, [(write, 100), (file, 900), (splice, 300), (write, 100)]);
+    }
+}

@@ -181,7 +181,6 @@ struct Connection {
     broken: Option<String>,
     /// How long until the next attempt to mend it.
     wait: Duration,
-    readable: bool,
     /// Whether the socket has ended: no other edge tells of it, so it is read until the end is seen.
     hung_up: bool,
     in_ready: bool,
@@ -562,7 +561,6 @@ impl StreamTransport {
             deadline: None,
             broken: None,
             wait: FIRST_REDIAL,
-            readable: false,
             hung_up: false,
             in_ready: false,
             in_dirty: false,
@@ -660,11 +658,10 @@ impl StreamTransport {
     }
 
     fn make_ready(&mut self, key: u64) {
-        if let Some(connection) = self.places.connection(key) {
-            connection.readable = true;
-            if !core::mem::replace(&mut connection.in_ready, true) {
-                self.ready.push_back(key);
-            }
+        if let Some(connection) = self.places.connection(key)
+            && !core::mem::replace(&mut connection.in_ready, true)
+        {
+            self.ready.push_back(key);
         }
     }
 

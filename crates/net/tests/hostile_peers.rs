@@ -1,6 +1,7 @@
 //! Strangers that say anything to a transport: a good connection beside them goes on and loses nothing, and nothing of
 //! theirs stays. Tests count the descriptors of the process, so that they run one after another.
 
+mod dice;
 mod hostile;
 mod stage;
 
@@ -9,7 +10,8 @@ use std::net::TcpStream;
 use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
-use hostile::{Dice, content};
+use dice::Dice;
+use hostile::content;
 use stage::{Good, PATIENCE, Stage, descriptors, first_frame, greeted, hello, reset, stranger};
 use zcmi_mem::lease::LeaseMut;
 use zcmi_mem::pool::PoolPlan;

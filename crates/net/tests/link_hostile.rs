@@ -2,12 +2,14 @@
 //! says of each frame whether an honest peer could have sent it. What could not be is a [`PeerFault`] and ends that
 //! peer alone; what came before is delivered; and no slot is lost to anybody.
 
+mod dice;
 mod hostile;
 mod tape;
 
 use std::collections::HashMap;
 
-use hostile::{Dice, content, is_content};
+use dice::Dice;
+use hostile::{content, is_content};
 use tape::Tape;
 use zcmi_mem::pool::PoolPlan;
 use zcmi_net::frame::{Class, HEADER_BYTES, Header, Hello, Kind};

@@ -1,11 +1,13 @@
 //! Links over a kernel that is late, partial and forgetful: whatever it does, each message arrives once, in order and
 //! whole, and no slot is written while somebody may still read it.
 
+mod dice;
 mod model;
 
 use std::collections::{HashMap, VecDeque};
 
-use model::{Dice, ModelWire, Mutant, Temper};
+use dice::Dice;
+use model::{ModelWire, Mutant, Temper};
 use zcmi_mem::lease::Loaned;
 use zcmi_mem::pool::PoolPlan;
 use zcmi_net::frame::Hello;

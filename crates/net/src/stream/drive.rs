@@ -52,7 +52,7 @@ impl StreamTransport {
 
     fn not_ready(&mut self, key: u64) {
         if let Some(connection) = self.places.connection(key) {
-            (connection.in_ready, connection.readable) = (false, false);
+            connection.in_ready = false;
         }
     }
 

@@ -10,7 +10,8 @@ use zcmi_net::outgoing::Token;
 use zcmi_net::stream::{Address, StreamOptions, StreamTransport};
 use zcmi_net::transport::{ConnectionId, Destination, Event, Transport};
 
-use crate::hostile::{Dice, content, is_content};
+use crate::dice::Dice;
+use crate::hostile::{content, is_content};
 
 /// How long a test waits for what must happen.
 pub(crate) const PATIENCE: Duration = Duration::from_secs(30);

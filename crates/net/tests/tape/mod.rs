@@ -9,7 +9,7 @@ use zcmi_net::frame::{HEADER_BYTES, Header};
 use zcmi_net::path::{PathKind, Release};
 use zcmi_net::wire::{Notification, Segment, Sent, Wire};
 
-use crate::hostile::Dice;
+use crate::dice::Dice;
 
 #[derive(Default)]
 struct Reel {
