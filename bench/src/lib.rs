@@ -33,6 +33,7 @@ pub mod oracle;
 pub mod pattern;
 pub mod pin;
 mod pubsub;
+pub mod regret;
 pub mod report;
 pub mod rounds;
 pub mod side;

@@ -8,6 +8,7 @@
 
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
+use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
 use rustix::event::{PollFd, PollFlags, Timespec};
@@ -166,6 +167,24 @@ pub enum NetBenchError {
     /// The measurements do not make a report.
     #[error("the measurements do not make a report")]
     Report(#[from] ReportError),
+    /// What was measured before cannot be read, or what was measured cannot be kept.
+    #[error("{} cannot be used: {source}", path.display())]
+    File {
+        /// Which file.
+        path: PathBuf,
+        /// What is wrong with it.
+        source: io::Error,
+    },
+}
+
+impl NetBenchError {
+    /// Too few processors are a reason to skip.
+    pub(crate) fn of_pin(error: PinError) -> Self {
+        match error {
+            PinError::TooFew { .. } => Self::Unavailable { reason: error.to_string() },
+            other => Self::Pin(other),
+        }
+    }
 }
 
 /// Why a cell failed.
@@ -251,10 +270,7 @@ pub fn run(options: &NetOptions) -> Result<Report, NetBenchError> {
         return Err(NetBenchError::UnknownRow { name: name.clone(), known: known.join(", ") });
     }
     let host = Host::here();
-    let pair = pin::pair().map_err(|error| match error {
-        PinError::TooFew { .. } => NetBenchError::Unavailable { reason: error.to_string() },
-        other => NetBenchError::Pin(other),
-    })?;
+    let pair = pin::pair().map_err(NetBenchError::of_pin)?;
     let _pinned = pin::pin(pair.near).map_err(NetBenchError::Pin)?;
     let mut cells = Vec::new();
     for &wire in &options.wires {

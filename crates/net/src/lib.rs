@@ -13,6 +13,7 @@ pub mod outgoing;
 pub mod path;
 mod raw;
 pub mod select;
+mod shared;
 pub mod slots;
 pub mod socket;
 pub mod stream;

@@ -21,7 +21,7 @@ use crate::frame::{Class, HEADER_BYTES, Header, Hello, Kind};
 use crate::incoming::{Incoming, PeerFault};
 use crate::outgoing::{Framed, Front, Kept, NotTaken, Outgoing, Payload, QueueLimits, Token};
 use crate::path::PathKind;
-use crate::select::{self, Selection, Selector};
+use crate::select::{self, Choosing, Selection, Selector};
 use crate::slots::{Need, Slots};
 use crate::wire::{Notification, Wire};
 
@@ -200,14 +200,6 @@ struct Filling {
     filled: usize,
 }
 
-/// How the path is chosen.
-enum Choosing {
-    /// This one, wherever it can be.
-    Forced(PathKind),
-    /// The cheapest of these, once there are pieces for which it matters.
-    Cheapest { usable: Vec<PathKind>, selector: Option<Box<Selector>> },
-}
-
 /// Whether the bytes of a call were all there were.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Readiness {
@@ -299,10 +291,7 @@ impl<W: Wire> Link<W> {
     /// What is chosen and why; none as long as nothing was measured.
     #[must_use]
     pub fn selection(&self) -> Option<Selection> {
-        match &self.choosing {
-            Choosing::Forced(_) => None,
-            Choosing::Cheapest { selector, .. } => Some(selector.as_ref()?.selection()),
-        }
+        self.choosing.selection()
     }
 
     /// What was done so far.
@@ -515,7 +504,7 @@ impl<W: Wire> Link<W> {
             });
             counts.stray_notifications += (notification.last - notification.first + 1).saturating_sub(known);
         });
-        if let Choosing::Cheapest { selector: Some(selector), .. } = &mut self.choosing {
+        if let Some(selector) = self.choosing.selector() {
             let all: u32 = told.iter().map(|(count, _)| count).sum();
             let each = begin.elapsed() / all.max(1);
             for (path, (count, copied)) in PathKind::ALL.into_iter().zip(told).filter(|(_, (count, _))| *count > 0) {
@@ -614,7 +603,7 @@ impl<W: Wire> Link<W> {
             Err(error) if path != PathKind::Write && error.kind() != io::ErrorKind::WouldBlock => {
                 // Whatever is wrong with the path or with the connection, a plain send finds out which.
                 self.counts.paths[path as usize].refused += 1;
-                if let Choosing::Cheapest { selector: Some(selector), .. } = &mut self.choosing {
+                if let Some(selector) = self.choosing.selector() {
                     selector.refused(path);
                 }
                 let plain = self.send_by(PathKind::Write, front);

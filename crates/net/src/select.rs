@@ -28,6 +28,8 @@ use crate::path::PathKind;
 
 /// Pieces below this go by `write`, without looking further.
 pub const LEAST_BYTES: u32 = 4096;
+/// The same for datagrams, whose calls carry fewer messages.
+pub const LEAST_DATAGRAM: u32 = 2048;
 /// One call in so many tries another path than the one in use.
 pub const PROBE_EVERY: u32 = 16;
 /// A call that tries another path takes so many bytes, or two pieces.
@@ -253,7 +255,13 @@ impl Selector {
         if front.payload_bytes < LEAST_BYTES || !front.may_share {
             return PathKind::Write;
         }
-        self.bytes = f64::from(front.payload_bytes);
+        self.pick_for(front.payload_bytes)
+    }
+
+    /// The path for the next call, whose pieces, or parts that become datagrams, have so many bytes and may be shared.
+    pub(crate) fn pick_for(&mut self, bytes: u32) -> PathKind {
+        self.probing = false;
+        self.bytes = f64::from(bytes);
         self.calls = self.calls.wrapping_add(1);
         match self.due_probe() {
             Some(path) => {
@@ -449,6 +457,44 @@ impl Selector {
             changes: self.changes,
             probes: self.probes,
             models: states.filter(|(_, state)| state.sending.samples > 0 || state.refused > 0).map(model).collect(),
+        }
+    }
+}
+
+/// How the path is chosen.
+pub(crate) enum Choosing {
+    /// This one, wherever it can be.
+    Forced(PathKind),
+    /// The cheapest of these, once there are pieces for which it matters.
+    Cheapest { usable: Vec<PathKind>, selector: Option<Box<Selector>> },
+}
+
+impl Choosing {
+    /// What measures, if there is a choice and anything was measured.
+    pub(crate) fn selector(&mut self) -> Option<&mut Selector> {
+        match self {
+            Self::Forced(_) => None,
+            Self::Cheapest { selector, .. } => selector.as_deref_mut(),
+        }
+    }
+
+    /// What is chosen, if there is a choice and anything was measured.
+    pub(crate) fn selection(&self) -> Option<Selection> {
+        match self {
+            Self::Forced(_) => None,
+            Self::Cheapest { selector, .. } => Some(selector.as_ref()?.selection()),
+        }
+    }
+
+    /// The path for datagrams that carry so many bytes each.
+    pub(crate) fn path_for_datagrams(&mut self, bytes: u32) -> PathKind {
+        match self {
+            Self::Forced(_) if bytes == 0 => PathKind::Write,
+            Self::Forced(path) => *path,
+            Self::Cheapest { .. } if bytes < LEAST_DATAGRAM => PathKind::Write,
+            Self::Cheapest { usable, selector } => {
+                selector.get_or_insert_with(|| Box::new(Selector::new(usable, Instant::now()))).pick_for(bytes)
+            }
         }
     }
 }

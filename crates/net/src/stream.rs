@@ -62,12 +62,13 @@ use crate::link::{Happened, Link, LinkCounts, LinkError, LinkLimits, Orphan, Rea
 use crate::outgoing::{Kept, NotTaken, Payload, SubmitError, Token};
 use crate::path::PathKind;
 use crate::select::Selection;
+use crate::shared::{RingHandle, SharedRing};
 use crate::slots::{SlotCounts, SlotPlan, Slots};
 use crate::socket::{self, SocketWire};
 use crate::transport::{Capabilities, Closed, ConnectionId, Destination, Event, ListenerId, Transport, TransportError};
 use crate::uring;
 use crate::wire::Wire;
-use wire::{RingHandle, SharedRing, StreamWire};
+use wire::StreamWire;
 
 /// Events of one look at the descriptor.
 const EVENTS: usize = 256;

@@ -63,10 +63,13 @@ use crate::key::Key;
 use crate::link::{Happened, LinkLimits};
 use crate::outgoing::{Kept, NotTaken, Payload, SubmitError, Token};
 use crate::path::PathKind;
+use crate::select::{self, Choosing, Selection};
+use crate::shared::{RingHandle, SharedRing};
 use crate::slots::{SlotPlan, Slots};
 use crate::transport::{Capabilities, Closed, ConnectionId, Destination, Event, ListenerId, Transport, TransportError};
 
 pub use self::socket::DatagramCounts;
+pub(crate) use self::sys::SegmentControl;
 
 /// Events of one look at the descriptor.
 const EVENTS: usize = 64;
@@ -79,6 +82,11 @@ const LEAVING: Nanos = 2_000 * pace::MS;
 /// Sessions that are remembered after their end, so that no old greeting begins them anew.
 const GONE: usize = 4096;
 
+/// The paths that datagrams can go by, of which the cheapest is looked for.
+const PATHS: [PathKind; 4] = [PathKind::Write, PathKind::ZeroCopy, PathKind::UringZeroCopy, PathKind::UringFixed];
+/// The key of the ring among what is watched.
+const RING: u64 = u64::MAX;
+
 /// Whether what is lost is sent again.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Reliability {
@@ -87,6 +95,12 @@ pub enum Reliability {
     Reliable,
     /// It is not; messages are no longer than a slot of the peer, and arrive whole or not at all, in any order.
     Unreliable,
+    /// It is not, and messages leave at this rate whatever the network and the peer take: nobody is asked what came.
+    /// Only where that capacity is known to be there, else others suffer.
+    ConstantRate {
+        /// Bytes a second of datagrams, heads included; `u64::MAX` for as fast as can be.
+        bytes_per_s: u64,
+    },
 }
 
 /// How a transport over UDP is made.
@@ -100,7 +114,7 @@ pub struct UdpOptions {
     pub key: Option<Key>,
     /// Whether peers on other hosts are talked with although there is no key.
     pub insecure: bool,
-    /// The path that is used whenever it can be: [`PathKind::Write`] or [`PathKind::ZeroCopy`].
+    /// The path that is used whenever it can be, `sendfile` and `splice` excepted; none for the one that costs least.
     pub path: Option<PathKind>,
     /// Whether what this side sends is sent again when it is lost.
     pub reliability: Reliability,
@@ -237,6 +251,7 @@ struct Connection {
     is_starved: bool,
     /// Nothing passes, for tests.
     is_deaf: bool,
+    choosing: Choosing,
 }
 
 struct Place {
@@ -266,6 +281,10 @@ pub struct UdpTransport {
     began: Instant,
     slots: Slots,
     epoll: OwnedFd,
+    /// The ring of all sockets.
+    ring: RingHandle,
+    ring_is_watched: bool,
+    ring_has_news: bool,
     places: Vec<Option<Place>>,
     connections: HashMap<u64, Box<Connection>>,
     next_key: u64,
@@ -324,11 +343,16 @@ impl UdpTransport {
     /// [`TransportError`] if memory or descriptors cannot be had.
     pub fn new(options: UdpOptions) -> Result<Self, TransportError> {
         let cookies = Cookies::new(random()?).ok_or_else(|| failed("making a key of a secret")(Errno::INVAL))?;
+        let (slots, ring) = (Slots::new(&options.slots)?, RingHandle::new(SharedRing::new().into()));
+        slots.regions().for_each(|region| ring.borrow_mut().add_region(region));
         Ok(Self {
+            ring,
+            ring_is_watched: false,
+            ring_has_news: false,
             incarnation: random()?,
             cookies,
             began: Instant::now(),
-            slots: Slots::new(&options.slots)?,
+            slots,
             epoll: epoll::create(epoll::CreateFlags::CLOEXEC).map_err(failed("epoll_create"))?,
             places: Vec::new(),
             connections: HashMap::new(),
@@ -414,6 +438,12 @@ impl UdpTransport {
         })
     }
 
+    /// What is chosen for a connection's large datagrams and why, if there is a choice and something was measured.
+    #[must_use]
+    pub fn selection(&self, connection: ConnectionId) -> Option<Selection> {
+        self.connections.get(&connection.0)?.choosing.selection()
+    }
+
     /// What came and was no session's.
     #[must_use]
     pub fn strays(&self) -> StrayCounts {
@@ -441,8 +471,9 @@ impl UdpTransport {
     }
 
     fn socket(&self, address: &SocketAddr) -> Result<DatagramSocket, TransportError> {
-        let mut socket = DatagramSocket::new(address, self.options.socket_bytes).map_err(failed("socket"))?;
-        if self.options.path == Some(PathKind::ZeroCopy) && socket.allow_zero_copy().is_err() {
+        let socket = DatagramSocket::new(address, self.options.socket_bytes, &self.ring);
+        let mut socket = socket.map_err(failed("socket"))?;
+        if matches!(self.options.path, None | Some(PathKind::ZeroCopy)) && socket.allow_zero_copy().is_err() {
             socket.counts.refused_zero_copy += 1;
         }
         if !self.options.trains {
@@ -490,7 +521,6 @@ impl UdpTransport {
         now: Nanos,
     ) -> Connection {
         let segment = self.options.segment_bytes.map_or(segment, |most| segment.min(most.max(64)));
-        let reliable = self.options.reliability == Reliability::Reliable;
         // Half of what the kernel says is its own bookkeeping.
         let window = u32::try_from(receive_bytes / 2).unwrap_or(u32::MAX);
         Connection {
@@ -499,7 +529,15 @@ impl UdpTransport {
             to,
             peer,
             name,
-            session: Session::new(word_of(&name), &self.options.limits, reliable, segment, window, &self.slots, now),
+            session: Session::new(
+                word_of(&name),
+                &self.options.limits,
+                self.options.reliability,
+                segment,
+                window,
+                &self.slots,
+                now,
+            ),
             stage: Stage::Open,
             theirs: None,
             announced: false,
@@ -511,6 +549,11 @@ impl UdpTransport {
             is_dirty: false,
             is_starved: false,
             is_deaf: false,
+            choosing: match self.options.path {
+                Some(PathKind::SendFile | PathKind::Splice) => Choosing::Forced(PathKind::Write),
+                Some(path) => Choosing::Forced(path),
+                None => Choosing::Cheapest { usable: PATHS.to_vec(), selector: None },
+            },
         }
     }
 
@@ -540,7 +583,12 @@ impl UdpTransport {
             Err(errno) => return Err(failed("epoll_wait")(errno)),
         };
         for at in 0..self.gathered.len() {
-            let (index, flags) = (self.gathered[at].data.u64() as usize, self.gathered[at].flags);
+            let (index, flags) = (self.gathered[at].data.u64(), self.gathered[at].flags);
+            if index == RING {
+                self.ring_has_news = true;
+                continue;
+            }
+            let index = index as usize;
             let Some(Some(place)) = self.places.get_mut(index) else { continue };
             place.is_readable |= flags.intersects(EventFlags::IN | EventFlags::ERR | EventFlags::HUP);
             if flags.intersects(EventFlags::OUT) {
@@ -554,7 +602,7 @@ impl UdpTransport {
     }
 
     fn is_busy(&self) -> bool {
-        !self.dirty.is_empty() || self.places.iter().flatten().any(|place| place.is_readable)
+        self.ring_has_news || !self.dirty.is_empty() || self.places.iter().flatten().any(|place| place.is_readable)
     }
 
     /// Whether a path can be used over UDP on this host.
@@ -563,7 +611,7 @@ impl UdpTransport {
             PathKind::Write => Support::Yes,
             PathKind::ZeroCopy => {
                 let tried = "127.0.0.1:0".parse().ok().map(|address| {
-                    let socket = DatagramSocket::new(&address, 4096).map_err(|errno| errno.to_string());
+                    let socket = DatagramSocket::new(&address, 4096, &self.ring).map_err(|errno| errno.to_string());
                     socket.and_then(|mut socket| socket.allow_zero_copy())
                 });
                 match tried {
@@ -573,7 +621,7 @@ impl UdpTransport {
                 }
             }
             PathKind::SendFile | PathKind::Splice => Support::No("datagrams are not sent from files".into()),
-            _ => Support::No("this transport has no io_uring".into()),
+            _ => self.ring.borrow().support(path),
         }
     }
 }
@@ -584,7 +632,11 @@ impl Transport for UdpTransport {
     }
 
     fn register(&mut self, region: &Arc<Region>) -> Result<(), OutOfRegion> {
-        self.slots.add_region(region).map(|_| ())
+        let known = self.slots.regions().count();
+        if self.slots.add_region(region)? == known {
+            self.ring.borrow_mut().add_region(region);
+        }
+        Ok(())
     }
 
     fn submit(&mut self, to: Destination, payload: Payload, token: Token) -> Result<(), NotTaken> {
@@ -636,7 +688,7 @@ impl Transport for UdpTransport {
         let message_bytes = match self.options.reliability {
             Reliability::Reliable => MESSAGE_BYTES,
             // As far as the peer has slots of our size.
-            Reliability::Unreliable => piece_bytes,
+            Reliability::Unreliable | Reliability::ConstantRate { .. } => piece_bytes,
         };
         Capabilities { paths: paths.into(), message_bytes, piece_bytes }
     }
@@ -664,9 +716,10 @@ impl Drop for UdpTransport {
                 break;
             }
         }
+        // Where the kernel has not said that it is done, slots stay as they are.
         for (_, Orphan { kept, .. }) in self.orphans.drain() {
-            // The kernel has not said that it is done: these slots stay as they are.
             core::mem::forget(kept);
         }
+        self.places.iter_mut().flatten().for_each(|place| place.socket.forget_flights());
     }
 }

@@ -61,6 +61,7 @@ use crate::path::{PathKind, Release};
 use crate::wire::{Notification, Segment, Sent};
 use owed::{Owed, Ticket};
 use provided::Provided;
+pub(crate) use sys::Envelope;
 use sys::{Completion, Kernel, Mode, Queue, Request};
 
 /// The first number of a send: far above all that the error queue of a socket counts, so that one connection can use
@@ -406,19 +407,69 @@ impl Ring {
         if segments.iter().all(|segment| segment.bytes.is_empty()) {
             return Ok(Sent { bytes: 0, release: Release::Now });
         }
+        let envelope = Envelope::default();
         match path {
             PathKind::UringSend => {
-                let request = Request::Message { socket, segments, zero_copy: false, buffer: None };
+                let request = Request::Message { socket, envelope, segments, zero_copy: false, buffer: None };
                 let bytes = self.copied(socket, request, false)?;
                 Ok(Sent { bytes, release: Release::Now })
             }
             PathKind::UringZeroCopy => self.zero_copy(key, |ring, call| {
-                let request = Request::Message { socket, segments, zero_copy: true, buffer: None };
+                let request = Request::Message { socket, envelope, segments, zero_copy: true, buffer: None };
                 let first = ring.shared(socket, call, request, false, None)?;
                 call.count(first).map(drop)
             }),
             _ => self.fixed(socket, key, segments),
         }
+    }
+
+    /// Sends the segments as one datagram, or as several, through a datagram socket, without waiting: all or nothing.
+    /// From registered buffers only if all segments lie in one.
+    ///
+    /// # Errors
+    /// As [`send`](Self::send).
+    pub(crate) fn send_datagrams(
+        &mut self,
+        socket: BorrowedFd<'_>,
+        key: u32,
+        path: PathKind,
+        envelope: Envelope<'_>,
+        segments: &[Segment<'_>],
+    ) -> io::Result<Release> {
+        self.life.check().map_err(io::Error::other)?;
+        if let Some(refusal) = self.stopped {
+            return Err(refusal.into());
+        }
+        if segments.len() > sys::PARTS {
+            return Err(Errno::MSGSIZE.into());
+        }
+        let place = match path {
+            PathKind::UringSend => {
+                let request = Request::Message { socket, envelope, segments, zero_copy: false, buffer: None };
+                self.copied(socket, request, false)?;
+                return Ok(Release::Now);
+            }
+            PathKind::UringZeroCopy => None,
+            PathKind::UringFixed => {
+                let fits = self.vector(segments) == segments.len();
+                let place = segments.first().and_then(|segment| self.place(segment, segment.bytes));
+                let bytes = segments.iter().map(|segment| segment.bytes.len()).sum();
+                let region = segments.first().and_then(|segment| segment.home).map(|home| home.region);
+                Some(place.filter(|_| fits).ok_or(Refusal::NotRegistered { region, bytes })?)
+            }
+            _ => return Err(Refusal::NotOurs { path }.into()),
+        };
+        let sent = self.zero_copy(key, |ring, call| {
+            let buffer = place.map(|place| place.index);
+            let request = Request::Message { socket, envelope, segments, zero_copy: true, buffer };
+            let used = place.and_then(|place| ring.used(place));
+            let first = ring.shared(socket, call, request, false, used)?;
+            if place.is_some() && first.result == Err(Errno::INVAL) && ring.vectors.is_none() {
+                ring.vectors = Some(false);
+            }
+            call.count(first).map(drop)
+        })?;
+        Ok(sent.release)
     }
 
     /// Gives each notification that has come for a socket to `each`.
@@ -685,7 +736,9 @@ impl Ring {
                 Some(place) if together > 1 => {
                     let segments = &segments[number..number + together];
                     let wanted = segments.iter().map(|segment| segment.bytes.len()).sum();
-                    let request = Request::Message { socket, segments, zero_copy: true, buffer: Some(place.index) };
+                    let envelope = Envelope::default();
+                    let buffer = Some(place.index);
+                    let request = Request::Message { socket, envelope, segments, zero_copy: true, buffer };
                     let first = self.shared(socket, call, request, more(number + together), self.used(place))?;
                     if first.result == Err(Errno::INVAL) && self.vectors.is_none() {
                         // An older kernel; the same bytes go one by one.

@@ -7,17 +7,18 @@ use std::time::{Duration, Instant};
 use conformance::{End, Rig, Wish};
 use zcmi_mem::lease::LeaseMut;
 use zcmi_mem::pool::PoolPlan;
+use zcmi_mem::registration::Support;
 use zcmi_net::link::LinkLimits;
 use zcmi_net::outgoing::{QueueLimits, Token};
 use zcmi_net::path::PathKind;
 use zcmi_net::slots::SlotPlan;
 use zcmi_net::transport::{Event, Transport};
-use zcmi_net::udp::{UdpOptions, UdpTransport};
+use zcmi_net::udp::{Reliability, UdpOptions, UdpTransport};
 
-/// Datagrams of one size, by one path.
+/// Datagrams of one size, by one path or the cheapest.
 #[derive(Clone, Copy)]
 struct Datagrams {
-    path: PathKind,
+    path: Option<PathKind>,
     trains: bool,
     segment_bytes: Option<u32>,
 }
@@ -42,6 +43,14 @@ fn options(wish: Wish) -> UdpOptions {
         resume_for: wish.resume_for,
         silence: Duration::from_millis(100),
         ..UdpOptions::default()
+    }
+}
+
+/// Whether this host has io_uring, or why not.
+fn uring() -> Result<(), String> {
+    match zcmi_net::uring::support() {
+        Support::No(reason) => Err(reason.into_owned()),
+        _ => Ok(()),
     }
 }
 
@@ -71,7 +80,7 @@ impl Rig for Datagrams {
 
     fn pair(&self, wish: Wish) -> (End<UdpTransport>, End<UdpTransport>) {
         let &Self { path, trains, segment_bytes } = self;
-        let options = || UdpOptions { path: Some(path), trains, segment_bytes, ..options(wish) };
+        let options = || UdpOptions { path, trains, segment_bytes, ..options(wish) };
         pair(options(), options())
     }
 
@@ -84,17 +93,25 @@ impl Rig for Datagrams {
         let facts = end.transport.facts(end.connection).expect("it is there");
         println!("{facts:?}");
         match self.path {
-            PathKind::ZeroCopy => facts.socket.zero_copy_bytes > 0,
+            None => true,
+            Some(PathKind::UringZeroCopy | PathKind::UringFixed) if uring().is_err() => true,
+            Some(path) if path.shares_pages() => facts.socket.zero_copy_bytes > 0,
             _ if self.trains && self.segment_bytes.is_some() => facts.socket.datagrams > 2 * facts.socket.sends,
             _ => facts.socket.zero_copy_bytes == 0,
         }
     }
 }
 
-conformance!(large_datagrams, Datagrams { path: PathKind::Write, trains: true, segment_bytes: None });
-conformance!(trains, Datagrams { path: PathKind::Write, trains: true, segment_bytes: Some(1408) });
-conformance!(single_datagrams, Datagrams { path: PathKind::Write, trains: false, segment_bytes: Some(1408) });
-conformance!(zero_copy, Datagrams { path: PathKind::ZeroCopy, trains: true, segment_bytes: Some(1408) });
+conformance!(large_datagrams, Datagrams { path: Some(PathKind::Write), trains: true, segment_bytes: None });
+conformance!(trains, Datagrams { path: Some(PathKind::Write), trains: true, segment_bytes: Some(1408) });
+conformance!(single_datagrams, Datagrams { path: Some(PathKind::Write), trains: false, segment_bytes: Some(1408) });
+conformance!(zero_copy, Datagrams { path: Some(PathKind::ZeroCopy), trains: true, segment_bytes: Some(1408) });
+conformance!(
+    uring_zero_copy,
+    Datagrams { path: Some(PathKind::UringZeroCopy), trains: true, segment_bytes: Some(1408) }
+);
+conformance!(uring_fixed, Datagrams { path: Some(PathKind::UringFixed), trains: true, segment_bytes: Some(8128) });
+conformance!(adaptive, Datagrams { path: None, trains: true, segment_bytes: Some(8128) });
 
 #[test]
 fn a_message_of_a_gibibyte_passes_through_few_slots() {
@@ -102,7 +119,7 @@ fn a_message_of_a_gibibyte_passes_through_few_slots() {
         println!("SKIP: a message of 1 GiB is left out of a quick run");
         return;
     }
-    let rig = Datagrams { path: PathKind::Write, trains: true, segment_bytes: None };
+    let rig = Datagrams { path: Some(PathKind::Write), trains: true, segment_bytes: None };
     conformance::a_message_of_a_gibibyte_passes_through_few_slots(&rig);
 }
 
@@ -110,7 +127,7 @@ fn a_message_of_a_gibibyte_passes_through_few_slots() {
 fn large_messages(name: &str, trains: bool, segment_bytes: Option<u32>) {
     const BYTES: usize = 2 << 20;
     let wish = Wish { slot_bytes: 256 << 10, large_slots: 32, message_bytes: BYTES, loans: 8, ..Wish::default() };
-    let rig = Datagrams { path: PathKind::Write, trains, segment_bytes };
+    let rig = Datagrams { path: Some(PathKind::Write), trains, segment_bytes };
     let (mut one, mut two) = rig.pair(wish);
     let total = if cfg!(debug_assertions) { 100 } else { 1000 };
     let (mut sent, mut done, mut bytes) = (0, 0, 0);
@@ -149,7 +166,7 @@ fn large_messages_are_received_where_they_will_live() {
 
 #[test]
 fn what_lies_in_no_region_of_ours_is_copied_and_so_is_what_is_over_the_budget() {
-    let rig = Datagrams { path: PathKind::ZeroCopy, trains: true, segment_bytes: Some(1408) };
+    let rig = Datagrams { path: Some(PathKind::ZeroCopy), trains: true, segment_bytes: Some(1408) };
     let (mut one, mut two) = rig.pair(Wish::default());
     let mut lease = LeaseMut::<[u8]>::inline(8);
     lease.copy_from_slice(b"in place");
@@ -172,4 +189,31 @@ fn what_lies_in_no_region_of_ours_is_copied_and_so_is_what_is_over_the_budget() 
     one.submit(1, 1000, 0);
     let counts = exchange("the message over the budget", &mut one, &mut two);
     assert_eq!((counts.zero_copy_bytes, counts.over_budget), (0, 1));
+}
+
+/// How many of 400 messages complete that a peer is sent who has stopped to answer.
+fn completed_by(reliability: Reliability) -> usize {
+    let wish = Wish { waiting: 400, message_bytes: 8000, loans: 1, ..Wish::default() };
+    let sender = UdpOptions { reliability, silence: Duration::from_secs(60), ..options(wish) };
+    let (mut one, _two) = pair(sender, options(wish));
+    let lease = one.transport.loan(8000).expect("a slot").freeze();
+    for number in 0..400 {
+        one.transport.submit(one.to(), lease.clone().into(), Token(number)).expect("there is room");
+    }
+    let (mut completed, until) = (0, Instant::now() + Duration::from_millis(50));
+    while completed < 400 && Instant::now() < until {
+        one.poll();
+        completed += one.events().iter().filter(|event| matches!(event, Event::Completed { .. })).count();
+    }
+    completed
+}
+
+#[test]
+fn a_constant_rate_waits_for_nobody_and_a_window_does() {
+    assert_eq!(completed_by(Reliability::ConstantRate { bytes_per_s: u64::MAX }), 400);
+    let held_back = completed_by(Reliability::Unreliable);
+    assert!(held_back < 200, "{held_back} messages left although nobody answered");
+    // 2 MB/s for 50 ms, and the first burst.
+    let slow = completed_by(Reliability::ConstantRate { bytes_per_s: 2_000_000 });
+    assert!((16..60).contains(&slow), "{slow} messages of 8,000 bytes left");
 }

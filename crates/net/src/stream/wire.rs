@@ -1,100 +1,20 @@
 //! One socket by all paths: its own calls, and those of the io_uring that the connections of a transport share.
 
-use std::borrow::Cow;
-use std::cell::RefCell;
 use std::io::{self, IoSliceMut};
 use std::os::fd::{AsFd, BorrowedFd};
 use std::rc::Rc;
 use std::sync::Arc;
 
 use zcmi_mem::region::Region;
-use zcmi_mem::registration::Support;
 
 use crate::path::{PathKind, Release};
-use crate::socket::{Pipe, SocketWire};
-use crate::uring::{self, Options, Refusal, Ring};
+use crate::shared::RingHandle;
+use crate::socket::SocketWire;
+use crate::uring::Refusal;
 use crate::wire::{Notification, Segment, Sent, Wire};
 
 /// The number of a send whose bytes the kernel may read for ever: it took the request and never answered.
 const NEVER: u64 = u64::MAX;
-
-/// What the sockets of a transport share: a pipe, and an io_uring, opened when the first send wants it.
-pub(super) struct SharedRing {
-    regions: Vec<Arc<Region>>,
-    state: State,
-    /// Why a region is not registered, by its number.
-    unregistered: Vec<Option<Cow<'static, str>>>,
-    next_key: u32,
-    pipe: Option<Pipe>,
-}
-
-enum State {
-    Untried,
-    Open(Box<Ring>),
-    Refused(String),
-}
-
-/// The ring, as each wire holds it.
-pub(super) type RingHandle = Rc<RefCell<SharedRing>>;
-
-impl SharedRing {
-    pub(super) fn new() -> Self {
-        Self { regions: Vec::new(), state: State::Untried, unregistered: Vec::new(), next_key: 0, pipe: None }
-    }
-
-    pub(super) fn add_region(&mut self, region: &Arc<Region>) {
-        self.regions.push(Arc::clone(region));
-        if let State::Open(_) = self.state {
-            self.register();
-        }
-    }
-
-    /// The ring, if there is one or can be.
-    fn open(&mut self) -> Result<&mut Ring, io::Error> {
-        if let State::Untried = self.state {
-            self.state = match Ring::open(Options::default()) {
-                Ok(ring) => State::Open(Box::new(ring)),
-                Err(error) => State::Refused(error.to_string()),
-            };
-            self.register();
-        }
-        match &mut self.state {
-            State::Open(ring) => Ok(ring),
-            State::Refused(reason) => Err(io::Error::new(io::ErrorKind::Unsupported, reason.clone())),
-            State::Untried => Err(io::ErrorKind::Unsupported.into()),
-        }
-    }
-
-    /// Shows the ring the regions that it has not seen.
-    fn register(&mut self) {
-        let State::Open(ring) = &mut self.state else { return };
-        for (number, region) in self.regions.iter().enumerate().skip(self.unregistered.len()) {
-            let refused = ring.register(number, region).err().map(|error| error.to_string().into());
-            self.unregistered.push(refused);
-        }
-    }
-
-    /// The ring, if it was opened.
-    pub(super) fn opened(&mut self) -> Option<&mut Ring> {
-        match &mut self.state {
-            State::Open(ring) => Some(ring),
-            _ => None,
-        }
-    }
-
-    /// Whether a path can be used, as far as that can be told without a socket.
-    pub(super) fn support(&self, path: PathKind) -> Support {
-        match &self.state {
-            State::Refused(reason) => Support::No(reason.clone().into()),
-            State::Untried => uring::support(),
-            State::Open(ring) if path == PathKind::UringFixed => match self.unregistered.first() {
-                Some(Some(reason)) => Support::No(reason.clone()),
-                _ => ring.fixed_support(),
-            },
-            State::Open(_) => Support::Yes,
-        }
-    }
-}
 
 /// A socket of a transport.
 pub(super) struct StreamWire {
@@ -110,11 +30,10 @@ impl StreamWire {
     pub(super) fn new(mut socket: SocketWire, ring: &RingHandle) -> Self {
         let key = {
             let mut ring = ring.borrow_mut();
-            ring.next_key = ring.next_key.wrapping_add(1);
-            for region in &ring.regions {
+            for region in ring.regions() {
                 socket.add_region(Arc::clone(region));
             }
-            ring.next_key
+            ring.next_key()
         };
         Self { socket, ring: Rc::clone(ring), key, lost: 0, uses_ring: false }
     }

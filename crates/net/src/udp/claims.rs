@@ -76,7 +76,7 @@ fn no_claim_breaks_anything_and_every_slot_comes_back() {
         now += dice.next() % 1_000_000;
         let session_now = session.get_or_insert_with(|| {
             sessions += 1;
-            let mut session = Session::new(7, &limits, true, 1216, 1 << 20, &slots, now);
+            let mut session = Session::new(7, &limits, crate::udp::Reliability::Reliable, 1216, 1 << 20, &slots, now);
             session.receiver.top_up(&mut slots);
             if let Ok(lease) = slots.loan(20_000) {
                 session.sender.submit(0, 0, lease.into(), Token(0)).expect("it is taken");

@@ -4,7 +4,7 @@ use super::datagram::CONTROL_BYTES;
 use super::greet::{hello_datagram, proof_datagram};
 use super::pace::MS;
 use super::sender::Ready;
-use super::socket::{MOST_BYTES, SAFE_SEGMENT};
+use super::socket::{MOST_BYTES, SAFE_SEGMENT, Sharing};
 use super::*;
 
 /// Trains that one connection sends before others have their turn.
@@ -29,6 +29,7 @@ impl UdpTransport {
                 self.receive(index, events)?;
             }
         }
+        self.hear_ring()?;
         let now = self.now();
         while let Some(&(due, key)) = self.timers.first() {
             if due > now {
@@ -53,6 +54,24 @@ impl UdpTransport {
             if let Some(connection) = self.connections.get_mut(&key) {
                 connection.is_dirty = false;
                 self.turn(key, events);
+            }
+        }
+        Ok(())
+    }
+
+    /// Watches the ring once a send has opened it, and takes the notifications that it has.
+    fn hear_ring(&mut self) -> Result<(), TransportError> {
+        if !self.ring_is_watched
+            && let Some(ring) = self.ring.borrow_mut().opened()
+        {
+            let data = EventData::new_u64(RING);
+            epoll::add(&self.epoll, ring.as_fd(), data, EventFlags::IN).map_err(failed("epoll_ctl"))?;
+            self.ring_is_watched = true;
+            self.ring_has_news = true;
+        }
+        if core::mem::take(&mut self.ring_has_news) {
+            for index in 0..self.places.len() {
+                self.take_notifications(index);
             }
         }
         Ok(())
@@ -247,7 +266,7 @@ impl UdpTransport {
     fn send(&mut self, key: u64, now: Nanos) -> bool {
         let Some(connection) = self.connections.get_mut(&key) else { return false };
         let Some(Some(place)) = self.places.get_mut(connection.socket) else { return false };
-        let Connection { session, to, is_deaf, broken, .. } = &mut **connection;
+        let Connection { session, to, is_deaf, broken, choosing, .. } = &mut **connection;
         let mut bytes = [0; CONTROL_BYTES];
         if let Some(length) = session.speak(&mut bytes, true, now)
             && !*is_deaf
@@ -255,7 +274,6 @@ impl UdpTransport {
             // What does not go is lost, as on the way.
             let _ = place.socket.send_small(to.as_ref(), &bytes[..length]);
         }
-        let wants_zero_copy = self.options.path == Some(PathKind::ZeroCopy);
         for _ in 0..TURNS {
             if !session.sender.has_data() {
                 return false;
@@ -284,22 +302,54 @@ impl UdpTransport {
                 continue;
             }
             // Only what lies in regions of our own, and as much as one peer may have pinned.
-            let at_home = |payload: &&[u8]| payload.is_empty() || self.slots.home(payload).is_some();
-            let mut shares = wants_zero_copy && payloads[..count].iter().all(at_home);
-            if shares && session.sender.pinned_bytes() >= self.options.limits.pinned_bytes {
-                place.socket.counts.over_budget += 1;
-                shares = false;
+            let mut homes = [None; socket::MOST_SEGMENTS];
+            let part = train.items[0].length;
+            let wanted = choosing.path_for_datagrams(part);
+            let mut path = wanted;
+            if path != PathKind::Write {
+                let mut at_home = true;
+                for (home, payload) in homes.iter_mut().zip(&payloads[..count]) {
+                    *home = self.slots.home(payload);
+                    at_home &= payload.is_empty() || home.is_some();
+                }
+                if !at_home {
+                    path = PathKind::Write;
+                } else if session.sender.pinned_bytes() >= self.options.limits.pinned_bytes {
+                    place.socket.counts.over_budget += 1;
+                    path = PathKind::Write;
+                }
             }
-            let zero_copy = shares.then_some((key, &train.items[..]));
-            match place.socket.send_train(to.as_ref(), heads, &payloads[..count], zero_copy) {
+            let sharing = (path != PathKind::Write).then_some(Sharing {
+                path,
+                connection: key,
+                items: &train.items,
+                homes: &homes,
+                slots: &mut self.slots,
+            });
+            let measured = choosing.selector().filter(|_| part >= select::LEAST_DATAGRAM && path == wanted);
+            let begin = measured.is_some().then(Instant::now);
+            match place.socket.send_train(to.as_ref(), heads, &payloads[..count], sharing) {
                 Ok(sent) => {
-                    session.sender.sent(train, sent.count, sent.pinned, now, &mut session.done);
+                    if let (Some(begin), Some(selector)) = (begin, choosing.selector()) {
+                        let bytes = train.items[..sent.count].iter().map(|item| item.length as usize).sum();
+                        let end = Instant::now();
+                        if path != PathKind::Write && sent.path == PathKind::Write {
+                            selector.refused(path);
+                        } else {
+                            selector.called(path, sent.count as f64, bytes, end.duration_since(begin), end);
+                        }
+                    }
+                    let pinned = sent.path.is_notified();
+                    session.sender.sent(train, sent.count, pinned, now, &mut session.done);
                     self.happened.extend(session.done.drain(..).map(Happened::Completed));
                     if sent.is_full {
                         return true;
                     }
                 }
                 Err(Errno::AGAIN) => {
+                    if let Some(selector) = choosing.selector().filter(|_| begin.is_some()) {
+                        selector.blocked(path);
+                    }
                     session.sender.put_back(train, 0);
                     place.blocked.push(key);
                     let data = EventData::new_u64(connection.socket as u64);
@@ -386,12 +436,24 @@ impl UdpTransport {
         if let Some(Some(place)) = self.places.get_mut(index)
             && place.socket.owed() > 0
         {
-            place.socket.notifications(&mut |flight| {
+            let begin = Instant::now();
+            let mut told = [(u64::MAX, 0, false); PathKind::ALL.len()];
+            place.socket.notifications(&mut |flight, copied| {
                 if !self.connections.contains_key(&flight.connection) {
                     released.push((flight.connection, u64::MAX, 0));
                 }
+                let told = &mut told[flight.path as usize];
+                *told = (flight.connection, told.1 + 1, copied);
                 released.extend(flight.items.iter().map(|item| (flight.connection, item.sequence, item.length)));
             });
+            let all: u32 = told.iter().map(|(_, count, _)| count).sum();
+            let took = begin.elapsed() / all.max(1);
+            for (path, (key, count, copied)) in PathKind::ALL.into_iter().zip(told).filter(|(_, told)| told.1 > 0) {
+                let connection = self.connections.get_mut(&key);
+                if let Some(selector) = connection.and_then(|connection| connection.choosing.selector()) {
+                    selector.notified(path, copied, took * count);
+                }
+            }
         }
         for (key, piece, bytes) in released.drain(..) {
             if let Some(connection) = self.connections.get_mut(&key) {

@@ -107,7 +107,8 @@ impl Side {
         let slots = Slots::new(&plan).expect("memory");
         let queue = QueueLimits { messages: 32, ..QueueLimits::default() };
         let limits = LinkLimits { queue, credits: [16, 4], streams: 8, ..LinkLimits::default() };
-        let session = Session::new(7, &limits, weather.reliable, 1216, 1 << 20, &slots, 0);
+        let reliability = if weather.reliable { super::Reliability::Reliable } else { super::Reliability::Unreliable };
+        let session = Session::new(7, &limits, reliability, 1216, 1 << 20, &slots, 0);
         Self {
             session,
             slots,

@@ -37,6 +37,8 @@ const BURST: u64 = 128 << 10;
 #[derive(Clone, Debug)]
 pub(crate) struct Pace {
     datagram: u64,
+    /// Bytes a second, whatever the network takes.
+    rate: Option<u64>,
     latest: Nanos,
     smoothed: Option<Nanos>,
     variation: Nanos,
@@ -53,9 +55,10 @@ pub(crate) struct Pace {
 
 impl Pace {
     /// A new connection with datagrams of at most so many bytes.
-    pub(crate) fn new(datagram: u64, now: Nanos) -> Self {
+    pub(crate) fn new(datagram: u64, rate: Option<u64>, now: Nanos) -> Self {
         Self {
             datagram,
+            rate,
             latest: FIRST_ROUND_TRIP,
             smoothed: None,
             variation: FIRST_ROUND_TRIP / 2,
@@ -77,6 +80,11 @@ impl Pace {
     /// The smoothed round trip.
     pub(crate) fn round_trip(&self) -> Nanos {
         self.smoothed.unwrap_or(FIRST_ROUND_TRIP)
+    }
+
+    /// The rate that is kept whatever the network takes, if there is one.
+    pub(crate) fn rate(&self) -> Option<u64> {
+        self.rate
     }
 
     /// The window.
@@ -144,6 +152,10 @@ impl Pace {
 
     /// What flows into the bucket in that time.
     fn fill(&self, time: Nanos) -> u64 {
+        if let Some(rate) = self.rate {
+            let filled = u128::from(rate) * u128::from(time) / 1_000_000_000;
+            return u64::try_from(filled).unwrap_or(u64::MAX);
+        }
         let gain = if self.window < self.threshold { 8 } else { 5 };
         let filled = u128::from(self.window) * u128::from(time) * gain / 4 / u128::from(self.round_trip().max(1));
         u64::try_from(filled).unwrap_or(u64::MAX)
@@ -167,6 +179,10 @@ impl Pace {
     /// When so many bytes may leave.
     pub(crate) fn when_allowed(&self, bytes: u64, now: Nanos) -> Nanos {
         let lacking = u128::from(bytes.saturating_sub(self.tokens));
+        if let Some(rate) = self.rate {
+            let wait = lacking * 1_000_000_000 / u128::from(rate.max(1));
+            return now + u64::try_from(wait).unwrap_or(LONGEST_PROBE).clamp(1, LONGEST_PROBE);
+        }
         let gain = if self.window < self.threshold { 8 } else { 5 };
         let wait = lacking * 4 * u128::from(self.round_trip()) / (u128::from(self.window.max(1)) * gain);
         now + u64::try_from(wait).unwrap_or(LONGEST_PROBE).max(1)
@@ -179,7 +195,7 @@ mod tests {
 
     #[test]
     fn the_window_doubles_until_a_loss_and_is_halved_once_for_a_round_trip() {
-        let mut pace = Pace::new(1000, 0);
+        let mut pace = Pace::new(1000, None, 0);
         assert_eq!(pace.window(), 10_000);
         pace.arrived(10_000, 1, true);
         assert_eq!(pace.window(), 20_000);
@@ -198,7 +214,7 @@ mod tests {
 
     #[test]
     fn what_is_late_follows_the_round_trips_and_doubles_with_silence() {
-        let mut pace = Pace::new(1000, 0);
+        let mut pace = Pace::new(1000, None, 0);
         for _ in 0..100 {
             pace.sample(8 * MS, 0);
         }
@@ -214,8 +230,26 @@ mod tests {
     }
 
     #[test]
+    fn a_constant_rate_is_kept_whatever_is_lost() {
+        let mut pace = Pace::new(1000, Some(50_000_000), 0);
+        let (mut now, mut sent) = (0, 0_u64);
+        while now < 100 * MS {
+            while pace.allowed(now) >= 1000 {
+                pace.left(1000);
+                sent += 1000;
+            }
+            pace.lost(now, now);
+            let next = pace.when_allowed(1000, now);
+            assert!(next > now && next - now <= 20_000, "1,000 bytes take 20 us, not {} ns", next - now);
+            now = next;
+        }
+        // What the rate lets pass in 100 ms, and the first burst.
+        assert!((5_000_000..=5_000_000 + BURST + 1000).contains(&sent), "{sent} bytes");
+    }
+
+    #[test]
     fn the_bucket_lets_a_burst_leave_and_then_the_window_in_a_round_trip() {
-        let mut pace = Pace::new(1000, 0);
+        let mut pace = Pace::new(1000, None, 0);
         pace.sample(10 * MS, 0);
         pace.lost(1, 1);
         pace.left(BURST);

@@ -16,6 +16,7 @@ mod under_way;
 
 use std::collections::{HashMap, VecDeque};
 
+use super::Reliability;
 use super::datagram::{ELICITS, END, HEAD_BYTES, Head, Kind, UNRELIABLE, WANTS_LARGE, WANTS_SMALL};
 use super::pace::{Nanos, Pace};
 use super::ranges::Ranges;
@@ -182,7 +183,12 @@ impl core::fmt::Debug for Sender {
 
 impl Sender {
     /// Nothing to send yet, to a peer that is not known yet.
-    pub(crate) fn new(limits: QueueLimits, reliable: bool, segment: u32, now: Nanos) -> Self {
+    pub(crate) fn new(limits: QueueLimits, reliability: Reliability, segment: u32, now: Nanos) -> Self {
+        let reliable = reliability == Reliability::Reliable;
+        let rate = match reliability {
+            Reliability::ConstantRate { bytes_per_s } => Some(bytes_per_s),
+            Reliability::Reliable | Reliability::Unreliable => None,
+        };
         Self {
             limits,
             reliable,
@@ -215,7 +221,7 @@ impl Sender {
             window_bytes: u64::MAX,
             pinned_bytes: 0,
             probes_left: 0,
-            pace: Pace::new(u64::from(segment) + HEAD_BYTES as u64, now),
+            pace: Pace::new(u64::from(segment) + HEAD_BYTES as u64, rate, now),
             ping: false,
             closed: false,
             end: End::Unsaid,
@@ -401,7 +407,8 @@ impl Sender {
         if self.probes_left > 0 {
             return Ready::Now(datagram);
         }
-        let window = self.pace.window().min(self.window_bytes);
+        let constant = self.pace.rate().is_some();
+        let window = if constant { u64::MAX } else { self.pace.window().min(self.window_bytes) };
         let room = window.saturating_sub(self.in_flight);
         if room < datagram && self.in_flight > 0 {
             return Ready::Blocked;
@@ -450,7 +457,13 @@ impl Sender {
     /// The first so many datagrams of a train were sent; the rest was not.
     pub(crate) fn sent(&mut self, train: Train, count: usize, pinned: bool, now: Nanos, done: &mut Vec<Token>) {
         for &item in &train.items[..count] {
-            self.note_sent(What::Data(item), item.size(), now);
+            if self.pace.rate().is_some() {
+                // Nobody is asked whether it came.
+                self.note_sent(What::Report, item.size(), now);
+                self.pace.left(item.size());
+            } else {
+                self.note_sent(What::Data(item), item.size(), now);
+            }
             self.probes_left = self.probes_left.saturating_sub(1);
             if let (true, Some(piece)) = (pinned, self.piece_mut(item.sequence)) {
                 piece.pins += 1;
@@ -472,7 +485,8 @@ impl Sender {
     pub(crate) fn head(&self, item: &Item, number: u64, session: u64, epoch: u32) -> Head {
         let mut head = Head { number, epoch, begin: item.begin, ..Head::empty(Kind::Data, session) };
         head.sequence = item.sequence;
-        head.flags = ELICITS | if self.reliable { 0 } else { UNRELIABLE };
+        head.flags = if self.pace.rate().is_some() { 0 } else { ELICITS };
+        head.flags |= if self.reliable { 0 } else { UNRELIABLE };
         if let Some(piece) = self.piece(item.sequence)
             && let Some(message) = self.message(piece.message)
         {

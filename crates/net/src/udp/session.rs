@@ -2,6 +2,7 @@
 
 use zcmi_mem::pool::Slot;
 
+use super::Reliability;
 use super::datagram::{CONTROL_BYTES, HEAD_BYTES, Head, Kind, Report};
 use super::pace::Nanos;
 use super::receiver::{Landed, Receiver, Taken};
@@ -30,7 +31,7 @@ impl Session {
     pub(crate) fn new(
         word: u64,
         limits: &LinkLimits,
-        reliable: bool,
+        reliability: Reliability,
         segment: u32,
         window_bytes: u32,
         slots: &Slots,
@@ -39,7 +40,7 @@ impl Session {
         Self {
             word,
             epoch: 0,
-            sender: Sender::new(limits.queue, reliable, segment, now),
+            sender: Sender::new(limits.queue, reliability, segment, now),
             receiver: Receiver::new(slots.sizes(), limits.streams, limits.credits),
             done: Vec::new(),
             window_bytes,

@@ -4,15 +4,22 @@ use std::collections::VecDeque;
 use std::io::{IoSlice, IoSliceMut};
 use std::net::SocketAddr;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::rc::Rc;
 
 use rustix::io::Errno;
 use rustix::net::{AddressFamily, SocketAddrAny, SocketFlags, SocketType, sockopt};
+use zcmi_mem::pool::Slot;
 
 use super::datagram::HEAD_BYTES;
 use super::sender::Item;
 use super::sys;
 use crate::notify::Owed;
+use crate::path::{PathKind, Release};
+use crate::shared::RingHandle;
+use crate::slots::Slots;
 use crate::socket::{Ignored, enable_zero_copy, read_reports};
+use crate::uring::{Envelope, Refusal};
+use crate::wire::{Home, Notification, Segment};
 
 /// The most datagrams of one call; older kernels take 64.
 pub(super) const MOST_SEGMENTS: usize = 64;
@@ -31,10 +38,22 @@ pub(super) type Heads = Box<[[u8; HEAD_BYTES]; MOST_SEGMENTS]>;
 /// A zero-copy send that owes a notification: whose pieces it reads, and its heads.
 pub(super) struct Flight {
     number: u64,
+    pub(super) path: PathKind,
     pub(super) connection: u64,
     pub(super) items: Vec<Item>,
-    heads: Option<Heads>,
+    /// Slots, so that nothing else is written there if the notification never comes.
+    heads: Vec<Slot>,
     open: bool,
+}
+
+/// What a train needs that is sent without a copy.
+pub(super) struct Sharing<'a> {
+    pub(super) path: PathKind,
+    pub(super) connection: u64,
+    pub(super) items: &'a [Item],
+    /// Where each payload lies.
+    pub(super) homes: &'a [Option<Home>],
+    pub(super) slots: &'a mut Slots,
 }
 
 /// How sending went.
@@ -68,8 +87,8 @@ pub struct DatagramCounts {
 pub(super) struct SentTrain {
     /// How many datagrams were sent.
     pub(super) count: usize,
-    /// Whether the kernel reads them until it says that it does not.
-    pub(super) pinned: bool,
+    /// By which path: another than was asked for, if that was refused.
+    pub(super) path: PathKind,
     /// Whether no more is taken now.
     pub(super) is_full: bool,
 }
@@ -84,6 +103,13 @@ pub(super) struct DatagramSocket {
     zero_copy_segments: usize,
     zero_copy: Option<Owed>,
     flights: VecDeque<Flight>,
+    ring: RingHandle,
+    /// The ring's name for this socket.
+    key: u32,
+    /// Sends by the ring.
+    ring_flights: VecDeque<Flight>,
+    /// Sends that the kernel took and will never answer.
+    lost: u64,
     spare: Vec<Heads>,
     ignored: Ignored,
     pub(super) counts: DatagramCounts,
@@ -91,7 +117,7 @@ pub(super) struct DatagramSocket {
 
 impl DatagramSocket {
     /// A socket of the family of that address, not bound yet.
-    pub(super) fn new(address: &SocketAddr, buffer_bytes: usize) -> Result<Self, Errno> {
+    pub(super) fn new(address: &SocketAddr, buffer_bytes: usize, ring: &RingHandle) -> Result<Self, Errno> {
         let family = if address.is_ipv6() { AddressFamily::INET6 } else { AddressFamily::INET };
         let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
         let socket = rustix::net::socket_with(family, SocketType::DGRAM, flags, None)?;
@@ -111,6 +137,10 @@ impl DatagramSocket {
             zero_copy_segments: segments,
             zero_copy: None,
             flights: VecDeque::new(),
+            key: ring.borrow_mut().next_key(),
+            ring: Rc::clone(ring),
+            ring_flights: VecDeque::new(),
+            lost: 0,
             spare: Vec::new(),
             ignored: Ignored::default(),
             counts: DatagramCounts::default(),
@@ -203,30 +233,24 @@ impl DatagramSocket {
         to: Option<&SocketAddrAny>,
         heads: Heads,
         payloads: &[&[u8]],
-        zero_copy: Option<(u64, &[Item])>,
+        sharing: Option<Sharing<'_>>,
     ) -> Result<SentTrain, Errno> {
-        if let (Some((connection, items)), Some(owed)) = (zero_copy, &self.zero_copy) {
+        if let Some(sharing) = sharing {
             let count = payloads.len().min(self.zero_copy_segments);
-            if owed.has_room() {
-                match self.send_slices(to, &heads, &payloads[..count], true) {
-                    Ok(()) => {
-                        let number = self.zero_copy.as_mut().map_or(0, Owed::count);
-                        let items = items[..count].to_vec();
-                        self.flights.push_back(Flight { number, connection, items, heads: Some(heads), open: true });
-                        self.counts.zero_copy_bytes +=
-                            payloads[..count].iter().map(|bytes| bytes.len() as u64).sum::<u64>();
-                        return Ok(SentTrain { count, pinned: true, is_full: false });
-                    }
-                    Err(Errno::AGAIN) => {
-                        self.keep(Some(heads));
-                        return Err(Errno::AGAIN);
-                    }
-                    Err(errno) => {
-                        // A packet has few parts: fewer datagrams may fit. Anything else a plain send finds out.
-                        self.counts.refused_zero_copy += 1;
-                        if errno == Errno::MSGSIZE && count > 1 {
-                            self.zero_copy_segments = count.div_ceil(2);
-                        }
+            match self.send_sharing(to, &heads, &payloads[..count], sharing) {
+                Ok(sent) => {
+                    self.keep(Some(heads));
+                    return Ok(sent);
+                }
+                Err(Errno::AGAIN) => {
+                    self.keep(Some(heads));
+                    return Err(Errno::AGAIN);
+                }
+                Err(errno) => {
+                    // A packet has few parts: fewer datagrams may fit. Anything else a plain send finds out.
+                    self.counts.refused_zero_copy += 1;
+                    if errno == Errno::MSGSIZE && count > 1 {
+                        self.zero_copy_segments = count.div_ceil(2);
                     }
                 }
             }
@@ -236,6 +260,64 @@ impl DatagramSocket {
         sent
     }
 
+    /// Sends without a copy: all of them, or nothing.
+    fn send_sharing(
+        &mut self,
+        to: Option<&SocketAddrAny>,
+        heads: &Heads,
+        payloads: &[&[u8]],
+        sharing: Sharing<'_>,
+    ) -> Result<SentTrain, Errno> {
+        let Sharing { path, connection, items, homes, slots } = sharing;
+        let count = payloads.len();
+        let mut kept = Vec::with_capacity(count);
+        for head in &heads[..count] {
+            let mut slot = slots.header(self.flights.len() + self.ring_flights.len()).ok_or(Errno::NOBUFS)?;
+            slot.bytes_mut(HEAD_BYTES).copy_from_slice(head);
+            kept.push(slot);
+        }
+        let mut segments = [Segment { bytes: &[], home: None }; 2 * MOST_SEGMENTS];
+        for (index, (slot, payload)) in kept.iter().zip(payloads).enumerate() {
+            let head = slot.bytes(HEAD_BYTES);
+            segments[2 * index] = Segment { bytes: head, home: slots.home(head) };
+            segments[2 * index + 1] = Segment { bytes: payload, home: homes[index] };
+        }
+        let segments = &segments[..2 * count];
+        let segment = (count > 1).then(|| (HEAD_BYTES + payloads[0].len()) as u16);
+        let bytes: u64 = payloads.iter().map(|bytes| bytes.len() as u64).sum();
+        let number = if path == PathKind::ZeroCopy {
+            let owed = self.zero_copy.as_mut().filter(|owed| owed.has_room()).ok_or(Errno::NOBUFS)?;
+            let mut slices: [IoSlice<'_>; 2 * MOST_SEGMENTS] = std::array::from_fn(|_| IoSlice::new(&[]));
+            slices.iter_mut().zip(segments).for_each(|(slice, segment)| *slice = IoSlice::new(segment.bytes));
+            sys::send(self.socket.as_fd(), to, &slices[..segments.len()], segment, true)?;
+            Some(owed.count())
+        } else {
+            let mut shared = self.ring.borrow_mut();
+            let ring = shared.open().map_err(|_| Errno::OPNOTSUPP)?;
+            let envelope = Envelope { to, segment };
+            match ring.send_datagrams(self.socket.as_fd(), self.key, path, envelope, segments) {
+                Ok(Release::Notified(number)) => Some(number),
+                Ok(_) => None,
+                Err(error) if error.get_ref().and_then(|inner| inner.downcast_ref()) == Some(&Refusal::Lost) => {
+                    // The kernel has it and may read it for ever: it counts as sent, and is never free again.
+                    self.lost += 1;
+                    Some(u64::MAX)
+                }
+                Err(error) => return Err(Errno::from_io_error(&error).unwrap_or(Errno::OPNOTSUPP)),
+            }
+        };
+        self.counts.sends += 1;
+        self.counts.datagrams += count as u64;
+        self.counts.bytes += bytes + (count * HEAD_BYTES) as u64;
+        if let Some(number) = number {
+            let flight = Flight { number, path, connection, items: items[..count].to_vec(), heads: kept, open: true };
+            self.counts.zero_copy_bytes += bytes;
+            if path == PathKind::ZeroCopy { &mut self.flights } else { &mut self.ring_flights }.push_back(flight);
+        }
+        let path = if number.is_some() { path } else { PathKind::UringSend };
+        Ok(SentTrain { count, path, is_full: false })
+    }
+
     fn send_copying(
         &mut self,
         to: Option<&SocketAddrAny>,
@@ -243,14 +325,14 @@ impl DatagramSocket {
         payloads: &[&[u8]],
     ) -> Result<SentTrain, Errno> {
         if payloads.len() > 1 && self.segments > 1 {
-            match self.send_slices(to, heads, payloads, false) {
-                Ok(()) => return Ok(SentTrain { count: payloads.len(), pinned: false, is_full: false }),
+            match self.send_slices(to, heads, payloads) {
+                Ok(()) => return Ok(SentTrain { count: payloads.len(), path: PathKind::Write, is_full: false }),
                 Err(Errno::MSGSIZE) => {
                     // Too many, or each too long: the first alone tells.
                     self.counts.refused_trains += 1;
-                    self.send_slices(to, heads, &payloads[..1], false)?;
+                    self.send_slices(to, heads, &payloads[..1])?;
                     self.segments = (self.segments.min(payloads.len()) / 2).max(1);
-                    return Ok(SentTrain { count: 1, pinned: false, is_full: false });
+                    return Ok(SentTrain { count: 1, path: PathKind::Write, is_full: false });
                 }
                 // The device or the kernel does not cut.
                 Err(Errno::INVAL | Errno::IO | Errno::OPNOTSUPP) => {
@@ -264,10 +346,10 @@ impl DatagramSocket {
             match self.send_one(to, &heads[index], payloads[index]) {
                 Ok(()) => {}
                 Err(errno) if index == 0 => return Err(errno),
-                Err(_) => return Ok(SentTrain { count: index, pinned: false, is_full: true }),
+                Err(_) => return Ok(SentTrain { count: index, path: PathKind::Write, is_full: true }),
             }
         }
-        Ok(SentTrain { count: payloads.len(), pinned: false, is_full: false })
+        Ok(SentTrain { count: payloads.len(), path: PathKind::Write, is_full: false })
     }
 
     fn send_one(&mut self, to: Option<&SocketAddrAny>, head: &[u8], payload: &[u8]) -> Result<(), Errno> {
@@ -278,13 +360,7 @@ impl DatagramSocket {
         Ok(())
     }
 
-    fn send_slices(
-        &mut self,
-        to: Option<&SocketAddrAny>,
-        heads: &Heads,
-        payloads: &[&[u8]],
-        zero_copy: bool,
-    ) -> Result<(), Errno> {
+    fn send_slices(&mut self, to: Option<&SocketAddrAny>, heads: &Heads, payloads: &[&[u8]]) -> Result<(), Errno> {
         let mut slices: [IoSlice<'_>; 2 * MOST_SEGMENTS] = std::array::from_fn(|_| IoSlice::new(&[]));
         let mut bytes = 0;
         for (index, payload) in payloads.iter().enumerate() {
@@ -293,7 +369,7 @@ impl DatagramSocket {
             bytes += HEAD_BYTES + payload.len();
         }
         let segment = (payloads.len() > 1).then(|| (HEAD_BYTES + payloads[0].len()) as u16);
-        sys::send(self.socket.as_fd(), to, &slices[..2 * payloads.len()], segment, zero_copy)?;
+        sys::send(self.socket.as_fd(), to, &slices[..2 * payloads.len()], segment, false)?;
         self.counts.sends += 1;
         self.counts.datagrams += payloads.len() as u64;
         self.counts.bytes += bytes as u64;
@@ -310,34 +386,54 @@ impl DatagramSocket {
 
     /// How many sends for that connection are owed a notification.
     pub(super) fn open_flights(&self, connection: u64) -> usize {
-        self.flights.iter().filter(|flight| flight.open && flight.connection == connection).count()
+        let flights = self.flights.iter().chain(&self.ring_flights);
+        flights.filter(|flight| flight.open && flight.connection == connection).count()
     }
 
     /// How many sends are owed a notification.
     pub(super) fn owed(&self) -> u64 {
-        self.zero_copy.as_ref().map_or(0, Owed::open)
+        let of_ring = if self.ring_flights.is_empty() {
+            0
+        } else {
+            self.ring.borrow_mut().opened().map_or(0, |ring| ring.owed_to(self.key))
+        };
+        self.zero_copy.as_ref().map_or(0, Owed::open) + of_ring as u64 + self.lost
     }
 
-    /// Takes the notifications that have come, and gives the sends that are done to `each`.
-    pub(super) fn notifications(&mut self, each: &mut dyn FnMut(&Flight)) {
-        let Self { socket, zero_copy, flights, ignored, counts, spare, .. } = self;
-        let Some(owed) = zero_copy else { return };
-        // Errors of the path are hints from whoever sent them, and nothing here goes by them.
-        let _ = read_reports(socket.as_fd(), owed, ignored, &mut |notification| {
+    /// Takes the notifications that have come, and gives the sends that are done to `each`, with what was said of them:
+    /// the path is the one of the error queue, or of the ring.
+    pub(super) fn notifications(&mut self, each: &mut dyn FnMut(&Flight, bool)) {
+        let Self { socket, zero_copy, flights, ring_flights, ring, key, ignored, counts, .. } = self;
+        let mut take = |flights: &mut VecDeque<Flight>, notification: Notification| {
             let begin = flights.partition_point(|flight| flight.number < notification.first);
             for flight in flights.range_mut(begin..).take_while(|flight| flight.number <= notification.last) {
                 if core::mem::take(&mut flight.open) {
                     counts.notified += 1;
                     counts.copied += u64::from(notification.copied);
-                    each(flight);
-                    if spare.len() < SPARE_HEADS {
-                        spare.extend(flight.heads.take());
-                    }
+                    flight.heads.clear();
+                    each(flight, notification.copied);
                 }
             }
-        });
-        while flights.front().is_some_and(|flight| !flight.open) {
-            flights.pop_front();
+            while flights.front().is_some_and(|flight| !flight.open) {
+                flights.pop_front();
+            }
+        };
+        if let Some(owed) = zero_copy.as_mut().filter(|owed| owed.open() > 0) {
+            // Errors of the path are hints from whoever sent them, and nothing here goes by them.
+            let _ = read_reports(socket.as_fd(), owed, ignored, &mut |notification| take(flights, notification));
+        }
+        if !ring_flights.is_empty()
+            && let Some(ring) = ring.borrow_mut().opened()
+        {
+            // Refused in a forked child alone, which has no flights of its own.
+            let _ = ring.notifications(*key, &mut |notification| take(ring_flights, notification));
+        }
+    }
+
+    /// What the kernel may still read, so that nobody writes there: for the end of the transport.
+    pub(super) fn forget_flights(&mut self) {
+        for flight in self.flights.drain(..).chain(self.ring_flights.drain(..)).filter(|flight| flight.open) {
+            core::mem::forget(flight.heads);
         }
     }
 }
@@ -362,11 +458,16 @@ fn segment_of(socket: BorrowedFd<'_>, is_ipv6: bool) -> u32 {
 
 #[cfg(test)]
 mod tests {
+    use zcmi_mem::registration::Support;
+
     use super::*;
+    use crate::shared::SharedRing;
+    use crate::slots::SlotPlan;
 
     fn pair() -> (DatagramSocket, DatagramSocket) {
         let here = "127.0.0.1:0".parse().expect("an address");
-        let (one, two) = (DatagramSocket::new(&here, 1 << 20), DatagramSocket::new(&here, 1 << 20));
+        let ring = RingHandle::new(SharedRing::new().into());
+        let (one, two) = (DatagramSocket::new(&here, 1 << 20, &ring), DatagramSocket::new(&here, 1 << 20, &ring));
         let (one, two) = (one.expect("a socket"), two.expect("a socket"));
         two.bind(&here).expect("a port");
         one.connect(&two.address().expect("it is bound")).expect("it is there");
@@ -416,27 +517,52 @@ mod tests {
 
     #[test]
     fn each_send_without_a_copy_is_told_of_once() {
+        for path in [PathKind::ZeroCopy, PathKind::UringZeroCopy, PathKind::UringFixed] {
+            told_of_once(path);
+        }
+    }
+
+    fn told_of_once(path: PathKind) {
         let (mut one, mut two) = pair();
-        if let Err(reason) = one.allow_zero_copy() {
-            println!("SKIP: {reason}");
+        let loans = zcmi_mem::pool::PoolPlan::single(2000, 1).expect("a class");
+        let plan = SlotPlan { loans: Some(loans), ..SlotPlan::default() };
+        let mut slots = Slots::new(&plan).expect("memory");
+        slots.regions().for_each(|region| one.ring.borrow_mut().add_region(region));
+        let supported = match path {
+            PathKind::ZeroCopy => one.allow_zero_copy(),
+            _ => one.ring.borrow_mut().open().map(drop).map_err(|error| error.to_string()),
+        };
+        let unregistered = one.ring.borrow().support(path);
+        if let (Err(reason), _) | (_, Support::No(reason)) = (supported.map_err(Into::into), unregistered) {
+            println!("SKIP: {path}: {reason}");
             return;
         }
-        let payload = [7; 1000];
+        let mut lease = slots.loan(2000).expect("a slot");
+        lease.fill(7);
+        let payloads = [&lease[..1000], &lease[1000..]];
+        let homes = payloads.map(|payload| slots.home(payload));
+        let free = slots.counts().free_headers;
         for number in 0..5 {
             let heads = one.heads();
             let items = [0, 1].map(|at| Item { sequence: 2 * number + at, begin: 0, length: 1000 });
-            let sent = one.send_train(None, heads, &[&payload, &payload], Some((3, &items)));
-            assert!(sent.is_ok_and(|sent| sent.pinned && sent.count == 2));
+            let sharing = Sharing { path, connection: 3, items: &items, homes: &homes, slots: &mut slots };
+            let sent = one.send_train(None, heads, &payloads, Some(sharing)).expect("it is sent");
+            assert_eq!((sent.path, sent.count), (path, 2), "{path}");
         }
-        assert_eq!((one.owed(), one.open_flights(3), one.open_flights(4)), (5, 5, 0));
-        assert_eq!(received(&mut two).len(), 10);
+        assert_eq!((one.owed(), one.open_flights(3), one.open_flights(4)), (5, 5, 0), "{path}");
+        assert_eq!(slots.counts().free_headers, free - 10, "heads are kept");
+        assert_eq!(received(&mut two), [1064; 10], "{path}");
         let (mut pieces, until) = (Vec::<u64>::new(), std::time::Instant::now() + std::time::Duration::from_secs(5));
         while one.owed() > 0 {
-            assert!(std::time::Instant::now() < until, "{} are owed", one.owed());
-            one.notifications(&mut |flight| pieces.extend(flight.items.iter().map(|item| item.sequence)));
+            assert!(std::time::Instant::now() < until, "{} are owed by {path}", one.owed());
+            one.notifications(&mut |flight, copied| {
+                assert!(copied, "loopback copies");
+                assert_eq!(flight.path, path);
+                pieces.extend(flight.items.iter().map(|item| item.sequence));
+            });
         }
         pieces.sort_unstable();
-        assert_eq!(pieces, (0..10).collect::<Vec<u64>>());
-        assert_eq!((one.open_flights(3), one.counts.notified), (0, 5));
+        assert_eq!(pieces, (0..10).collect::<Vec<u64>>(), "{path}");
+        assert_eq!((one.open_flights(3), one.counts.notified, slots.counts().free_headers), (0, 5, free), "{path}");
     }
 }

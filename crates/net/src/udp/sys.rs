@@ -22,6 +22,28 @@ const CONTROL_BYTES: usize = 64;
 #[repr(C, align(8))]
 struct Control([u8; CONTROL_BYTES]);
 
+/// The control data of a send that consists of several datagrams.
+#[repr(align(8))]
+#[derive(Default)]
+pub(crate) struct SegmentControl([u8; SegmentControl::BYTES]);
+
+impl SegmentControl {
+    const WORD: usize = size_of::<usize>();
+    /// A length, a level and a type.
+    const HEAD: usize = (Self::WORD + 8).next_multiple_of(Self::WORD);
+    const BYTES: usize = Self::HEAD + Self::WORD;
+
+    /// Says how long each datagram is.
+    pub(crate) fn say(&mut self, segment: u16) -> &[u8] {
+        let Self(bytes) = self;
+        bytes[..Self::WORD].copy_from_slice(&(Self::HEAD + 2).to_ne_bytes());
+        bytes[Self::WORD..Self::WORD + 4].copy_from_slice(&libc::SOL_UDP.to_ne_bytes());
+        bytes[Self::WORD + 4..Self::WORD + 8].copy_from_slice(&UDP_SEGMENT.to_ne_bytes());
+        bytes[Self::HEAD..Self::HEAD + 2].copy_from_slice(&segment.to_ne_bytes());
+        bytes
+    }
+}
+
 fn last_error() -> Errno {
     Errno::from_io_error(&std::io::Error::last_os_error()).unwrap_or(Errno::IO)
 }
@@ -44,17 +66,12 @@ pub(super) fn send(
     // An `IoSlice` is an `iovec`, as its documentation promises. The kernel does not write through these.
     header.msg_iov = slices.as_ptr().cast_mut().cast();
     header.msg_iovlen = slices.len() as _;
-    let mut control = Control([0; CONTROL_BYTES]);
+    let mut control = SegmentControl::default();
     if let Some(segment) = segment {
-        // A control message: its length, level and type, and behind them the two bytes of the size.
-        const WORD: usize = size_of::<usize>();
-        let (begin, length) = ((WORD + 8).next_multiple_of(WORD), (WORD + 8).next_multiple_of(WORD) + 2);
-        control.0[..WORD].copy_from_slice(&length.to_ne_bytes());
-        control.0[WORD..WORD + 4].copy_from_slice(&libc::SOL_UDP.to_ne_bytes());
-        control.0[WORD + 4..WORD + 8].copy_from_slice(&UDP_SEGMENT.to_ne_bytes());
-        control.0[begin..begin + 2].copy_from_slice(&segment.to_ne_bytes());
-        header.msg_control = control.0.as_mut_ptr().cast();
-        header.msg_controllen = length.next_multiple_of(WORD) as _;
+        // The kernel does not write there.
+        let words = control.say(segment);
+        header.msg_control = words.as_ptr().cast_mut().cast();
+        header.msg_controllen = words.len() as _;
     }
     let zero_copy = if zero_copy { libc::MSG_ZEROCOPY } else { 0 };
     let flags = libc::MSG_DONTWAIT | libc::MSG_NOSIGNAL | zero_copy;

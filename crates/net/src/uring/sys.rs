@@ -11,7 +11,7 @@
 
 use core::marker::PhantomData;
 use core::mem::ManuallyDrop;
-use core::ptr::{NonNull, null_mut};
+use core::ptr::{NonNull, null, null_mut};
 // Not from sync: the word is shared with the kernel.
 use core::sync::atomic::{AtomicU16, Ordering};
 use std::io;
@@ -22,9 +22,11 @@ use std::time::Duration;
 use io_uring::types::{BufRingEntry, Fd, SubmitArgs, Timespec};
 use io_uring::{EnterFlags, IoUring, Probe, cqueue, opcode, squeue};
 use rustix::mm::{Advice, MapFlags, ProtFlags};
+use rustix::net::SocketAddrAny;
 use zcmi_mem::fork::ForkGuard;
 use zcmi_mem::region::Span;
 
+use crate::udp::SegmentControl;
 use crate::wire::Segment;
 
 /// The most segments of one request.
@@ -180,16 +182,33 @@ pub(super) enum Request<'a> {
     /// `SEND_ZC` of bytes that lie in a registered buffer.
     Fixed { socket: BorrowedFd<'a>, bytes: &'a [u8], buffer: u16 },
     /// `SENDMSG`, or `SENDMSG_ZC`, then perhaps of segments that all lie in one registered buffer.
-    Message { socket: BorrowedFd<'a>, segments: &'a [Segment<'a>], zero_copy: bool, buffer: Option<u16> },
+    Message {
+        socket: BorrowedFd<'a>,
+        envelope: Envelope<'a>,
+        segments: &'a [Segment<'a>],
+        zero_copy: bool,
+        buffer: Option<u16>,
+    },
     /// `RECV`, again and again, into buffers of the queue.
     Receive { socket: BorrowedFd<'a> },
     /// Cancels the request with this word.
     Cancel { word: u64 },
 }
 
+/// What is said of datagrams beside their bytes; nothing of it for streams.
+#[derive(Clone, Copy, Default)]
+pub(crate) struct Envelope<'a> {
+    /// Where to, on a socket that is not connected.
+    pub(crate) to: Option<&'a SocketAddrAny>,
+    /// The bytes of each datagram but the last, if there are several.
+    pub(crate) segment: Option<u16>,
+}
+
 /// What a message is described by; the kernel has read it when it has taken the request (`IORING_FEAT_SUBMIT_STABLE`).
 struct Message {
     header: libc::msghdr,
+    name: Option<SocketAddrAny>,
+    control: SegmentControl,
     parts: [libc::iovec; PARTS],
 }
 
@@ -205,7 +224,7 @@ impl Queue {
         // SAFETY: all zeros is a value of `msghdr` (null pointers and lengths of 0).
         let header: libc::msghdr = unsafe { core::mem::zeroed() };
         let parts = [libc::iovec { iov_base: null_mut(), iov_len: 0 }; PARTS];
-        let message = Box::new(Message { header, parts });
+        let message = Box::new(Message { header, name: None, control: SegmentControl::default(), parts });
         Self { kernel: Arc::new(kernel), message, _of_one_thread: PhantomData }
     }
 
@@ -238,8 +257,8 @@ impl Queue {
                     .flags(flags)
                     .build()
             }
-            Request::Message { socket, segments, zero_copy, buffer } => {
-                let message = self.describe(segments);
+            Request::Message { socket, envelope, segments, zero_copy, buffer } => {
+                let message = self.describe(envelope, segments);
                 match (zero_copy, buffer) {
                     (false, _) => opcode::SendMsg::new(at(socket), message).flags(flags as u32).build(),
                     (true, None) => {
@@ -260,8 +279,14 @@ impl Queue {
         unsafe { self.submissions().push(&entry) }.is_ok()
     }
 
-    fn describe(&mut self, segments: &[Segment<'_>]) -> *const libc::msghdr {
-        let Message { header, parts } = &mut *self.message;
+    fn describe(&mut self, envelope: Envelope<'_>, segments: &[Segment<'_>]) -> *const libc::msghdr {
+        let Message { header, name, control, parts } = &mut *self.message;
+        *name = envelope.to.cloned();
+        let (at, length) = name.as_ref().map_or((null(), 0), |name| (name.as_ptr(), name.addr_len()));
+        // Sending writes neither there nor to the control data.
+        (header.msg_name, header.msg_namelen) = (at.cast_mut().cast(), length);
+        let words = envelope.segment.map_or(&[][..], |segment| control.say(segment));
+        (header.msg_control, header.msg_controllen) = (words.as_ptr().cast_mut().cast(), words.len() as _);
         let count = segments.len().min(PARTS);
         for (part, segment) in parts.iter_mut().zip(segments) {
             // Sending does not write through the pointer.

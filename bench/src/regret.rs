@@ -1,0 +1,425 @@
+//! Regret: what the choice of the path loses against the best path that could have been forced.
+//!
+//! A cell is a wire, a number of connections and a size. Its paths and the choice take turns; the best path is picked
+//! by its rounds of odd number and compared by those of even number, so that luck does not pick what it is then
+//! compared with. There are two of them, one by throughput and one by processor time.
+//!
+//! A path that has come out much dearer and much slower in its first rounds than another is not measured further.
+//!
+//! Cells are kept in a file as they are measured; a run that is cut off goes on where it was.
+
+use core::fmt;
+use std::collections::BTreeMap;
+use std::fs;
+use std::io;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use serde::{Deserialize, Serialize};
+
+use crate::net::{Cell, NetBenchError, RowKind, SIZES};
+use crate::pin;
+use crate::stats::{Ratio, Summary};
+use crate::wires::{Unavailable, Wire, WireKind};
+
+/// A choice is good when it has this share of what the best path has, or cannot be told from it.
+pub const GOOD: f64 = 0.95;
+/// The share of cells that must be good.
+pub const SHARE: f64 = 0.97;
+/// No cell may be below this.
+pub const WORST: f64 = 0.85;
+
+/// Rounds after which a path may be left out.
+const SEEN: usize = 3;
+/// A path is left out that has less than this share of the best's throughput and of its thrift.
+const HOPELESS: f64 = 0.75;
+
+/// What to measure, and how long.
+#[derive(Clone, Debug)]
+#[non_exhaustive]
+pub struct RegretOptions {
+    /// The wires.
+    pub wires: Vec<WireKind>,
+    /// The sizes; those of a wire on which datagrams are sent are limited.
+    pub sizes: Vec<usize>,
+    /// How many connections at a time.
+    pub streams: Vec<usize>,
+    /// How often each cell is measured.
+    pub rounds: usize,
+    /// The length of a measurement, after the warm-up.
+    pub length: Duration,
+    /// Where cells are kept, and taken from if they were measured so before.
+    pub file: Option<PathBuf>,
+    /// Told each cell as it is measured, how many are done, and how many there are.
+    pub progress: Option<fn(&RegretCell, usize, usize)>,
+}
+
+impl Default for RegretOptions {
+    fn default() -> Self {
+        Self {
+            wires: vec![WireKind::Lo, WireKind::Veth, WireKind::VethXdp, WireKind::Unix, WireKind::Ifb],
+            sizes: SIZES.to_vec(),
+            streams: vec![1, 8],
+            rounds: 11,
+            length: Duration::from_secs(1),
+            file: None,
+            progress: None,
+        }
+    }
+}
+
+impl RegretOptions {
+    /// Options for a look of under three minutes.
+    #[must_use]
+    pub fn quick() -> Self {
+        Self {
+            sizes: vec![1 << 10, 64 << 10, 1 << 20],
+            rounds: 4,
+            length: Duration::from_millis(80),
+            ..Self::default()
+        }
+    }
+}
+
+/// What came of one cell.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct RegretCell {
+    /// The wire.
+    pub wire: String,
+    /// How many connections.
+    pub streams: usize,
+    /// The size of messages.
+    pub bytes: usize,
+    /// Rounds, and milliseconds of each.
+    pub rounds: [usize; 2],
+    /// The path that was best by throughput in odd rounds.
+    pub fastest: String,
+    /// The choice's throughput beside that path's in even rounds: the median, and the interval of single rounds.
+    pub rate: [f64; 3],
+    /// The path that was best by processor time.
+    pub thriftiest: String,
+    /// That path's processor time beside the choice's: again more is better.
+    pub thrift: [f64; 3],
+    /// Medians of all rounds by row: bytes a second, and processor seconds per 10^9 bytes.
+    pub medians: BTreeMap<String, [f64; 2]>,
+}
+
+impl RegretCell {
+    /// Whether the choice is as good as it must be by throughput and by processor time.
+    #[must_use]
+    pub fn good(&self) -> [bool; 2] {
+        [self.rate, self.thrift].map(|[median, _, high]| median >= GOOD || high >= 1.0)
+    }
+}
+
+impl fmt::Display for RegretCell {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let part = |[median, low, high]: [f64; 3], good: bool| {
+            format!("{median:.2} ({low:.2} to {high:.2}){}", if good { "" } else { " LOST" })
+        };
+        let [rate, thrift] = self.good();
+        write!(
+            f,
+            "{:<9} {} x {:>7} B   rate {} of {}   thrift {} of {}",
+            self.wire,
+            self.streams,
+            self.bytes,
+            part(self.rate, rate),
+            self.fastest,
+            part(self.thrift, thrift),
+            self.thriftiest,
+        )
+    }
+}
+
+/// All cells, and which wires could not be had.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Regret {
+    /// What was measured.
+    pub cells: Vec<RegretCell>,
+    /// Why a wire was not measured.
+    #[serde(default)]
+    pub skipped: BTreeMap<String, String>,
+}
+
+impl Regret {
+    /// How the cells stand beside what is asked of them, for throughput and processor time: the share that is good,
+    /// and the lowest.
+    #[must_use]
+    pub fn standing(&self) -> [(f64, f64); 2] {
+        [0, 1].map(|which| {
+            let good = self.cells.iter().filter(|cell| cell.good()[which]).count();
+            let lowest = self.cells.iter().map(|cell| if which == 0 { cell.rate[0] } else { cell.thrift[0] });
+            (good as f64 / self.cells.len().max(1) as f64, lowest.fold(f64::INFINITY, f64::min))
+        })
+    }
+
+    fn of_file(file: &Path) -> Result<Self, NetBenchError> {
+        let failed = |source| NetBenchError::File { path: file.to_owned(), source };
+        match fs::read(file) {
+            Ok(text) => serde_json::from_slice(&text).map_err(|error| failed(error.into())),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(Self::default()),
+            Err(error) => Err(failed(error)),
+        }
+    }
+
+    /// Writes it beside the file and then in its place, so that there is a whole one at any time.
+    fn keep(&self, file: &Path) -> Result<(), NetBenchError> {
+        let failed = |source| NetBenchError::File { path: file.to_owned(), source };
+        let text = serde_json::to_vec_pretty(self).map_err(|error| failed(error.into()))?;
+        let mut beside = file.as_os_str().to_owned();
+        beside.push(".new");
+        fs::write(&beside, text).and_then(|()| fs::rename(&beside, file)).map_err(failed)
+    }
+}
+
+impl fmt::Display for Regret {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        for (wire, reason) in &self.skipped {
+            writeln!(f, "SKIP: {wire}: {reason}")?;
+        }
+        if self.cells.is_empty() {
+            return writeln!(f, "no cell was measured");
+        }
+        for (name, (share, lowest)) in ["throughput", "processor time"].into_iter().zip(self.standing()) {
+            let met = share >= SHARE && lowest >= WORST;
+            writeln!(
+                f,
+                "{name}: {:.1} % of {} cells have {GOOD} of the best path or cannot be told from it (target {:.0} %), \
+                 the lowest {lowest:.2} (target {WORST}): {}",
+                share * 100.0,
+                self.cells.len(),
+                SHARE * 100.0,
+                if met { "met" } else { "missed" }
+            )?;
+        }
+        Ok(())
+    }
+}
+
+/// Measures the cells that are not in the file yet. The calling thread is pinned meanwhile.
+///
+/// # Errors
+/// [`NetBenchError::Unavailable`] where nothing can be measured, and whatever breaks a cell.
+pub fn run(options: &RegretOptions) -> Result<Regret, NetBenchError> {
+    let pair = pin::pair().map_err(NetBenchError::of_pin)?;
+    let _pinned = pin::pin(pair.near).map_err(NetBenchError::Pin)?;
+    let measured = options.file.as_deref().map_or_else(|| Ok(Regret::default()), Regret::of_file)?;
+    let (mut regret, mut done) = (Regret::default(), 0);
+    let all = cells(options);
+    for &kind in &options.wires {
+        let mut wire = None;
+        for &(_, streams, bytes) in all.iter().filter(|(wire, _, _)| *wire == kind) {
+            done += 1;
+            let is_it = |cell: &&RegretCell| {
+                (cell.wire.as_str(), cell.streams, cell.bytes) == (kind.name(), streams, bytes)
+                    && cell.rounds == [options.rounds, options.length.as_millis() as usize]
+            };
+            let cell = match measured.cells.iter().find(is_it) {
+                Some(cell) => cell.clone(),
+                None => {
+                    let wire = match &mut wire {
+                        Some(wire) => wire,
+                        none => match Wire::make(kind) {
+                            Ok(made) => none.insert(made),
+                            Err(unavailable) => {
+                                let reason = Unavailable::reason(&unavailable);
+                                regret.skipped.insert(kind.name().to_owned(), reason);
+                                break;
+                            }
+                        },
+                    };
+                    measure(wire, streams, bytes, options, pair.far)?
+                }
+            };
+            if let Some(tell) = options.progress {
+                tell(&cell, done, all.len());
+            }
+            regret.cells.push(cell);
+            if let Some(file) = &options.file {
+                // Those of other wires and lengths stay in the file.
+                let mut kept = regret.clone();
+                let others = measured.cells.iter().filter(|cell| {
+                    !regret.cells.iter().any(|new| {
+                        (&new.wire, new.streams, new.bytes, new.rounds)
+                            == (&cell.wire, cell.streams, cell.bytes, cell.rounds)
+                    })
+                });
+                kept.cells.extend(others.cloned());
+                kept.keep(file)?;
+            }
+        }
+    }
+    Ok(regret)
+}
+
+/// All cells: wire, connections, size.
+fn cells(options: &RegretOptions) -> Vec<(WireKind, usize, usize)> {
+    let mut cells = Vec::new();
+    for &wire in &options.wires {
+        for &streams in &options.streams {
+            let sizes = options.sizes.iter().filter(|&&bytes| wire != WireKind::Ifb || bytes <= LONGEST_DATAGRAM);
+            cells.extend(sizes.map(|&bytes| (wire, streams, bytes)));
+        }
+    }
+    cells
+}
+
+/// What the rounds of one row gave: bytes a second and processor seconds per 10^9 bytes, by round.
+type Rounds = Vec<Option<[f64; 2]>>;
+
+fn measure(
+    wire: &Wire,
+    streams: usize,
+    bytes: usize,
+    options: &RegretOptions,
+    cpu: usize,
+) -> Result<RegretCell, NetBenchError> {
+    let cell = |row| Cell { wire: wire.kind(), row, bytes, streams };
+    let mut rows: Vec<(RowKind, Rounds)> = Vec::new();
+    for row in RowKind::all().into_iter().filter(|row| *row != RowKind::Raw) {
+        if cell(row).makes_no_sense().is_none() {
+            rows.push((row, Vec::new()));
+        }
+    }
+    for round in 0..options.rounds {
+        let left_out: Vec<bool> = rows.iter().map(|(row, seen)| is_hopeless(*row, seen, &rows)).collect();
+        // Who is first in a round is another each time.
+        let count = rows.len();
+        for turn in 0..count {
+            let index = (turn + round) % count;
+            let seen =
+                if left_out[index] { None } else { Some(cell(rows[index].0).throughput(wire, options.length, cpu)?) };
+            rows[index].1.push(seen);
+        }
+    }
+    Ok(judge(wire.kind().name(), streams, bytes, options, &rows))
+}
+
+/// Whether a path is so much worse than another by both measures that it will not be the best of either.
+fn is_hopeless(row: RowKind, seen: &Rounds, rows: &[(RowKind, Rounds)]) -> bool {
+    if row == RowKind::Adaptive || seen.len() < SEEN {
+        return false;
+    }
+    let Some([rate, cost]) = medians(seen) else { return true };
+    let others = rows.iter().filter(|(other, _)| *other != RowKind::Adaptive).filter_map(|(_, seen)| medians(seen));
+    let best = others.reduce(|one, other| [one[0].max(other[0]), one[1].min(other[1])]);
+    best.is_some_and(|[best_rate, best_cost]| rate < best_rate * HOPELESS && best_cost < cost * HOPELESS)
+        || seen.last().is_some_and(Option::is_none)
+}
+
+/// The medians of all rounds there are.
+fn medians(seen: &Rounds) -> Option<[f64; 2]> {
+    let of = |which: usize| {
+        let values: Vec<f64> = seen.iter().flatten().map(|both| both[which]).collect();
+        Summary::of(&values).map(|summary| summary.median)
+    };
+    Some([of(0)?, of(1)?])
+}
+
+fn judge(wire: &str, streams: usize, bytes: usize, options: &RegretOptions, rows: &[(RowKind, Rounds)]) -> RegretCell {
+    // The first round is number 1.
+    let odd = |seen: &Rounds| -> Rounds { seen.iter().copied().step_by(2).collect() };
+    let even = |seen: &Rounds| -> Rounds { seen.iter().copied().skip(1).step_by(2).collect() };
+    let whole = |seen: &Rounds| seen.iter().all(Option::is_some);
+    let paths: Vec<&(RowKind, Rounds)> =
+        rows.iter().filter(|(row, seen)| *row != RowKind::Adaptive && whole(seen)).collect();
+    let best = |which: usize| {
+        let key = |seen: &Rounds| medians(&odd(seen)).map_or(0.0, |both| if which == 0 { -both[0] } else { both[1] });
+        paths.iter().min_by(|one, other| key(&one.1).total_cmp(&key(&other.1)))
+    };
+    let ours = rows.iter().find(|(row, _)| *row == RowKind::Adaptive);
+    let compare = |which: usize| -> (String, [f64; 3]) {
+        let (Some((row, theirs)), Some((_, ours))) = (best(which), ours) else {
+            return (String::new(), [0.0; 3]);
+        };
+        let values = |seen: &Rounds| -> Vec<f64> { even(seen).iter().flatten().map(|both| both[which]).collect() };
+        let (ours, theirs) = (values(ours), values(theirs));
+        let ratio = if which == 0 { Ratio::of(&ours, &theirs) } else { Ratio::of(&theirs, &ours) };
+        let ratio = ratio.map_or([0.0; 3], |ratio| [ratio.median, ratio.low, ratio.high]);
+        (row.name().to_owned(), ratio)
+    };
+    let ((fastest, rate), (thriftiest, thrift)) = (compare(0), compare(1));
+    let medians = rows.iter().filter_map(|(row, seen)| Some((row.name().to_owned(), medians(seen)?))).collect();
+    let rounds = [options.rounds, options.length.as_millis() as usize];
+    RegretCell { wire: wire.to_owned(), streams, bytes, rounds, fastest, rate, thriftiest, thrift, medians }
+}
+
+#[cfg(test)]
+mod tests {
+    use zcmi_net::path::PathKind;
+
+    use super::*;
+
+    fn options(rounds: usize) -> RegretOptions {
+        RegretOptions { rounds, ..RegretOptions::default() }
+    }
+
+    fn rounds(values: &[[f64; 2]]) -> Rounds {
+        values.iter().copied().map(Some).collect()
+    }
+
+    #[test]
+    fn the_best_path_is_picked_on_odd_rounds_and_compared_on_even_ones() {
+        // One path is lucky in odd rounds only, which makes it the best, but not what the choice is measured by.
+        let lucky = rounds(&[[9.0, 1.0], [2.0, 4.0], [9.0, 1.0], [2.0, 4.0]]);
+        let steady = rounds(&[[4.0, 2.0]; 4]);
+        let ours = rounds(&[[1.0, 9.0], [4.0, 2.0], [1.0, 9.0], [4.0, 2.0]]);
+        let rows = [
+            (RowKind::Forced(PathKind::Write), lucky),
+            (RowKind::Forced(PathKind::Splice), steady),
+            (RowKind::Adaptive, ours),
+        ];
+        let cell = judge("lo", 1, 64, &options(4), &rows);
+        assert_eq!((cell.fastest.as_str(), cell.thriftiest.as_str()), ("write", "write"));
+        assert_eq!((cell.rate[0], cell.thrift[0]), (2.0, 2.0));
+        assert_eq!(cell.good(), [true, true]);
+    }
+
+    #[test]
+    fn a_choice_that_loses_is_said_to_lose() {
+        let rows = [
+            (RowKind::Forced(PathKind::Write), rounds(&[[10.0, 1.0]; 6])),
+            (RowKind::Adaptive, rounds(&[[8.0, 1.02]; 6])),
+        ];
+        let cell = judge("lo", 1, 64, &options(6), &rows);
+        assert_eq!(cell.good(), [false, true]);
+        assert!(cell.to_string().contains("LOST"), "{cell}");
+        let regret = Regret { cells: vec![cell], ..Regret::default() };
+        assert_eq!(regret.standing()[0], (0.0, 0.8));
+        let said = regret.to_string();
+        assert!(said.contains("throughput: 0.0 %") && said.matches("missed").count() == 1, "{said}");
+    }
+
+    #[test]
+    fn a_path_is_left_out_only_if_it_loses_by_both_measures() {
+        let rows = [
+            (RowKind::Forced(PathKind::Write), rounds(&[[10.0, 1.0]; 3])),
+            (RowKind::Forced(PathKind::Splice), rounds(&[[5.0, 0.9]; 3])),
+            (RowKind::Forced(PathKind::SendFile), rounds(&[[5.0, 2.0]; 3])),
+            (RowKind::Adaptive, rounds(&[[5.0, 2.0]; 3])),
+        ];
+        let left_out: Vec<bool> = rows.iter().map(|(row, seen)| is_hopeless(*row, seen, &rows)).collect();
+        assert_eq!(left_out, [false, false, true, false]);
+    }
+
+    #[test]
+    fn cells_outlive_a_run_that_is_cut_off() {
+        let directory = std::env::temp_dir().join(format!("zcmi-regret-{}", std::process::id()));
+        fs::create_dir_all(&directory).expect("a directory");
+        let file = directory.join("cells.json");
+        assert_eq!(Regret::of_file(&file).expect("none yet"), Regret::default());
+        let rows = [
+            (RowKind::Forced(PathKind::Write), rounds(&[[10.0, 1.0]; 2])),
+            (RowKind::Adaptive, rounds(&[[10.0, 1.0]; 2])),
+        ];
+        let regret = Regret { cells: vec![judge("lo", 8, 64, &options(2), &rows)], ..Regret::default() };
+        regret.keep(&file).expect("it is written");
+        assert_eq!(Regret::of_file(&file).expect("it is whole"), regret);
+        fs::write(&file, "{").expect("it is written");
+        assert!(matches!(Regret::of_file(&file), Err(NetBenchError::File { .. })));
+        fs::remove_dir_all(&directory).expect("it goes");
+    }
+}
