@@ -6,6 +6,8 @@
 //!
 //! Congestion control is cubic at both ends, or the row says otherwise.
 
+mod datagrams;
+
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
 use std::path::PathBuf;
@@ -57,6 +59,9 @@ pub const SIZES: [usize; 17] = [
     4 << 20,
 ];
 
+/// A message that goes in one packet wherever packets are as large as they can be, beside the sizes.
+pub const PACKET_BYTES: usize = 60_200;
+
 /// The parts that a child of this suite can play; the program passes them to [`crate::child::maybe_run_child`].
 pub const ROLES: &[Role] = &[Role { name: "net", run: far }];
 
@@ -64,6 +69,11 @@ pub const ROLES: &[Role] = &[Role { name: "net", run: far }];
 const ADAPTIVE: &str = "adaptive";
 /// The row without messages.
 const RAW: &str = "raw";
+/// The rows of datagrams on wires that have a receiver.
+const UDP: &str = "udp";
+const UDP_UNRELIABLE: &str = "udp-unreliable";
+/// The longest message of which round trips are measured.
+const MOST_ROUND_TRIP_BYTES: usize = 1 << 20;
 /// Bytes under way in a connection at the most, beyond two messages.
 const WINDOW_BYTES: usize = 2 << 20;
 /// Messages under way at the most.
@@ -104,7 +114,7 @@ impl Default for NetOptions {
             stream: Duration::from_millis(300),
             samples: 20_000,
             sizes: vec![64, 1 << 10, 8 << 10, 64 << 10, 256 << 10, 1 << 20, 4 << 20],
-            wires: vec![WireKind::Lo, WireKind::Veth, WireKind::VethXdp, WireKind::Unix],
+            wires: vec![WireKind::Lo, WireKind::Veth, WireKind::VethXdp, WireKind::Unix, WireKind::Ifb],
             streams: vec![1, 8],
             rows: Vec::new(),
             progress: None,
@@ -189,7 +199,7 @@ impl NetBenchError {
 
 /// Why a cell failed.
 #[derive(Debug, thiserror::Error)]
-enum CellError {
+pub(crate) enum CellError {
     #[error(transparent)]
     Wire(#[from] WireError),
     #[error(transparent)]
@@ -231,31 +241,37 @@ struct FarCounts {
 
 /// One thing that is measured.
 #[derive(Clone, Copy, Debug)]
-struct Cell {
-    wire: WireKind,
-    row: RowKind,
-    bytes: usize,
-    streams: usize,
+pub(crate) struct Cell {
+    pub(crate) wire: WireKind,
+    pub(crate) row: RowKind,
+    pub(crate) bytes: usize,
+    pub(crate) streams: usize,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum RowKind {
+pub(crate) enum RowKind {
     Raw,
     Forced(PathKind),
     Adaptive,
+    /// Datagrams by the cheapest path, sent again when lost.
+    Udp,
+    /// Datagrams that are sent once.
+    UdpUnreliable,
 }
 
 impl RowKind {
-    fn all() -> Vec<Self> {
+    pub(crate) fn all() -> Vec<Self> {
         let forced = PathKind::ALL.map(Self::Forced);
-        [&[Self::Raw], &forced[..], &[Self::Adaptive]].concat()
+        [&[Self::Raw], &forced[..], &[Self::Adaptive, Self::Udp, Self::UdpUnreliable]].concat()
     }
 
-    fn name(self) -> &'static str {
+    pub(crate) fn name(self) -> &'static str {
         match self {
             Self::Raw => RAW,
             Self::Forced(path) => path.name(),
             Self::Adaptive => ADAPTIVE,
+            Self::Udp => UDP,
+            Self::UdpUnreliable => UDP_UNRELIABLE,
         }
     }
 }
@@ -305,32 +321,39 @@ impl Cell {
         if let Some(reason) = self.makes_no_sense() {
             return Ok(Observation::of_row(row).explained(reason));
         }
-        let failed = |source: CellError| NetBenchError::Cell {
-            row: self.row.name().to_owned(),
-            wire: self.wire,
-            bytes: self.bytes,
-            source: Box::new(source),
-        };
+        let failed = |source| self.failed(source);
         let wire = match Wire::make(self.wire) {
             Ok(wire) => wire,
             Err(unavailable) => return Ok(Observation::of_row(row).explained(&Unavailable::reason(&unavailable))),
         };
-        self.stream(&wire, options, cpu, &mut row).map_err(failed)?;
-        if options.samples == 0 || self.bytes > 64 << 10 || self.streams > 1 {
-            return Ok(Observation::of_row(row).explained("latency is measured up to 64 KiB over one connection"));
+        self.throughput(&wire, options.stream, cpu).map_err(failed)?.fill(&mut row, self.bytes);
+        if options.samples == 0 || self.is_of_datagrams() || self.bytes > MOST_ROUND_TRIP_BYTES || self.streams > 1 {
+            return Ok(Observation::of_row(row).explained("latency is measured over one stream, up to 1 MiB"));
         }
         let latencies = self.latency(&wire, options, cpu).map_err(failed)?;
         Ok(Observation::of_latencies(row, latencies).explained("not measured by this row"))
     }
 
+    /// Names the cell of an error.
+    pub(crate) fn failed(self, source: CellError) -> NetBenchError {
+        let row = self.row.name().to_owned();
+        NetBenchError::Cell { row, wire: self.wire, bytes: self.bytes, source: Box::new(source) }
+    }
+
     /// Why this pair of path and wire is not measured.
-    fn makes_no_sense(self) -> Option<&'static str> {
+    pub(crate) fn makes_no_sense(self) -> Option<&'static str> {
         match (self.wire, self.row) {
             (WireKind::Unix, RowKind::Forced(PathKind::ZeroCopy)) => Some("Unix sockets have no MSG_ZEROCOPY"),
             (WireKind::Unix, RowKind::Forced(PathKind::UringZeroCopy | PathKind::UringFixed)) => {
                 Some("Unix sockets have no SEND_ZC")
             }
-            (WireKind::Ifb, _) => Some("streams need a receiver, and this wire has none"),
+            (WireKind::Ifb, RowKind::Raw | RowKind::Udp | RowKind::UdpUnreliable) => {
+                Some("nobody receives on this wire; its other rows are datagrams")
+            }
+            (WireKind::Ifb, RowKind::Forced(PathKind::SendFile | PathKind::Splice)) => {
+                Some("datagrams are not sent from files")
+            }
+            (WireKind::Unix | WireKind::Tbf, RowKind::Udp | RowKind::UdpUnreliable) => Some("this wire has no UDP"),
             _ => None,
         }
     }
@@ -353,7 +376,7 @@ impl Cell {
             },
             path: match self.row {
                 RowKind::Forced(path) => Some(path),
-                RowKind::Raw | RowKind::Adaptive => None,
+                _ => None,
             },
             resume_for: Duration::ZERO,
             ..StreamOptions::default()
@@ -366,22 +389,18 @@ impl Cell {
         wire: &Wire,
         echo: bool,
         cpu: usize,
-        row: Option<&mut Row>,
+        congestion: &mut Option<String>,
     ) -> Result<(Vec<OwnedFd>, Child), CellError> {
-        let (mut near, mut far, mut congestion) = (Vec::new(), Vec::new(), None);
+        let (mut near, mut far, mut both) = (Vec::new(), Vec::new(), None);
         for _ in 0..self.streams {
             let streams = wire.streams()?;
             near.push(streams.sender);
             far.push(streams.receiver);
-            congestion = streams.congestion;
+            both = streams.congestion;
         }
-        if let (Some(row), Some([sender, receiver])) = (row, congestion) {
-            row.congestion = Some(if sender == receiver {
-                sender
-            } else {
-                format!("{sender} at the sender, {receiver} at the receiver")
-            });
-        }
+        *congestion = both.map(|[sender, receiver]| {
+            if sender == receiver { sender } else { format!("{sender} at the sender, {receiver} at the receiver") }
+        });
         let child = Child::spawn("net")?;
         let brief = Brief { streams: self.streams, bytes: self.bytes, raw: self.row == RowKind::Raw, echo, cpu };
         let descriptors: Vec<_> = far.iter().map(AsFd::as_fd).collect();
@@ -390,26 +409,29 @@ impl Cell {
         Ok((near, child))
     }
 
+    /// Whether its messages are datagrams.
+    fn is_of_datagrams(self) -> bool {
+        self.wire == WireKind::Ifb || matches!(self.row, RowKind::Udp | RowKind::UdpUnreliable)
+    }
+
     /// Throughput, processor time and copies.
-    fn stream(self, wire: &Wire, options: &NetOptions, cpu: usize, row: &mut Row) -> Result<(), CellError> {
-        let (sockets, child) = self.begin(wire, false, cpu, Some(row))?;
+    pub(crate) fn throughput(self, wire: &Wire, length: Duration, cpu: usize) -> Result<Measured, CellError> {
+        if self.is_of_datagrams() {
+            return datagrams::throughput(self, wire, length, cpu);
+        }
+        let mut congestion = None;
+        let (sockets, child) = self.begin(wire, false, cpu, &mut congestion)?;
         let pid = Pid::from_raw(child.id() as i32).ok_or(CellError::Late("a process number was not there"))?;
         let (bytes, elapsed, cpu_ns, sent) = if self.row == RowKind::Raw {
-            raw_stream(sockets, self.bytes, pid, options.stream)?
+            raw_stream(sockets, self.bytes, pid, length)?
         } else {
-            self.message_stream(sockets, pid, options.stream)?
+            self.message_stream(sockets, pid, length)?
         };
         let far: FarCounts = child.channel().receive(0)?.0;
         child.finish()?;
-        let seconds = elapsed.as_secs_f64();
-        row.bytes_per_s = Some(bytes as f64 / seconds);
-        row.msgs_per_s = Some(bytes as f64 / self.bytes as f64 / seconds);
-        row.cpu_s_per_gb = Some(cpu_ns as f64 / bytes as f64);
-        row.copied_user_per_byte = Some(far.copied_user as f64 / far.bytes.max(1) as f64);
         // What is received is copied out of the kernel; what is sent, unless its pages are shared.
-        row.copied_kernel_per_byte = Some(1.0 + sent.copied_share);
-        row.copied_completions = sent.completions;
-        Ok(())
+        let copied = [far.copied_user as f64 / far.bytes.max(1) as f64, 1.0 + sent.copied_share];
+        Ok(Measured { bytes, elapsed, cpu_ns, copied, completions: sent.completions, congestion })
     }
 
     fn message_stream(
@@ -436,7 +458,7 @@ impl Cell {
     }
 
     fn latency(self, wire: &Wire, options: &NetOptions, cpu: usize) -> Result<Latencies, CellError> {
-        let (sockets, child) = self.begin(wire, true, cpu, None)?;
+        let (sockets, child) = self.begin(wire, true, cpu, &mut None)?;
         let mut latencies = Latencies::of_round_trips();
         if self.row == RowKind::Raw {
             raw_latency(sockets, self.bytes, options.samples, &mut latencies)?;
@@ -454,6 +476,33 @@ impl Cell {
         let _: (FarCounts, _) = child.channel().receive(0)?;
         child.finish()?;
         Ok(latencies)
+    }
+}
+
+/// What a measurement of throughput gave.
+pub(crate) struct Measured {
+    pub(crate) bytes: u64,
+    pub(crate) elapsed: Duration,
+    pub(crate) cpu_ns: u64,
+    /// Bytes copied in user space and in the kernel, for each byte.
+    pub(crate) copied: [f64; 2],
+    /// The share of completions that came back as copied.
+    pub(crate) completions: Option<f64>,
+    pub(crate) congestion: Option<String>,
+}
+
+impl Measured {
+    /// Bytes a second, and processor seconds per 10^9 bytes.
+    pub(crate) fn rate_and_cost(&self) -> [f64; 2] {
+        [self.bytes as f64 / self.elapsed.as_secs_f64(), self.cpu_ns as f64 / self.bytes as f64]
+    }
+
+    fn fill(self, row: &mut Row, bytes: usize) {
+        let [rate, cost] = self.rate_and_cost();
+        (row.bytes_per_s, row.cpu_s_per_gb) = (Some(rate), Some(cost));
+        row.msgs_per_s = Some(rate / bytes as f64);
+        (row.copied_user_per_byte, row.copied_kernel_per_byte) = (Some(self.copied[0]), Some(self.copied[1]));
+        (row.copied_completions, row.congestion) = (self.completions, self.congestion);
     }
 }
 

@@ -40,7 +40,7 @@ const HOPELESS: f64 = 0.75;
 pub struct RegretOptions {
     /// The wires.
     pub wires: Vec<WireKind>,
-    /// The sizes; those of a wire on which datagrams are sent are limited.
+    /// The sizes.
     pub sizes: Vec<usize>,
     /// How many connections at a time.
     pub streams: Vec<usize>,
@@ -260,8 +260,7 @@ fn cells(options: &RegretOptions) -> Vec<(WireKind, usize, usize)> {
     let mut cells = Vec::new();
     for &wire in &options.wires {
         for &streams in &options.streams {
-            let sizes = options.sizes.iter().filter(|&&bytes| wire != WireKind::Ifb || bytes <= LONGEST_DATAGRAM);
-            cells.extend(sizes.map(|&bytes| (wire, streams, bytes)));
+            cells.extend(options.sizes.iter().map(|&bytes| (wire, streams, bytes)));
         }
     }
     cells
@@ -279,7 +278,9 @@ fn measure(
 ) -> Result<RegretCell, NetBenchError> {
     let cell = |row| Cell { wire: wire.kind(), row, bytes, streams };
     let mut rows: Vec<(RowKind, Rounds)> = Vec::new();
-    for row in RowKind::all().into_iter().filter(|row| *row != RowKind::Raw) {
+    for row in
+        RowKind::all().into_iter().filter(|row| !matches!(row, RowKind::Raw | RowKind::Udp | RowKind::UdpUnreliable))
+    {
         if cell(row).makes_no_sense().is_none() {
             rows.push((row, Vec::new()));
         }
@@ -290,8 +291,15 @@ fn measure(
         let count = rows.len();
         for turn in 0..count {
             let index = (turn + round) % count;
-            let seen =
-                if left_out[index] { None } else { Some(cell(rows[index].0).throughput(wire, options.length, cpu)?) };
+            let seen = if left_out[index] {
+                None
+            } else {
+                {
+                    let cell = cell(rows[index].0);
+                    let measured = cell.throughput(wire, options.length, cpu).map_err(|error| cell.failed(error))?;
+                    Some(measured.rate_and_cost())
+                }
+            };
             rows[index].1.push(seen);
         }
     }

@@ -519,7 +519,10 @@ impl Wire {
             return Err(self.has_no("namespaces"));
         };
         // It does no ARP, so its neighbours need no address of their own.
-        sender.ip(&format!("link add {SINK} type ifb\nlink set {SINK} up\n"))?;
+        // Packets as large as they can be, so that what is sent is one packet and not many; the pair likewise, because
+        // the size of packets is looked up while the route leads over it.
+        sender.ip(&format!("link add {SINK} type ifb\nlink set {SINK} mtu 65535 up\nlink set {LINK} mtu 65535\n"))?;
+        receiver.ip(&format!("link set {LINK} mtu 65535\n"))?;
         receiver.ip(&format!("address add {}/32 dev lo\naddress add {}/128 dev lo nodad\n", FAR.0, FAR.1))?;
         self.set_route(Route::Sink)
     }

@@ -7,7 +7,11 @@ use std::time::Duration;
 use rustix::process::{Pid, test_kill_process};
 use zcmi_bench::child::{Channel, Child, ChildError, Role, RoleResult, maybe_run_child};
 use zcmi_bench::ipc::{self, BenchError, IpcOptions};
+use zcmi_bench::net;
+use zcmi_bench::regret::{self, RegretOptions};
 use zcmi_bench::report::Report;
+use zcmi_bench::wires::{self, WireKind};
+use zcmi_mem::registration::Support;
 
 const ROLES: &[Role] = &[
     Role { name: "echo", run: echo },
@@ -112,8 +116,33 @@ fn one_processor_is_a_reason_to_skip() {
     assert!(text.starts_with("SKIP: two pinned sides need 2 processors"), "{text:?}");
 }
 
+fn the_choice_is_compared_with_the_best_path_and_what_was_measured_is_kept() {
+    let directory = std::env::temp_dir().join(format!("zcmi-regret-run-{}", std::process::id()));
+    std::fs::create_dir_all(&directory).expect("a directory");
+    let mut options = RegretOptions::quick();
+    options.wires = vec![WireKind::Unix];
+    match wires::support(WireKind::Ifb) {
+        Support::Yes => options.wires.push(WireKind::Ifb),
+        Support::No(reason) | Support::Unknown(reason) => println!("SKIP: ifb: {reason}"),
+    }
+    (options.sizes, options.streams) = (vec![1 << 10, 64 << 10], vec![1, 2]);
+    (options.rounds, options.length) = (2, Duration::from_millis(10));
+    options.file = Some(directory.join("cells.json"));
+    let first = regret::run(&options).expect("it runs");
+    println!("{first}");
+    assert_eq!(first.cells.len(), 4 * options.wires.len(), "{first:?}");
+    for cell in &first.cells {
+        assert!(cell.rate[0] > 0.0 && cell.thrift[0] > 0.0, "{cell:?}");
+        let paths = if cell.wire == "unix" { 5 } else { 6 };
+        assert_eq!(cell.medians.len(), paths, "{cell:?}");
+    }
+    // What was measured is not measured again.
+    assert_eq!(regret::run(&options).expect("it runs"), first);
+    std::fs::remove_dir_all(&directory).expect("it goes");
+}
+
 fn main() {
-    let roles: Vec<Role> = ROLES.iter().chain(ipc::ROLES).copied().collect();
+    let roles: Vec<Role> = ROLES.iter().chain(ipc::ROLES).chain(net::ROLES).copied().collect();
     maybe_run_child(&roles);
     if std::env::args().nth(1).as_deref() == Some("--try-floor") {
         match ipc::run(&small(&["floor"])) {
@@ -131,7 +160,11 @@ fn main() {
         ("a_dropped_child_is_dead", a_dropped_child_is_dead),
         ("a_child_dies_with_its_parent", a_child_dies_with_its_parent),
     ];
-    let pinned: [(&str, fn()); 3] = [
+    let pinned: [(&str, fn()); 4] = [
+        (
+            "the_choice_is_compared_with_the_best_path_and_what_was_measured_is_kept",
+            the_choice_is_compared_with_the_best_path_and_what_was_measured_is_kept,
+        ),
         ("the_whole_suite_makes_a_report_that_reads_back", the_whole_suite_makes_a_report_that_reads_back),
         ("a_row_can_be_chosen_and_an_unknown_one_is_refused", a_row_can_be_chosen_and_an_unknown_one_is_refused),
         ("one_processor_is_a_reason_to_skip", one_processor_is_a_reason_to_skip),

@@ -8,6 +8,7 @@ use clap::{Args, Subcommand};
 use indicatif::ProgressBar;
 use zcmi_bench::ipc::{self, BenchError, IpcOptions};
 use zcmi_bench::net::{self, NetBenchError, NetOptions};
+use zcmi_bench::regret::{self, Regret, RegretCell, RegretOptions};
 use zcmi_bench::report::Report;
 use zcmi_bench::table;
 use zcmi_bench::wires::WireKind;
@@ -63,11 +64,15 @@ Examples:
   zcmi bench net --quick                      a look in under three minutes
   zcmi bench net --wire veth --bytes 1048576  all paths, over a veth pair, for messages of 1 MiB
   zcmi bench net --row adaptive --row raw     what is chosen, beside a plain loop of write and read
+  zcmi bench net --wire ifb --bytes 60200     datagrams into a sink that does not copy
+  zcmi bench net --regret --quick             the choice beside the best path, a look in under three minutes
+  zcmi bench net --regret --resume cells.json all cells, hours; goes on where it was cut off
 
 Rows: raw is a plain loop without messages; write, zerocopy, uring-send, uring-zc, uring-fixed, sendfile and splice are
-the paths, forced; adaptive chooses. Wires: lo, veth, veth-xdp (which lies about copies) and unix; all but unix and the
-host's own loopback take root, whose namespaces are gone with the bench. Two processors are needed; with fewer it says
-SKIP.
+the paths, forced; adaptive chooses; udp and udp-unreliable are datagrams by the cheapest path. Wires: lo, veth,
+veth-xdp (which lies about copies), unix, and ifb, where nobody receives and all rows are datagrams at a constant rate;
+all but unix and the host's own loopback take root, whose namespaces are gone with the bench. Two processors are
+needed; with fewer it says SKIP.
 Exit codes: 0 measured, or skipped with a reason; 1 failed; 2 usage; 130 interrupted.";
 
 /// Measure what it costs to send messages over a wire, by each path
@@ -101,11 +106,17 @@ struct Net {
     /// Measure throughput alone
     #[arg(long)]
     no_latency: bool,
+    /// Compare the choice with the best path that could have been forced
+    #[arg(long, conflicts_with_all = ["row", "no_latency"])]
+    regret: bool,
+    /// Keep what the comparison measured in FILE, and go on from what is there
+    #[arg(long, value_name = "FILE", requires = "regret")]
+    resume: Option<PathBuf>,
 }
 
 fn net_size(text: &str) -> Result<usize, String> {
-    let size = text.parse().ok().filter(|size| net::SIZES.contains(size));
-    size.ok_or_else(|| format!("the sizes that are measured are {:?}", net::SIZES))
+    let size = text.parse().ok().filter(|size| net::SIZES.contains(size) || *size == net::PACKET_BYTES);
+    size.ok_or_else(|| format!("the sizes that are measured are {:?} and {}", net::SIZES, net::PACKET_BYTES))
 }
 
 fn connections(text: &str) -> Result<usize, String> {
@@ -159,6 +170,7 @@ fn progress(done: usize, total: usize) {
 /// What came of a suite.
 enum Measured {
     Report(Box<Report>),
+    Regret(Box<Regret>),
     Skipped(String),
 }
 
@@ -185,6 +197,7 @@ impl Bench {
         bar.finish_and_clear();
         let report = match measured? {
             Measured::Report(report) => report,
+            Measured::Regret(regret) => return self.print_regret(&regret),
             Measured::Skipped(reason) => {
                 say::line(format!("SKIP: {reason}"));
                 return Ok(());
@@ -205,6 +218,22 @@ impl Bench {
     }
 }
 
+impl Bench {
+    fn print_regret(&self, regret: &Regret) -> Result<(), Failure> {
+        let text = serde_json::to_string_pretty(regret);
+        let text = text.map_err(|error| Failure::of("the comparison is no document", &error))?;
+        match self.document() {
+            Some(_) if self.json() => return say::print(&format!("{text}\n")),
+            Some(path) => {
+                let cannot = |error| Failure::of(format_args!("{} cannot be written", path.display()), &error);
+                std::fs::write(path, text).map_err(cannot)?;
+            }
+            None => {}
+        }
+        say::print(&regret.to_string())
+    }
+}
+
 impl Ipc {
     fn measure(&self) -> Result<Measured, Failure> {
         let mut options = if self.quick { IpcOptions::quick() } else { IpcOptions::default() };
@@ -222,8 +251,42 @@ impl Ipc {
     }
 }
 
+/// Shows a cell of the comparison, above the bar.
+fn show(cell: &RegretCell, done: usize, total: usize) {
+    progress(done, total);
+    if let Some(bar) = BAR.get() {
+        bar.suspend(|| say::line(cell.to_string()));
+    }
+}
+
 impl Net {
+    fn regret(&self) -> Result<Measured, Failure> {
+        let mut options = if self.quick { RegretOptions::quick() } else { RegretOptions::default() };
+        let given = self.options();
+        if !self.bytes.is_empty() {
+            options.sizes = given.sizes;
+        }
+        if !self.wire.is_empty() {
+            options.wires = given.wires;
+        }
+        if !self.streams.is_empty() {
+            options.streams = given.streams;
+        }
+        options.rounds = self.rounds.map_or(options.rounds, usize::from);
+        options.length = self.length.map_or(options.length, |length| Duration::from_millis(length.into()));
+        options.file.clone_from(&self.resume);
+        options.progress = Some(show);
+        match regret::run(&options) {
+            Ok(regret) => Ok(Measured::Regret(Box::new(regret))),
+            Err(NetBenchError::Unavailable { reason }) => Ok(Measured::Skipped(reason)),
+            Err(error) => Err(Failure::of("the bench failed", &error)),
+        }
+    }
+
     fn measure(&self) -> Result<Measured, Failure> {
+        if self.regret {
+            return self.regret();
+        }
         match net::run(&self.options()) {
             Ok(report) => Ok(Measured::Report(Box::new(report))),
             Err(NetBenchError::Unavailable { reason }) => Ok(Measured::Skipped(reason)),

@@ -677,6 +677,11 @@ impl StreamTransport {
     /// Takes what the kernel has to tell, waiting at most `wait`. Returns how much it was.
     fn gather(&mut self, wait: Option<Duration>, events: &mut Vec<Event>) -> Result<usize, TransportError> {
         self.watch_ring()?;
+        let mut wait = wait;
+        if self.ring.borrow_mut().opened().is_some_and(uring::Ring::has_news) {
+            self.hear_ring(events);
+            wait = Some(Duration::ZERO);
+        }
         let wait = wait.map(|wait| Timespec { tv_sec: wait.as_secs() as i64, tv_nsec: wait.subsec_nanos().into() });
         let mut gathered = core::mem::take(&mut self.gathered);
         gathered.clear();

@@ -67,6 +67,7 @@ use crate::select::{self, Choosing, Selection};
 use crate::shared::{RingHandle, SharedRing};
 use crate::slots::{SlotPlan, Slots};
 use crate::transport::{Capabilities, Closed, ConnectionId, Destination, Event, ListenerId, Transport, TransportError};
+use crate::uring::Ring;
 
 pub use self::socket::DatagramCounts;
 pub(crate) use self::sys::SegmentControl;
@@ -284,7 +285,8 @@ pub struct UdpTransport {
     /// The ring of all sockets.
     ring: RingHandle,
     ring_is_watched: bool,
-    ring_has_news: bool,
+    /// Sockets by the ring's names for them.
+    by_key: HashMap<u32, usize>,
     places: Vec<Option<Place>>,
     connections: HashMap<u64, Box<Connection>>,
     next_key: u64,
@@ -348,7 +350,7 @@ impl UdpTransport {
         Ok(Self {
             ring,
             ring_is_watched: false,
-            ring_has_news: false,
+            by_key: HashMap::new(),
             incarnation: random()?,
             cookies,
             began: Instant::now(),
@@ -491,6 +493,7 @@ impl UdpTransport {
         if index == self.places.len() {
             self.places.push(None);
         }
+        self.by_key.insert(place.socket.key(), index);
         self.places[index] = Some(place);
         Ok(index)
     }
@@ -585,7 +588,7 @@ impl UdpTransport {
         for at in 0..self.gathered.len() {
             let (index, flags) = (self.gathered[at].data.u64(), self.gathered[at].flags);
             if index == RING {
-                self.ring_has_news = true;
+                // What it has is asked for in each turn.
                 continue;
             }
             let index = index as usize;
@@ -602,7 +605,8 @@ impl UdpTransport {
     }
 
     fn is_busy(&self) -> bool {
-        self.ring_has_news || !self.dirty.is_empty() || self.places.iter().flatten().any(|place| place.is_readable)
+        let has_news = self.ring.borrow_mut().opened().is_some_and(Ring::has_news);
+        has_news || !self.dirty.is_empty() || self.places.iter().flatten().any(|place| place.is_readable)
     }
 
     /// Whether a path can be used over UDP on this host.

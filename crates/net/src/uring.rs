@@ -483,6 +483,13 @@ impl Ring {
         Ok(())
     }
 
+    /// Whether a notification was taken from the kernel already, so that waiting for the descriptor would not tell of
+    /// it: to be asked before each wait.
+    pub fn has_news(&mut self) -> bool {
+        self.reap();
+        self.owed.with_news().is_some()
+    }
+
     /// The key of a socket for which a notification has come, if there is one.
     pub fn notified(&mut self) -> Option<u32> {
         self.life.check().ok()?;
@@ -675,7 +682,8 @@ impl Ring {
         key: u32,
         requests: impl FnOnce(&mut Self, &mut Call) -> io::Result<()>,
     ) -> io::Result<Sent> {
-        self.look();
+        // What the kernel still has for us comes with the call that submits.
+        self.reap();
         let ticket = self.owed.begin(key).ok_or(Errno::NOBUFS)?;
         let mut call = Call { ticket, bytes: 0, shared: false };
         let outcome = requests(self, &mut call);

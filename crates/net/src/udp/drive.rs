@@ -67,11 +67,18 @@ impl UdpTransport {
             let data = EventData::new_u64(RING);
             epoll::add(&self.epoll, ring.as_fd(), data, EventFlags::IN).map_err(failed("epoll_ctl"))?;
             self.ring_is_watched = true;
-            self.ring_has_news = true;
         }
-        if core::mem::take(&mut self.ring_has_news) {
-            for index in 0..self.places.len() {
-                self.take_notifications(index);
+        for _ in 0..EVENTS {
+            let Some(key) = self.ring.borrow_mut().opened().and_then(Ring::notified) else { break };
+            match self.by_key.get(&key).copied() {
+                Some(index) => self.take_notifications(index),
+                // Of a socket that is gone, which waited for all that was owed to it.
+                None => {
+                    if let Some(ring) = self.ring.borrow_mut().opened() {
+                        ring.notifications(key, &mut |_| ())
+                            .map_err(|source| TransportError::System { call: "reading notifications", source })?;
+                    }
+                }
             }
         }
         Ok(())
@@ -302,7 +309,7 @@ impl UdpTransport {
                 continue;
             }
             // Only what lies in regions of our own, and as much as one peer may have pinned.
-            let mut homes = [None; socket::MOST_SEGMENTS];
+            let mut homes = [None; socket::MOST_SHARED];
             let part = train.items[0].length;
             let wanted = choosing.path_for_datagrams(part);
             let mut path = wanted;
@@ -417,10 +424,11 @@ impl UdpTransport {
     /// Lets go of sockets whose time is over and of which the kernel reads nothing more.
     fn see_off(&mut self, now: Nanos) {
         let mut again = None;
-        for place in &mut self.places {
+        for (index, place) in self.places.iter_mut().enumerate() {
             let Some(leaves_at) = place.as_ref().and_then(|place| place.leaves_at) else { continue };
             let owed = place.as_ref().is_some_and(|place| place.socket.owed() > 0);
             if leaves_at <= now && !owed {
+                self.by_key.retain(|_, of| *of != index);
                 *place = None;
             } else {
                 let at = leaves_at.max(now + nanos(LOOK_AGAIN));

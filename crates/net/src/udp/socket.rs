@@ -25,6 +25,11 @@ use crate::wire::{Home, Notification, Segment};
 pub(super) const MOST_SEGMENTS: usize = 64;
 /// The most bytes of one call: what an IP packet can hold.
 pub(super) const MOST_BYTES: usize = 65_507;
+/// The most bytes of payload in a datagram: wherever they begin they lie in 16 pages, which with the head are as many
+/// parts as a packet has (`MAX_SKB_FRAGS`, 17), so that it can be sent without a copy.
+const MOST_SEGMENT: usize = 15 * 4096;
+/// The most datagrams of one call without a copy: each has two parts at least.
+pub(super) const MOST_SHARED: usize = 8;
 /// Bytes of payload that any path takes: a packet of 1,280 bytes without heads.
 pub(super) const SAFE_SEGMENT: u32 = 1152;
 /// Zero-copy sends that may be owed a notification.
@@ -134,7 +139,7 @@ impl DatagramSocket {
             socket,
             is_ipv6,
             segments,
-            zero_copy_segments: segments,
+            zero_copy_segments: segments.min(MOST_SHARED),
             zero_copy: None,
             flights: VecDeque::new(),
             key: ring.borrow_mut().next_key(),
@@ -276,7 +281,7 @@ impl DatagramSocket {
             slot.bytes_mut(HEAD_BYTES).copy_from_slice(head);
             kept.push(slot);
         }
-        let mut segments = [Segment { bytes: &[], home: None }; 2 * MOST_SEGMENTS];
+        let mut segments = [Segment { bytes: &[], home: None }; 2 * MOST_SHARED];
         for (index, (slot, payload)) in kept.iter().zip(payloads).enumerate() {
             let head = slot.bytes(HEAD_BYTES);
             segments[2 * index] = Segment { bytes: head, home: slots.home(head) };
@@ -287,7 +292,7 @@ impl DatagramSocket {
         let bytes: u64 = payloads.iter().map(|bytes| bytes.len() as u64).sum();
         let number = if path == PathKind::ZeroCopy {
             let owed = self.zero_copy.as_mut().filter(|owed| owed.has_room()).ok_or(Errno::NOBUFS)?;
-            let mut slices: [IoSlice<'_>; 2 * MOST_SEGMENTS] = std::array::from_fn(|_| IoSlice::new(&[]));
+            let mut slices: [IoSlice<'_>; 2 * MOST_SHARED] = std::array::from_fn(|_| IoSlice::new(&[]));
             slices.iter_mut().zip(segments).for_each(|(slice, segment)| *slice = IoSlice::new(segment.bytes));
             sys::send(self.socket.as_fd(), to, &slices[..segments.len()], segment, true)?;
             Some(owed.count())
@@ -400,6 +405,11 @@ impl DatagramSocket {
         self.zero_copy.as_ref().map_or(0, Owed::open) + of_ring as u64 + self.lost
     }
 
+    /// The ring's name for this socket.
+    pub(super) fn key(&self) -> u32 {
+        self.key
+    }
+
     /// Takes the notifications that have come, and gives the sends that are done to `each`, with what was said of them:
     /// the path is the one of the error queue, or of the ring.
     pub(super) fn notifications(&mut self, each: &mut dyn FnMut(&Flight, bool)) {
@@ -448,7 +458,7 @@ fn segment_of(socket: BorrowedFd<'_>, is_ipv6: bool) -> u32 {
     let heads = if is_ipv6 { 48 } else { 28 } + HEAD_BYTES;
     match sys::path_mtu(socket, is_ipv6) {
         Ok(mtu) if mtu > SAFE_SEGMENT as usize + heads => {
-            let bytes = (mtu - heads).min(MOST_BYTES - HEAD_BYTES);
+            let bytes = (mtu - heads).min(MOST_SEGMENT);
             // Whole cache lines, so that payload lies in slots as evenly as it was written.
             (bytes / 64 * 64) as u32
         }
@@ -512,7 +522,7 @@ mod tests {
         let (heads, longest) = (one.heads(), vec![7; MOST_BYTES - HEAD_BYTES + 1]);
         let refused = one.send_train(None, heads, &[&longest], None).err();
         assert_eq!(refused, Some(Errno::MSGSIZE));
-        assert_eq!(one.segment(), 65_408, "whole lines of what loopback takes");
+        assert_eq!(one.segment(), 61_440, "what loopback takes, and what goes without a copy");
     }
 
     #[test]

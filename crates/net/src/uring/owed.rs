@@ -12,7 +12,7 @@
 //!   the entry from its predecessors at that index.
 //! - Nothing here allocates once every socket and every entry was used once.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, VecDeque};
 
 use crate::wire::Notification;
 
@@ -71,6 +71,8 @@ pub(super) struct Owed<U> {
     entries: Vec<Entry<U>>,
     free: u32,
     sockets: HashMap<u32, Socket>,
+    /// Sockets that have had news, in the order in which they got them.
+    told: VecDeque<u32>,
     requests: usize,
     next_number: u64,
 }
@@ -88,7 +90,14 @@ impl<U> Owed<U> {
             uses: Vec::new(),
         });
         let free = if calls > 0 { 0 } else { NONE };
-        Self { entries: entries.collect(), free, sockets: HashMap::new(), requests: 0, next_number: first_number }
+        Self {
+            entries: entries.collect(),
+            free,
+            sockets: HashMap::new(),
+            told: VecDeque::new(),
+            requests: 0,
+            next_number: first_number,
+        }
     }
 
     /// How many requests may still be notified.
@@ -169,9 +178,15 @@ impl<U> Owed<U> {
         }
     }
 
-    /// A socket with news.
-    pub(super) fn with_news(&self) -> Option<u32> {
-        self.sockets.iter().find(|(_, socket)| socket.first != NONE).map(|(&key, _)| key)
+    /// A socket with news: the one that has had them longest.
+    pub(super) fn with_news(&mut self) -> Option<u32> {
+        while let Some(&key) = self.told.front() {
+            if self.sockets.get(&key).is_some_and(|socket| socket.first != NONE) {
+                return Some(key);
+            }
+            self.told.pop_front();
+        }
+        None
     }
 
     fn entry(&mut self, ticket: Ticket) -> Option<&mut Entry<U>> {
@@ -194,10 +209,18 @@ impl<U> Owed<U> {
         let socket = self.sockets.get_mut(&key).expect("a socket is known while a call of it is");
         if socket.first == NONE {
             socket.first = ticket.index;
+            // Whose news were taken meanwhile is in the list for nothing, but not for ever.
+            if self.told.len() > 2 * self.sockets.len() + 16 {
+                let Self { told, sockets, .. } = self;
+                told.retain(|other| *other != key && sockets.get(other).is_some_and(|socket| socket.first != NONE));
+            }
+            self.told.push_back(key);
         } else {
             self.entries[socket.last as usize].next = ticket.index;
         }
-        socket.last = ticket.index;
+        if let Some(socket) = self.sockets.get_mut(&key) {
+            socket.last = ticket.index;
+        }
     }
 
     fn release(&mut self, index: u32) {
@@ -284,6 +307,28 @@ mod tests {
         let next = owed.begin(7).expect("room again");
         assert_ne!(next, call);
         assert!(!owed.settled(call, false, nothing), "a notification of the entry's predecessor is not its own");
+    }
+
+    #[test]
+    fn sockets_with_news_are_found_in_turn_and_the_list_of_them_stays_short() {
+        let mut owed = Owed::<u32>::new(4, 0);
+        let tell = |owed: &mut Owed<u32>, key: u32| {
+            let call = owed.begin(key).expect("room");
+            owed.pushed(call, None);
+            assert!(owed.end(call, true, nothing).is_some() && owed.settled(call, false, nothing));
+        };
+        tell(&mut owed, 5);
+        tell(&mut owed, 6);
+        tell(&mut owed, 5);
+        assert_eq!(owed.with_news(), Some(5));
+        assert_eq!((news(&mut owed, 5).len(), owed.with_news()), (2, Some(6)));
+        assert_eq!((news(&mut owed, 6).len(), owed.with_news()), (1, None));
+        // Whoever takes news without asking whose there are leaves no trace either.
+        for key in 0..10_000 {
+            tell(&mut owed, key);
+            assert_eq!(news(&mut owed, key).len(), 1);
+        }
+        assert!(owed.told.len() < 32, "{} sockets are listed", owed.told.len());
     }
 
     #[test]

@@ -311,10 +311,9 @@ impl Queue {
     /// Submits what was pushed, has the kernel post what it has, and waits for a completion if `patience` is given.
     pub(super) fn enter(&mut self, submit: bool, patience: Option<Duration>) -> io::Result<()> {
         let count = if submit { self.unsubmitted() as u32 } else { 0 };
-        let mut flags = EnterFlags::EXT_ARG;
-        if patience.is_some() || !submit || self.has_work() {
-            flags |= EnterFlags::GETEVENTS;
-        }
+        // Always with GETEVENTS: word that a send is done with is often there before the call that made it returns, and
+        // would take a call of its own.
+        let flags = EnterFlags::EXT_ARG | EnterFlags::GETEVENTS;
         let time = patience.map(Timespec::from);
         let args = match &time {
             Some(time) => SubmitArgs::new().timespec(time),
