@@ -41,4 +41,5 @@ pub mod spin;
 pub mod stats;
 pub mod table;
 pub mod threads;
+pub mod truth;
 pub mod wires;

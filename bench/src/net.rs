@@ -33,6 +33,7 @@ use crate::pin::{self, PinError};
 use crate::report::{Report, ReportError, Row};
 use crate::rounds::{self, Contender, Observation};
 use crate::stats::Latencies;
+use crate::truth::{self, TruthError};
 use crate::wires::{Unavailable, Wire, WireError, WireKind};
 
 /// The name of this suite in a report.
@@ -72,6 +73,8 @@ const RAW: &str = "raw";
 /// The rows of datagrams on wires that have a receiver.
 const UDP: &str = "udp";
 const UDP_UNRELIABLE: &str = "udp-unreliable";
+/// How much the oracle has sent at a time.
+const ORACLE_BYTES: usize = 60_000;
 /// The longest message of which round trips are measured.
 const MOST_ROUND_TRIP_BYTES: usize = 1 << 20;
 /// Bytes under way in a connection at the most, beyond two messages.
@@ -206,6 +209,8 @@ pub(crate) enum CellError {
     Child(#[from] ChildError),
     #[error(transparent)]
     Cpu(#[from] CpuError),
+    #[error(transparent)]
+    Truth(#[from] TruthError),
     #[error(transparent)]
     Transport(#[from] TransportError),
     #[error("{0} in {PATIENCE:?}")]
@@ -430,7 +435,7 @@ impl Cell {
         let far: FarCounts = child.channel().receive(0)?.0;
         child.finish()?;
         // What is received is copied out of the kernel; what is sent, unless its pages are shared.
-        let copied = [far.copied_user as f64 / far.bytes.max(1) as f64, 1.0 + sent.copied_share];
+        let copied = [far.copied_user as f64 / far.bytes.max(1) as f64, 1.0 + sent.copied_share(wire)?];
         Ok(Measured { bytes, elapsed, cpu_ns, copied, completions: sent.completions, congestion })
     }
 
@@ -508,8 +513,26 @@ impl Measured {
 
 /// What the kernel copied at the sender.
 struct Sent {
-    copied_share: f64,
+    /// Bytes sent by each path.
+    bytes: [u64; PathKind::ALL.len()],
     completions: Option<f64>,
+}
+
+impl Sent {
+    /// The share of bytes that the kernel copied before the receiver read them: what the oracle says of each path, for
+    /// completions are wrong on some wires.
+    fn copied_share(&self, wire: &Wire) -> Result<f64, CellError> {
+        let (mut copied, mut all) = (0.0, 0.0);
+        for (path, bytes) in PathKind::ALL.into_iter().zip(self.bytes).filter(|(_, bytes)| *bytes > 0) {
+            let share = match path {
+                PathKind::Write | PathKind::UringSend => 1.0,
+                _ => truth::ask(wire, path, ORACLE_BYTES)?.copied_share(ORACLE_BYTES),
+            };
+            copied += share * bytes as f64;
+            all += bytes as f64;
+        }
+        Ok(if all > 0.0 { copied / all } else { 0.0 })
+    }
 }
 
 /// The sending side of messages.
@@ -637,24 +660,16 @@ impl Sender {
     }
 
     fn sent(&self) -> Sent {
-        let (mut copied, mut all, mut notified, mut said_copied) = (0.0, 0.0, 0, 0);
+        let (mut bytes, mut notified, mut said_copied) = ([0; PathKind::ALL.len()], 0, 0);
         for &connection in &self.connections {
             let Some(facts) = self.transport.facts(connection) else { continue };
-            for (path, counts) in PathKind::ALL.iter().zip(&facts.counts.paths) {
-                let share = match path {
-                    PathKind::Write | PathKind::UringSend => 1.0,
-                    PathKind::SendFile | PathKind::Splice => 0.0,
-                    _ if counts.notified == 0 => 0.0,
-                    _ => counts.copied as f64 / counts.notified as f64,
-                };
-                copied += share * counts.bytes as f64;
-                all += counts.bytes as f64;
+            for (bytes, counts) in bytes.iter_mut().zip(&facts.counts.paths) {
+                *bytes += counts.bytes;
                 notified += counts.notified;
                 said_copied += counts.copied;
             }
         }
-        let completions = (notified > 0).then(|| said_copied as f64 / notified as f64);
-        Sent { copied_share: if all > 0.0 { copied / all } else { 0.0 }, completions }
+        Sent { bytes, completions: (notified > 0).then(|| said_copied as f64 / notified as f64) }
     }
 }
 
@@ -703,7 +718,9 @@ fn raw_stream(
     while begin.elapsed() < length {
         sent += turn()?;
     }
-    Ok((sent, begin.elapsed(), meter.read()?.total_ns(), Sent { copied_share: 1.0, completions: None }))
+    let mut bytes = [0; PathKind::ALL.len()];
+    bytes[PathKind::Write as usize] = sent;
+    Ok((sent, begin.elapsed(), meter.read()?.total_ns(), Sent { bytes, completions: None }))
 }
 
 fn raw_latency(sockets: Vec<OwnedFd>, bytes: usize, samples: u64, latencies: &mut Latencies) -> Result<(), CellError> {

@@ -55,6 +55,11 @@ const JUMP: f64 = 1.35;
 /// What going to sleep and being woken costs in processor time, about, in nanoseconds: a call after which the socket
 /// takes or has no more is charged with it, so that a path that goes in smaller steps is seen to cost more.
 pub const SLEEP_NS: u64 = 5000;
+/// A send of so many bytes or more that costs less than this share of a copying one did not copy.
+const TELLING_BYTES: f64 = 16384.0;
+const UNCOPIED: f64 = 0.75;
+/// Calls from which what a path costs tells whether it copies.
+const TELLING_CALLS: u32 = 6;
 /// What is believed before anything was measured, and how strongly, in calls.
 const PRIOR: [f64; 2] = [1000.0, 60.0];
 const PRIOR_WEIGHT: f64 = 0.02;
@@ -148,6 +153,9 @@ pub struct PathModel {
     pub refused: u32,
     /// What its last completion said: copied or not.
     pub says_copied: Option<bool>,
+    /// Whether the bytes are copied on their way into the wire, as far as that is known: by a path that copies they are,
+    /// and where completions admit it. Where they deny it what it costs decides, because on some wires they are wrong.
+    pub copies: Option<bool>,
 }
 
 /// Why the path in use is in use.
@@ -433,6 +441,24 @@ impl Selector {
         }
     }
 
+    /// Whether a path copies, as far as that is known.
+    fn copies(&self, path: PathKind) -> Option<bool> {
+        let (state, write) = (&self.states[path as usize], &self.states[PathKind::Write as usize]);
+        match (path.shares_pages(), state.says_copied) {
+            (false, _) => Some(true),
+            // A kernel that says that it copied had no reason to.
+            (true, Some(true)) => Some(true),
+            (true, Some(false)) => {
+                let calls = state.sending.samples.min(write.sending.samples);
+                let told = calls >= TELLING_CALLS && self.bytes >= TELLING_BYTES;
+                let (cost, copying) = (state.sending.cost_ns(self.bytes), write.sending.cost_ns(self.bytes));
+                told.then_some(cost > copying * UNCOPIED)
+            }
+            // Nobody says, and what it costs is not all that a path without completions costs.
+            (true, None) => None,
+        }
+    }
+
     /// What is chosen, and what is believed.
     #[must_use]
     pub fn selection(&self) -> Selection {
@@ -447,6 +473,7 @@ impl Selector {
                 calls: state.sending.samples,
                 refused: state.refused,
                 says_copied: state.says_copied,
+                copies: self.copies(*path),
             }
         };
         let states = PathKind::ALL.iter().zip(&self.states);
@@ -619,6 +646,29 @@ mod tests {
         // It says that nothing is copied, and everything is.
         world.run(&COPYING, 256 << 10, false, 200);
         assert_eq!(world.run(&COPYING, 256 << 10, false, 1000), PathKind::Write);
+        assert_eq!(verdict(&world, PathKind::ZeroCopy), Some(true), "{:?}", world.selector.selection());
+    }
+
+    /// Whether a path is found to copy.
+    fn verdict(world: &World, path: PathKind) -> Option<bool> {
+        world.selector.selection().models.iter().find(|model| model.path == path).and_then(|model| model.copies)
+    }
+
+    #[test]
+    fn what_a_path_costs_tells_whether_it_copies() {
+        let mut world = World::new();
+        world.run(&SHARING, 64 << 10, false, 1000);
+        let found = PathKind::ALL.map(|path| verdict(&world, path));
+        let expected = [Some(true), Some(false), Some(true), Some(false), Some(false), None, None];
+        assert_eq!(found, expected, "{:?}", world.selector.selection());
+        // The kernel admits it: no measurement is needed.
+        let mut world = World::new();
+        world.run(&SHARING, 64 << 10, true, 40);
+        assert_eq!(verdict(&world, PathKind::ZeroCopy), Some(true));
+        // Pieces are too short for a copy to stand out.
+        let mut world = World::new();
+        world.run(&SHARING, 8 << 10, false, 1000);
+        assert_eq!(verdict(&world, PathKind::ZeroCopy), None);
     }
 
     #[test]

@@ -1,0 +1,113 @@
+//! What the library says about copies, beside what the oracle finds, on every wire.
+
+use std::collections::BTreeMap;
+use std::time::{Duration, Instant};
+
+use zcmi_bench::oracle::Truth;
+use zcmi_bench::truth::{self, TruthError, Verdict};
+use zcmi_bench::wires::{Wire, WireKind};
+use zcmi_mem::pool::PoolPlan;
+use zcmi_net::outgoing::Token;
+use zcmi_net::path::PathKind;
+use zcmi_net::select::Selection;
+use zcmi_net::slots::SlotPlan;
+use zcmi_net::stream::{StreamOptions, StreamTransport};
+use zcmi_net::transport::{ConnectionId, Destination, Event, Transport};
+
+const BYTES: usize = 60_000;
+
+/// Makes a wire, or prints why it cannot be made here.
+fn make(kind: WireKind) -> Option<Wire> {
+    let wire = Wire::make(kind).map_err(|unavailable| {
+        assert!(unavailable.is_lasting(), "{unavailable}");
+        println!("SKIP: {unavailable}");
+    });
+    wire.ok()
+}
+
+fn verdicts(wire: &Wire) -> BTreeMap<PathKind, Verdict> {
+    let mut found = BTreeMap::new();
+    for path in PathKind::ALL {
+        match truth::ask(wire, path, BYTES) {
+            Ok(verdict) => {
+                found.insert(path, verdict);
+            }
+            Err(TruthError::Path { path, reason }) => println!("SKIP: {path}: {reason}"),
+            // What a wire refuses is no verdict.
+            Err(TruthError::Oracle(error)) => println!("{path} on {}: {error}", wire.kind()),
+            Err(error) => panic!("{path} on {}: {error}", wire.kind()),
+        }
+    }
+    found
+}
+
+#[test]
+fn the_oracle_finds_what_each_path_does_on_honest_wires_and_on_the_one_that_lies() {
+    for kind in [WireKind::Lo, WireKind::Veth, WireKind::VethXdp, WireKind::Unix] {
+        let Some(wire) = make(kind) else { continue };
+        let found = verdicts(&wire);
+        let lies = kind == WireKind::VethXdp;
+        assert!(found.contains_key(&PathKind::Write) && found.contains_key(&PathKind::Splice), "{kind}: {found:?}");
+        for (path, verdict) in found {
+            let shares = matches!(path, PathKind::SendFile | PathKind::Splice) && !lies;
+            assert_eq!(verdict.truth == Truth::Shared, shares, "{path} on {kind}: {verdict:?}");
+            let says = path.is_notified().then_some(!lies);
+            assert_eq!(verdict.kernel_says_copied, says, "{path} on {kind}: {verdict:?}");
+        }
+    }
+}
+
+/// Sends messages over a wire by the cheapest path, and returns what is believed of all paths.
+fn believed(wire: &Wire, messages: u64) -> Selection {
+    let options = || StreamOptions {
+        slots: SlotPlan { loans: PoolPlan::single(64 << 10, 4).ok(), ..SlotPlan::default() },
+        resume_for: Duration::ZERO,
+        ..StreamOptions::default()
+    };
+    let (mut one, mut two) = (StreamTransport::new(options()).unwrap(), StreamTransport::new(options()).unwrap());
+    let pair = wire.streams().unwrap();
+    let connection: ConnectionId = one.adopt_connecting(pair.sender).unwrap();
+    two.adopt_accepting(pair.receiver).unwrap();
+    let mut lease = one.loan(64 << 10).unwrap();
+    lease.fill(1);
+    let lease = lease.freeze();
+    let (mut submitted, mut completed, mut events) = (0, 0, Vec::new());
+    let until = Instant::now() + Duration::from_secs(60);
+    while completed < messages {
+        assert!(Instant::now() < until, "{completed} of {messages} messages came over {}", wire.kind());
+        while submitted < messages && submitted < completed + 16 {
+            one.submit(Destination::new(connection), lease.clone().into(), Token(submitted)).unwrap();
+            submitted += 1;
+        }
+        for transport in [&mut one, &mut two] {
+            transport.poll(&mut events, Some(Duration::ZERO)).unwrap();
+            for event in events.drain(..) {
+                match event {
+                    Event::Completed { .. } => completed += 1,
+                    Event::Closed { reason, .. } => panic!("{reason}"),
+                    _ => {}
+                }
+            }
+        }
+    }
+    one.facts(connection).unwrap().selection.unwrap()
+}
+
+#[test]
+fn a_connection_finds_out_itself_which_paths_copy() {
+    for kind in [WireKind::Lo, WireKind::Veth, WireKind::VethXdp] {
+        let Some(wire) = make(kind) else { continue };
+        // What it finds rests on times, and others work on this machine too: one run in three is enough.
+        let mut wrong = Vec::new();
+        for _ in 0..3 {
+            let selection = believed(&wire, if kind == WireKind::VethXdp { 1000 } else { 3000 });
+            let notified = selection.models.iter().filter(|model| model.path.is_notified() && model.refused == 0);
+            wrong = notified.filter(|model| model.copies == Some(false)).copied().collect();
+            println!("{kind}: {selection:?}");
+            if wrong.is_empty() {
+                break;
+            }
+        }
+        assert!(wrong.is_empty(), "all paths copy on {kind}, and of these it is not believed: {wrong:?}");
+    }
+}
