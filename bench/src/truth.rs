@@ -1,4 +1,5 @@
-//! What becomes of the bytes of a send by a path of the library on a wire: the oracle asks, beside what the kernel says.
+//! What becomes of the bytes of a send by a path of the library on a wire: the oracle asks, beside what the kernel
+//! says.
 //!
 //! The oracle needs a receiver, so that a sink has no verdict: there the kernel's word has to do, and that a sink never
 //! reads what it is sent.

@@ -5,16 +5,20 @@
 //! reading of notifications; at the receiver what its calls take, as it tells in its frames. Both are fitted by least
 //! squares over the last calls, older ones counting less and less.
 //!
+//! What a path costs is taken by two measures: the processor time of both ends together, and the time of the slower
+//! end, because the two work side by side. The path is chosen that is nearest to the best by the measure in which it is
+//! worse.
+//!
 //! # What is done with it
 //! - Pieces below [`LEAST_BYTES`] go by `write`: whatever sharing pages saves there is less than what it costs.
-//! - Each path that can be used is tried a few times at the start. From then on one call in [`PROBE_EVERY`] tries
-//!   another path; the ones that came out much dearer are tried more rarely. Every second such call goes to the
-//!   cheapest of those paths whose completions say whether the kernel copied, because that is what tells first that a
-//!   wire changed.
-//! - A path is left for another that is cheaper by a margin, and not more than once a second, unless the wire has
-//!   changed: what the path in use costs has jumped and stays so, or completions that said "copied" say so no more, or
-//!   the other way round. Then all is measured anew. What completions say changes nothing else: the kernel's word is a
-//!   reason to look, not an answer.
+//! - Each path that can be used is tried a few times at the start, and those that come out nearly equal some times
+//!   more. From then on one call in [`PROBE_EVERY`] tries another path; the ones that came out much dearer are tried
+//!   more rarely. Every second such call goes to the cheapest of those paths whose completions say whether the kernel
+//!   copied, because that is what tells first that a wire changed.
+//! - A path is left for another that is cheaper by a margin, and not more than once a second (at the very start more
+//!   often, while little is known), unless the wire has changed: what the path in use costs has jumped and stays so, or
+//!   completions that said "copied" say so no more, or the other way round. Then all is measured anew. What completions
+//!   say changes nothing else: the kernel's word is a reason to look, not an answer.
 //!
 //! # What this does not do
 //! Time, not processor time, is measured around calls that never sleep; calls that were interrupted for long stand out,
@@ -36,22 +40,29 @@ pub const PROBE_EVERY: u32 = 16;
 const PROBE_BYTES: usize = 256 << 10;
 /// Calls before other paths are tried at all: most connections carry little.
 const WARM_UP: u32 = 24;
-/// Calls of each path at the start, and when the wire has changed.
-const FIRST_PROBES: u32 = 3;
+/// Calls of each path at the start, and when the wire has changed. The slowest of them does not count: the first sets
+/// things up, and any may be interrupted.
+const FIRST_PROBES: u32 = 4;
+/// Paths that are then nearer to the best than this factor are called this often before the first decision.
+const NEAR: f64 = 1.2;
+const FINAL_PROBES: u32 = 8;
+/// So many of them at the most.
+const FINALISTS: usize = 3;
 /// Paths dearer by this factor are tried once where others are tried so often.
 const DEAR: f64 = 1.25;
 const DEAR_EVERY: u32 = 8;
 /// A path is left for one that costs less than this share.
 const MARGIN: f64 = 0.93;
-/// How long a path is kept at least, if the wire did not change.
+/// How long a path is kept at least, if the wire did not change; at the start a part of the time that has passed.
 const DWELL: Duration = Duration::from_secs(1);
+const FIRST_DWELL: Duration = Duration::from_millis(20);
 /// What a call's weight is multiplied with at each further call of its path.
 const FORGETTING: f64 = 0.97;
 /// A call that takes so many times what was predicted was interrupted, and counts as if it took this.
 const CUT: f64 = 3.0;
-/// The wire has changed when so many calls in a row are off by a factor of [`JUMP`].
-const JUMPS: u32 = 10;
-const JUMP: f64 = 1.35;
+/// The wire has changed when so many calls in a row are off by a factor of [`JUMP`], all in the same direction.
+const JUMPS: i32 = 10;
+const JUMP: f64 = 1.4;
 /// What going to sleep and being woken costs in processor time, about, in nanoseconds: a call after which the socket
 /// takes or has no more is charged with it, so that a path that goes in smaller steps is seen to cost more.
 pub const SLEEP_NS: u64 = 5000;
@@ -69,6 +80,8 @@ const PATHS: usize = PathKind::ALL.len();
 /// The fit of `a * pieces + b * KiB` to what calls took.
 #[derive(Clone, Copy, Debug, Default)]
 struct Fit {
+    /// The slowest call so far, while there are few.
+    slowest: Option<[f64; 3]>,
     pieces_pieces: f64,
     pieces_kib: f64,
     kib_kib: f64,
@@ -78,6 +91,32 @@ struct Fit {
 }
 
 impl Fit {
+    /// Takes a call; of the first ones the slowest is left out.
+    fn call(&mut self, pieces: f64, kib: f64, ns: f64) {
+        if self.samples + 1 >= FIRST_PROBES {
+            return self.add(pieces, kib, ns);
+        }
+        let new = [pieces, kib, ns];
+        let pace = |[pieces, kib, ns]: [f64; 3]| ns / (kib + pieces);
+        let [pieces, kib, ns] = match self.slowest {
+            None => {
+                self.slowest = Some(new);
+                return;
+            }
+            Some(slowest) if pace(slowest) >= pace(new) => new,
+            Some(slowest) => {
+                self.slowest = Some(new);
+                slowest
+            }
+        };
+        self.add(pieces, kib, ns);
+    }
+
+    /// How many calls it has seen.
+    fn calls(&self) -> u32 {
+        self.samples + u32::from(self.slowest.is_some())
+    }
+
     fn add(&mut self, pieces: f64, kib: f64, ns: f64) {
         // Large calls would outweigh small ones by the square of their size: each is brought to the same size.
         let scale = 1.0 / (kib + pieces).max(1e-9);
@@ -133,7 +172,6 @@ struct State {
     refused: u32,
     /// Whether its last completion said that the kernel copied.
     says_copied: Option<bool>,
-    probes: u32,
 }
 
 /// What the selection believes of a path, for people.
@@ -153,8 +191,9 @@ pub struct PathModel {
     pub refused: u32,
     /// What its last completion said: copied or not.
     pub says_copied: Option<bool>,
-    /// Whether the bytes are copied on their way into the wire, as far as that is known: by a path that copies they are,
-    /// and where completions admit it. Where they deny it what it costs decides, because on some wires they are wrong.
+    /// Whether the bytes are copied on their way into the wire, as far as that is known: by a path that copies they
+    /// are, and where completions admit it. Where they deny it what it costs decides, because on some wires they are
+    /// wrong.
     pub copies: Option<bool>,
 }
 
@@ -207,6 +246,7 @@ pub struct Selector {
     usable: [bool; PATHS],
     path: PathKind,
     reason: Reason,
+    began: Instant,
     since: Instant,
     calls: u32,
     turn: usize,
@@ -214,7 +254,8 @@ pub struct Selector {
     probing: bool,
     /// The size of pieces that is decided for: that of the last.
     bytes: f64,
-    jumps: u32,
+    /// Calls in a row that were slower than expected, or, below 0, faster.
+    jumps: i32,
     settled: bool,
     switches: u64,
     changes: u64,
@@ -231,6 +272,7 @@ impl Selector {
             usable: [false; PATHS],
             path: PathKind::Write,
             reason: Reason::First,
+            began: now,
             since: now,
             calls: 0,
             turn: 0,
@@ -294,15 +336,38 @@ impl Selector {
             return None;
         }
         // At the start, and when the wire has changed, each has its first calls.
-        let unseen = (0..PATHS).find(|&path| self.can_be_tried(path) && self.states[path].probes < FIRST_PROBES);
-        let chosen = match unseen {
+        let chosen = match self.unseen() {
             Some(path) => path,
             None if !self.calls.is_multiple_of(PROBE_EVERY) => return None,
             None if self.calls.is_multiple_of(2 * PROBE_EVERY) => self.sentinel().or_else(|| self.next_in_turn())?,
             None => self.next_in_turn()?,
         };
-        self.states[chosen].probes = self.states[chosen].probes.saturating_add(1);
         Some(PathKind::ALL[chosen])
+    }
+
+    /// A path whose first calls are not done.
+    fn unseen(&self) -> Option<usize> {
+        let mut open = (0..PATHS).filter(|&path| self.can_be_tried(path));
+        if let Some(path) = open.find(|&path| !self.is_known(path)) {
+            return Some(path);
+        }
+        if self.settled {
+            return None;
+        }
+        let scores = self.scores();
+        let best =
+            (0..PATHS).filter(|&path| self.is_known(path)).map(|path| scores[path]).fold(f64::INFINITY, f64::min);
+        let mut near: Vec<usize> =
+            (0..PATHS).filter(|&path| self.is_known(path) && scores[path] <= best * NEAR).collect();
+        near.sort_by(|&one, &two| scores[one].total_cmp(&scores[two]));
+        near.truncate(FINALISTS);
+        let least = near.into_iter().min_by_key(|&path| self.states[path].sending.calls())?;
+        (self.states[least].sending.calls() < FINAL_PROBES).then_some(least)
+    }
+
+    /// Whether enough is known of a path to choose it.
+    fn is_known(&self, path: usize) -> bool {
+        self.states[path].sending.calls() >= FIRST_PROBES && self.can_be_tried(path)
     }
 
     fn can_be_tried(&self, path: usize) -> bool {
@@ -334,11 +399,31 @@ impl Selector {
 
     /// What a piece of the present size costs at both ends.
     fn cost_ns(&self, path: usize) -> f64 {
+        let [sending, receiving] = self.costs_ns(path);
+        sending + receiving
+    }
+
+    /// How far each path is from the best, by the measure in which it is worse: 1 is the best of both.
+    fn scores(&self) -> [f64; PATHS] {
+        let costs: [[f64; 2]; PATHS] = core::array::from_fn(|path| {
+            let [sending, receiving] = self.costs_ns(path);
+            [sending + receiving, sending.max(receiving)]
+        });
+        let best = |which: usize| {
+            let known = (0..PATHS).filter(|&path| self.is_known(path));
+            known.map(|path| costs[path][which]).fold(f64::INFINITY, f64::min).max(1.0)
+        };
+        let best = [best(0), best(1)];
+        costs.map(|cost| (cost[0] / best[0]).max(cost[1] / best[1]))
+    }
+
+    /// The same at either end: the sender, and the receiver.
+    fn costs_ns(&self, path: usize) -> [f64; 2] {
         let state = &self.states[path];
         // A receiver that has not said what a path costs it is taken to find it as dear as the path in use.
         let told = if state.receiving.samples > 0 { state } else { &self.states[self.path as usize] };
         let receiving = if told.receiving.samples > 0 { told.receiving.cost_ns(self.bytes) } else { 0.0 };
-        state.sending.cost_ns(self.bytes) + receiving
+        [state.sending.cost_ns(self.bytes), receiving]
     }
 
     /// Notes what a call took.
@@ -351,14 +436,17 @@ impl Selector {
         let (kib, ns) = (bytes as f64 / 1024.0, took.as_nanos() as f64);
         let state = &mut self.states[path as usize];
         state.refused = 0;
-        let known = state.sending.samples >= FIRST_PROBES;
+        let known = state.sending.calls() >= FIRST_PROBES;
         let [a, b] = state.sending.solve();
         let predicted = a * pieces + b * kib;
-        state.sending.add(pieces, kib, if known { ns.min(predicted * CUT) } else { ns });
+        state.sending.call(pieces, kib, if known { ns.min(predicted * CUT) } else { ns });
         if path == self.path && known {
-            let off = ns > predicted * JUMP || ns * JUMP < predicted;
-            self.jumps = if off { self.jumps + 1 } else { 0 };
-            if self.jumps >= JUMPS {
+            self.jumps = match (ns > predicted * JUMP, ns * JUMP < predicted) {
+                (true, _) => self.jumps.max(0) + 1,
+                (_, true) => self.jumps.min(0) - 1,
+                _ => 0,
+            };
+            if self.jumps.abs() >= JUMPS {
                 self.wire_changed();
             }
         }
@@ -411,23 +499,19 @@ impl Selector {
     }
 
     fn decide(&mut self, now: Instant) {
-        let measured = |selector: &Self, path: usize| {
-            selector.states[path].sending.samples >= FIRST_PROBES && selector.can_be_tried(path)
-        };
         if !self.settled {
-            let open =
-                (0..PATHS).any(|path| self.can_be_tried(path) && self.states[path].sending.samples < FIRST_PROBES);
-            if open {
+            if self.unseen().is_some() {
                 return;
             }
-        } else if now.duration_since(self.since) < DWELL {
+        } else if now.duration_since(self.since) < self.dwell(now) {
             return;
         }
-        let candidates = (0..PATHS).filter(|&path| measured(self, path));
-        let Some(best) = candidates.min_by(|&one, &two| self.cost_ns(one).total_cmp(&self.cost_ns(two))) else {
+        let scores = self.scores();
+        let candidates = (0..PATHS).filter(|&path| self.is_known(path));
+        let Some(best) = candidates.min_by(|&one, &two| scores[one].total_cmp(&scores[two])) else {
             return;
         };
-        let cheaper = self.cost_ns(best) < self.cost_ns(self.path as usize) * MARGIN;
+        let cheaper = scores[best] < scores[self.path as usize] * MARGIN;
         if cheaper && best != self.path as usize {
             if self.reason != Reason::WireChanged || self.settled {
                 self.reason = Reason::Cheaper;
@@ -439,6 +523,11 @@ impl Selector {
         if !self.settled {
             (self.settled, self.since) = (true, now);
         }
+    }
+
+    /// How long a path is kept at least: at the start less, because what is known rests on few calls.
+    fn dwell(&self, now: Instant) -> Duration {
+        if self.changes > 0 { DWELL } else { (now.duration_since(self.began) / 4).clamp(FIRST_DWELL, DWELL) }
     }
 
     /// Whether a path copies, as far as that is known.
