@@ -7,6 +7,7 @@
 //! Congestion control is cubic at both ends, or the row says otherwise.
 
 mod datagrams;
+pub mod flips;
 
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
@@ -670,6 +671,21 @@ impl Sender {
             }
         }
         Sent { bytes, completions: (notified > 0).then(|| said_copied as f64 / notified as f64) }
+    }
+}
+
+impl flips::Watched for Sender {
+    fn turn(&mut self) -> Result<(), CellError> {
+        Self::turn(self)
+    }
+
+    fn sends(&self) -> u64 {
+        let facts = self.transport.facts(self.connections[0]);
+        facts.map_or(0, |facts| facts.counts.paths.iter().map(|path| path.sends).sum())
+    }
+
+    fn selection(&self) -> Option<zcmi_net::select::Selection> {
+        self.transport.facts(self.connections[0])?.selection
     }
 }
 

@@ -67,6 +67,7 @@ Examples:
   zcmi bench net --wire ifb --bytes 60200     datagrams into a sink that does not copy
   zcmi bench net --regret --quick             the choice beside the best path, a look in under three minutes
   zcmi bench net --regret --resume cells.json all cells, hours; goes on where it was cut off
+  zcmi bench net --flips                      wires that change under a connection
 
 Rows: raw is a plain loop without messages; write, zerocopy, uring-send, uring-zc, uring-fixed, sendfile and splice are
 the paths, forced; adaptive chooses; udp and udp-unreliable are datagrams by the cheapest path. Wires: lo, veth,
@@ -74,6 +75,9 @@ veth-xdp (which lies about copies), unix, and ifb, where nobody receives and all
 all but unix and the host's own loopback take root, whose namespaces are gone with the bench. Two processors are
 needed; with fewer it says SKIP.
 Exit codes: 0 measured, or skipped with a reason; 1 failed; 2 usage; 130 interrupted.";
+
+/// What a change of a wire under a connection has no use for.
+const NOT_WITH_FLIPS: [&str; 8] = ["regret", "row", "wire", "bytes", "streams", "rounds", "length", "no_latency"];
 
 /// Measure what it costs to send messages over a wire, by each path
 #[derive(Args, Debug)]
@@ -109,6 +113,9 @@ struct Net {
     /// Compare the choice with the best path that could have been forced
     #[arg(long, conflicts_with_all = ["row", "no_latency"])]
     regret: bool,
+    /// Change wires under a connection, and see how soon it uses the best path again
+    #[arg(long, conflicts_with_all = NOT_WITH_FLIPS)]
+    flips: bool,
     /// Keep what the comparison measured in FILE, and go on from what is there
     #[arg(long, value_name = "FILE", requires = "regret")]
     resume: Option<PathBuf>,
@@ -171,6 +178,8 @@ fn progress(done: usize, total: usize) {
 enum Measured {
     Report(Box<Report>),
     Regret(Box<Regret>),
+    /// What there was to tell was told.
+    Told,
     Skipped(String),
 }
 
@@ -198,6 +207,7 @@ impl Bench {
         let report = match measured? {
             Measured::Report(report) => report,
             Measured::Regret(regret) => return self.print_regret(&regret),
+            Measured::Told => return Ok(()),
             Measured::Skipped(reason) => {
                 say::line(format!("SKIP: {reason}"));
                 return Ok(());
@@ -286,6 +296,14 @@ impl Net {
     fn measure(&self) -> Result<Measured, Failure> {
         if self.regret {
             return self.regret();
+        }
+        if self.flips {
+            let tell = |flipped: &net::flips::Flipped| say::line(flipped.to_string());
+            return match net::flips::run(tell) {
+                Ok(_) => Ok(Measured::Told),
+                Err(NetBenchError::Unavailable { reason }) => Ok(Measured::Skipped(reason)),
+                Err(error) => Err(Failure::of("the bench failed", &error)),
+            };
         }
         match net::run(&self.options()) {
             Ok(report) => Ok(Measured::Report(Box::new(report))),

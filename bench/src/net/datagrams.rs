@@ -27,6 +27,31 @@ struct Received {
 
 /// Measures the cell; the receiver, if there is one, works on that processor.
 pub(super) fn throughput(cell: Cell, wire: &Wire, length: Duration, cpu: usize) -> Result<Measured, CellError> {
+    let (mut measured, received) = with_sender_and_receiver(cell, wire, cpu, |sender| sender.measure(length))?;
+    if cell.wire != WireKind::Ifb {
+        measured.copied[0] = received.copied as f64 / received.bytes.max(1) as f64;
+        // What is received is copied out of the kernel.
+        measured.copied[1] += 1.0;
+    }
+    Ok(measured)
+}
+
+/// Does something with connected senders.
+pub(super) fn with_sender<T: Send>(
+    cell: Cell,
+    wire: &Wire,
+    cpu: usize,
+    work: impl FnOnce(&mut Sender) -> Result<T, CellError> + Send,
+) -> Result<T, CellError> {
+    with_sender_and_receiver(cell, wire, cpu, work).map(|(done, _)| done)
+}
+
+fn with_sender_and_receiver<T: Send>(
+    cell: Cell,
+    wire: &Wire,
+    cpu: usize,
+    work: impl FnOnce(&mut Sender) -> Result<T, CellError> + Send,
+) -> Result<(T, Received), CellError> {
     let is_sink = cell.wire == WireKind::Ifb;
     if is_sink {
         // The greeting needs an answer.
@@ -40,25 +65,19 @@ pub(super) fn throughput(cell: Cell, wire: &Wire, length: Duration, cpu: usize) 
         let receiver = scope
             .spawn(move || wire.enter(Side::Receiver, || receive(cell, address, cpu, &told, [connected, done]))?);
         let sender = hears.recv_timeout(PATIENCE).map_err(|_| CellError::Late("the receiver did not listen"));
-        let measured = sender.and_then(|at| at).and_then(|at| {
+        let worked = sender.and_then(|at| at).and_then(|at| {
             wire.enter(Side::Sender, || {
                 let mut sender = Sender::connect(cell, at)?;
                 connected.store(true, Ordering::Release);
                 if is_sink {
                     wire.set_route(Route::Sink)?;
                 }
-                sender.measure(length)
+                work(&mut sender)
             })?
         });
         done.store(true, Ordering::Release);
         let received = receiver.join().map_err(|_| CellError::Late("the receiver panicked"))?;
-        let (mut measured, received) = (measured?, received?);
-        if !is_sink {
-            measured.copied[0] = received.copied as f64 / received.bytes.max(1) as f64;
-            // What is received is copied out of the kernel.
-            measured.copied[1] += 1.0;
-        }
-        Ok(measured)
+        Ok((worked?, received?))
     })
 }
 
@@ -98,7 +117,7 @@ fn options(cell: Cell) -> UdpOptions {
     }
 }
 
-struct Sender {
+pub(super) struct Sender {
     cell: Cell,
     transport: UdpTransport,
     connections: Vec<ConnectionId>,
@@ -197,6 +216,20 @@ impl Sender {
         self.connections.iter().for_each(|&connection| self.transport.abort(connection));
         self.transport.poll(&mut self.events, Some(Duration::ZERO))?;
         Ok(Measured { bytes, elapsed, cpu_ns, copied: [0.0, 1.0 - shared], completions, congestion: None })
+    }
+}
+
+impl super::flips::Watched for Sender {
+    fn turn(&mut self) -> Result<(), CellError> {
+        Self::turn(self)
+    }
+
+    fn sends(&self) -> u64 {
+        self.transport.facts(self.connections[0]).map_or(0, |facts| facts.socket.sends)
+    }
+
+    fn selection(&self) -> Option<zcmi_net::select::Selection> {
+        self.transport.selection(self.connections[0])
     }
 }
 

@@ -46,6 +46,10 @@ const FIRST_PROBES: u32 = 4;
 /// Paths that are then nearer to the best than this factor are called this often before the first decision.
 const NEAR: f64 = 1.2;
 const FINAL_PROBES: u32 = 8;
+/// After the first decision every second call goes to them for so long, or until each was called so often; then it is
+/// decided once more.
+const FINAL_TIME: Duration = Duration::from_millis(4);
+const FINAL_PROBES_MOST: u32 = 40;
 /// So many of them at the most.
 const FINALISTS: usize = 3;
 /// Paths dearer by this factor are tried once where others are tried so often.
@@ -63,6 +67,9 @@ const CUT: f64 = 3.0;
 /// The wire has changed when so many calls in a row are off by a factor of [`JUMP`], all in the same direction.
 const JUMPS: i32 = 10;
 const JUMP: f64 = 1.4;
+/// Signs that the wire has changed are not heeded for a while after the last; longer each time that they were wrong.
+const FIRST_QUIET: Duration = Duration::from_millis(20);
+const LAST_QUIET: Duration = Duration::from_secs(3);
 /// What going to sleep and being woken costs in processor time, about, in nanoseconds: a call after which the socket
 /// takes or has no more is charged with it, so that a path that goes in smaller steps is seen to cost more.
 pub const SLEEP_NS: u64 = 5000;
@@ -247,6 +254,11 @@ pub struct Selector {
     path: PathKind,
     reason: Reason,
     began: Instant,
+    /// When something was last called.
+    now: Instant,
+    /// When the wire changed last, and how long nothing that is said of it is believed.
+    changed: Instant,
+    quiet: Duration,
     since: Instant,
     calls: u32,
     turn: usize,
@@ -257,6 +269,8 @@ pub struct Selector {
     /// Calls in a row that were slower than expected, or, below 0, faster.
     jumps: i32,
     settled: bool,
+    /// Whether what was decided first is looked at more closely.
+    refines: bool,
     switches: u64,
     changes: u64,
     probes: u64,
@@ -273,6 +287,9 @@ impl Selector {
             path: PathKind::Write,
             reason: Reason::First,
             began: now,
+            now,
+            changed: now,
+            quiet: FIRST_QUIET,
             since: now,
             calls: 0,
             turn: 0,
@@ -280,6 +297,7 @@ impl Selector {
             bytes: f64::from(LEAST_BYTES),
             jumps: 0,
             settled: false,
+            refines: false,
             switches: 0,
             changes: 0,
             probes: 0,
@@ -338,6 +356,7 @@ impl Selector {
         // At the start, and when the wire has changed, each has its first calls.
         let chosen = match self.unseen() {
             Some(path) => path,
+            None if self.refines && self.calls.is_multiple_of(2) => self.nearest(FINAL_PROBES_MOST)?,
             None if !self.calls.is_multiple_of(PROBE_EVERY) => return None,
             None if self.calls.is_multiple_of(2 * PROBE_EVERY) => self.sentinel().or_else(|| self.next_in_turn())?,
             None => self.next_in_turn()?,
@@ -351,9 +370,11 @@ impl Selector {
         if let Some(path) = open.find(|&path| !self.is_known(path)) {
             return Some(path);
         }
-        if self.settled {
-            return None;
-        }
+        if !self.settled { self.nearest(FINAL_PROBES) } else { None }
+    }
+
+    /// One of the best paths that was called less often than this.
+    fn nearest(&self, calls: u32) -> Option<usize> {
         let scores = self.scores();
         let best =
             (0..PATHS).filter(|&path| self.is_known(path)).map(|path| scores[path]).fold(f64::INFINITY, f64::min);
@@ -362,7 +383,7 @@ impl Selector {
         near.sort_by(|&one, &two| scores[one].total_cmp(&scores[two]));
         near.truncate(FINALISTS);
         let least = near.into_iter().min_by_key(|&path| self.states[path].sending.calls())?;
-        (self.states[least].sending.calls() < FINAL_PROBES).then_some(least)
+        (self.states[least].sending.calls() < calls).then_some(least)
     }
 
     /// Whether enough is known of a path to choose it.
@@ -434,6 +455,7 @@ impl Selector {
             return;
         }
         let (kib, ns) = (bytes as f64 / 1024.0, took.as_nanos() as f64);
+        self.now = now;
         let state = &mut self.states[path as usize];
         state.refused = 0;
         let known = state.sending.calls() >= FIRST_PROBES;
@@ -489,8 +511,12 @@ impl Selector {
 
     /// Everything is measured anew; what was believed counts little.
     fn wire_changed(&mut self) {
-        self.changes += 1;
         self.jumps = 0;
+        if self.changes > 0 && self.now.duration_since(self.changed) < self.quiet {
+            return;
+        }
+        self.changes += 1;
+        self.changed = self.now;
         self.settled = false;
         for state in &mut self.states {
             *state = State { refused: state.refused, says_copied: state.says_copied, ..State::default() };
@@ -503,10 +529,15 @@ impl Selector {
             if self.unseen().is_some() {
                 return;
             }
+        } else if self.refines {
+            if now.duration_since(self.changed) < FINAL_TIME && self.nearest(FINAL_PROBES_MOST).is_some() {
+                return;
+            }
+            self.refines = false;
         } else if now.duration_since(self.since) < self.dwell(now) {
             return;
         }
-        let scores = self.scores();
+        let (scores, before) = (self.scores(), self.path);
         let candidates = (0..PATHS).filter(|&path| self.is_known(path));
         let Some(best) = candidates.min_by(|&one, &two| scores[one].total_cmp(&scores[two])) else {
             return;
@@ -521,7 +552,8 @@ impl Selector {
             (self.since, self.jumps) = (now, 0);
         }
         if !self.settled {
-            (self.settled, self.since) = (true, now);
+            (self.settled, self.refines, self.since) = (true, true, now);
+            self.quiet = if self.path == before { (self.quiet * 2).min(LAST_QUIET) } else { FIRST_QUIET };
         }
     }
 
