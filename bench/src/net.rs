@@ -30,6 +30,7 @@ use zcmi_net::transport::{Closed, ConnectionId, Destination, Event, Transport, T
 use crate::child::{Channel, Child, ChildError, Role, RoleResult};
 use crate::cpu::{CpuError, CpuMeter};
 use crate::host::Host;
+use crate::oracle::OracleError;
 use crate::pin::{self, PinError};
 use crate::report::{Report, ReportError, Row};
 use crate::rounds::{self, Contender, Observation};
@@ -527,7 +528,11 @@ impl Sent {
         for (path, bytes) in PathKind::ALL.into_iter().zip(self.bytes).filter(|(_, bytes)| *bytes > 0) {
             let share = match path {
                 PathKind::Write | PathKind::UringSend => 1.0,
-                _ => truth::ask(wire, path, ORACLE_BYTES)?.copied_share(ORACLE_BYTES),
+                _ => match truth::ask(wire, path, ORACLE_BYTES) {
+                    // What went although payloads are refused is heads, which are copied.
+                    Err(TruthError::Oracle(OracleError::Send(_))) => 1.0,
+                    verdict => verdict?.copied_share(ORACLE_BYTES),
+                },
             };
             copied += share * bytes as f64;
             all += bytes as f64;

@@ -70,6 +70,8 @@ const JUMP: f64 = 1.4;
 /// Signs that the wire has changed are not heeded for a while after the last; longer each time that they were wrong.
 const FIRST_QUIET: Duration = Duration::from_millis(20);
 const LAST_QUIET: Duration = Duration::from_secs(3);
+/// Calls that took less say nothing about a path.
+const LEAST_TOLD: usize = 1024;
 /// What going to sleep and being woken costs in processor time, about, in nanoseconds: a call after which the socket
 /// takes or has no more is charged with it, so that a path that goes in smaller steps is seen to cost more.
 pub const SLEEP_NS: u64 = 5000;
@@ -451,7 +453,8 @@ impl Selector {
     ///
     /// `pieces` may be a part of one: a path that takes a piece in several calls costs as much as all of them.
     pub fn called(&mut self, path: PathKind, pieces: f64, bytes: usize, took: Duration, now: Instant) {
-        if bytes == 0 {
+        if bytes < LEAST_TOLD {
+            // A head that went ahead of a payload, which may have been refused.
             return;
         }
         let (kib, ns) = (bytes as f64 / 1024.0, took.as_nanos() as f64);
