@@ -11,6 +11,7 @@ mod demo;
 mod descriptor;
 mod failure;
 mod interrupt;
+mod link;
 mod list;
 mod publish;
 mod recv;
@@ -36,6 +37,7 @@ Examples:
   zcmi list                           who publishes and subscribes here
   zcmi recv                           on one side of a connection
   zcmi send 127.0.0.1:7070 photos     on the other
+  zcmi link                           which path each connection takes, and why
 
 Processes find each other in $ZCMI_RUNTIME_DIR, else $XDG_RUNTIME_DIR/zcmi, else /run/zcmi (root), else /tmp/zcmi-<uid>.
 Exit codes: 0 ok, 1 failed, 2 usage, 130 interrupted.";
@@ -58,6 +60,7 @@ enum Command {
     Send(send::Send),
     #[command(name = "recv")]
     Receive(recv::Receive),
+    Link(link::Link),
     Demo(demo::Demo),
     Bench(bench::Bench),
     #[command(hide = true)]
@@ -77,6 +80,7 @@ fn main() -> ExitCode {
         Command::List(command) => (command.json(), command.run()),
         Command::Send(command) => (command.json(), command.run()),
         Command::Receive(command) => (command.json(), command.run()),
+        Command::Link(command) => (command.json(), command.run()),
         Command::Demo(command) => (command.json(), command.run()),
         Command::Bench(command) => (command.json(), command.run()),
         Command::DemoPart(command) => (false, command.run()),

@@ -6,6 +6,7 @@
 
 mod command;
 mod documents;
+mod guest;
 mod loom;
 mod packages;
 mod peers;
@@ -45,6 +46,12 @@ const TASKS: &[Task] = &[
         usage: "loom [MODEL]",
         purpose: "Explore the models of zcmi-ring, all of them or one",
         run: loom::run,
+    },
+    Task {
+        name: "guest",
+        usage: "guest net",
+        purpose: "Send through a real virtio device, on the distribution's kernels under emulation",
+        run: guest::run,
     },
     Task {
         name: "peers",

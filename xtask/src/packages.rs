@@ -38,12 +38,30 @@ const PACKAGES: &[Package] = &[
     },
 ];
 
+/// What guests run under; their kernels are fetched and not installed.
+const FOR_GUESTS: &[Package] = &[Package {
+    name: "qemu-system-x86",
+    command: "qemu-system-x86_64",
+    purpose: "runs kernels that have what this one has not",
+    service: None,
+}];
+
 /// How long one call of the package manager may take.
 const LIMIT: Duration = Duration::from_secs(300);
 
 /// Installs what is missing, if this is root and the package manager works; a package that stays missing is a skip.
 pub(crate) fn install(tally: &mut Tally) {
-    let missing: Vec<&Package> = PACKAGES.iter().filter(|package| !is_command(package.command)).collect();
+    install_all(PACKAGES, tally);
+}
+
+/// The same for what only guests need. Whether it is there now.
+pub(crate) fn install_for_guests(tally: &mut Tally) -> bool {
+    install_all(FOR_GUESTS, tally);
+    FOR_GUESTS.iter().all(|package| is_command(package.command))
+}
+
+fn install_all(packages: &[Package], tally: &mut Tally) {
+    let missing: Vec<&Package> = packages.iter().filter(|package| !is_command(package.command)).collect();
     if missing.is_empty() {
         return;
     }

@@ -14,6 +14,7 @@ use std::time::Duration;
 use crate::Outcome;
 use crate::command::{self, Ended};
 use crate::documents;
+use crate::guest;
 use crate::loom;
 use crate::packages;
 use crate::residue::Snapshot;
@@ -103,7 +104,11 @@ fn steps(quick: bool, own: &OwnDirectory, tally: &mut Tally) -> Result<(), Box<d
     if !quick {
         count_hot_path(tally);
     }
-    loom::all(quick, tally)
+    loom::all(quick, tally)?;
+    if !quick {
+        guest::net(tally)?;
+    }
+    Ok(())
 }
 
 /// Holds the library's hot path against its bounds, where one process may trace another.

@@ -19,14 +19,13 @@
 
 use std::collections::HashMap;
 use std::fs;
-use std::os::fd::{AsFd, AsRawFd, OwnedFd};
-use std::path::PathBuf;
+use std::os::fd::{AsFd, OwnedFd};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use rustix::event::{PollFd, PollFlags};
-use rustix::fs::{AtFlags, MemfdFlags, Mode, OFlags, StatxFlags};
 use zcmi_mem::ledger::{LedgerReader, LedgerReading};
+use zcmi_mem::region::found::{OpenRegion, OpenRegions, is_stopped, open_regions};
 use zcmi_mem::region::{PeerRegion, PeerTrust, RegionClaim, RegionId};
 
 use crate::directory::RuntimeDirectory;
@@ -44,8 +43,8 @@ const MAX_MESSAGES: usize = 4096;
 pub(crate) const MAX_REGIONS: usize = 64;
 /// The most memory that an observer maps of one process.
 const MAX_MAPPED_BYTES: u64 = 4 << 30;
-/// The most descriptors of a process that are looked at.
-const MAX_DESCRIPTORS: usize = 4096;
+/// What the data of a region begins with that is a ledger.
+const LEDGER: &[u8; 8] = b"zcmi-led";
 /// How long a process's descriptors are looked at, beyond the patience with its answer.
 const SEARCH: Duration = Duration::from_millis(400);
 
@@ -313,61 +312,29 @@ fn look(incarnation: Incarnation, pid: u32, pidfd: Option<OwnedFd>, reason: &str
     Observed { state, reached: true, pid, report: None, ledger, no_ledger, open_regions }
 }
 
-/// Whether a process is stopped, by its state in `/proc/PID/stat`.
-fn is_stopped(pid: u32) -> Option<bool> {
-    let stat = fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
-    // The name before the state may hold anything, blanks and parentheses included.
-    let state = stat.rsplit_once(')')?.1.trim_start().chars().next()?;
-    Some(matches!(state, 'T' | 't'))
-}
-
-/// A memory object that a process has open.
-struct Candidate {
-    descriptor: OwnedFd,
-    claim: RegionClaim,
-}
-
 type Searched = (Result<ObservedLedger, String>, (u64, u64));
 
 /// Finds a process's ledger and the regions that it names among its open descriptors.
 fn search(pid: u32, incarnation: Incarnation) -> Result<Searched, String> {
     let deadline = Instant::now() + SEARCH;
-    let (path, devices) = (format!("/proc/{pid}/fd"), memfd_devices());
-    let cannot = |error: std::io::Error| format!("{path} cannot be read: {error}");
+    let cannot = |error: std::io::Error| format!("/proc/{pid}/fd cannot be read: {error}");
     let owner = fs::metadata(format!("/proc/{pid}")).map_err(cannot)?;
     let ours = rustix::process::geteuid().as_raw();
     let is_ours = crate::socket::is_same_user(std::os::unix::fs::MetadataExt::uid(&owner), ours);
     let trust = if is_ours { PeerTrust::SameUser } else { PeerTrust::Stranger };
-    let mut candidates: HashMap<RegionId, Candidate> = HashMap::new();
-    let (mut inodes, mut bytes) = (std::collections::HashSet::new(), 0);
-    for entry in fs::read_dir(&path).map_err(cannot)?.flatten().take(MAX_DESCRIPTORS) {
-        if Instant::now() >= deadline {
-            break;
-        }
-        let name = fs::read_link(entry.path()).unwrap_or_default();
-        if !name.to_string_lossy().starts_with("/memfd:zcmi-region") {
-            continue;
-        }
-        let Some((descriptor, inode, size)) = open_memfd(&entry.path(), &devices) else { continue };
-        if !inodes.insert(inode) {
-            continue;
-        }
-        bytes += size;
-        if let Some(claim) = claim_of(&descriptor) {
-            candidates.entry(claim.id).or_insert(Candidate { descriptor, claim });
-        }
-    }
-    let open = (inodes.len() as u64, bytes);
+    let OpenRegions { regions, count, bytes } = open_regions(pid, deadline).map_err(cannot)?;
+    let mut candidates: HashMap<RegionId, OpenRegion> =
+        regions.into_iter().map(|region| (region.claim.id, region)).collect();
     let mut found = Found::new(trust);
     // The ledger is the smallest of its kind; it names the regions that are worth mapping.
     let mut by_size: Vec<RegionId> = candidates.keys().copied().collect();
     by_size.sort_unstable_by_key(|id| candidates[id].claim.bytes);
     for id in by_size {
         let Some(candidate) = candidates.get(&id) else { continue };
-        if Instant::now() >= deadline || !is_ledger(&candidate.descriptor) {
+        if Instant::now() >= deadline || !candidate.begins_with(LEDGER) {
             continue;
         }
-        if let Some(Candidate { descriptor, claim }) = candidates.remove(&id) {
+        if let Some(OpenRegion { descriptor, claim }) = candidates.remove(&id) {
             found.take(descriptor, claim);
         }
         // A process can have another participant's ledger open, in the middle of answering an observer.
@@ -378,51 +345,10 @@ fn search(pid: u32, incarnation: Incarnation) -> Result<Searched, String> {
     }
     for id in found.ledger.as_ref().map(LedgerReader::regions).unwrap_or_default() {
         if Instant::now() < deadline
-            && let Some(Candidate { descriptor, claim }) = candidates.remove(&id)
+            && let Some(OpenRegion { descriptor, claim }) = candidates.remove(&id)
         {
             found.take(descriptor, claim);
         }
     }
-    Ok((found.ledger(incarnation), open))
-}
-
-/// The devices on which memfds lie, of ordinary and of huge pages: nothing else has their numbers.
-fn memfd_devices() -> Vec<(u32, u32)> {
-    let device = |flags| {
-        let own = rustix::fs::memfd_create("zcmi-look", flags | MemfdFlags::CLOEXEC).ok()?;
-        let stat = rustix::fs::statx(&own, "", AtFlags::EMPTY_PATH, StatxFlags::BASIC_STATS).ok()?;
-        Some((stat.stx_dev_major, stat.stx_dev_minor))
-    };
-    let huge = MemfdFlags::HUGETLB | MemfdFlags::HUGE_2MB;
-    [device(MemfdFlags::empty()), device(huge)].into_iter().flatten().collect()
-}
-
-/// Opens another process's memfd to be read; with its inode and size. None for whatever is no memfd.
-fn open_memfd(path: &PathBuf, devices: &[(u32, u32)]) -> Option<(OwnedFd, u64, u64)> {
-    // A path alone asks no file system; what it is, the kernel then tells from what it has cached.
-    let named = rustix::fs::open(path, OFlags::PATH | OFlags::CLOEXEC, Mode::empty()).ok()?;
-    let cached = AtFlags::EMPTY_PATH | AtFlags::STATX_DONT_SYNC;
-    let stat = rustix::fs::statx(&named, "", cached, StatxFlags::BASIC_STATS).ok()?;
-    if !devices.contains(&(stat.stx_dev_major, stat.stx_dev_minor)) {
-        return None;
-    }
-    let again = format!("/proc/self/fd/{}", named.as_raw_fd());
-    let opened = rustix::fs::open(again, OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty()).ok()?;
-    Some((opened, stat.stx_ino, stat.stx_size))
-}
-
-/// What a region's own header claims; checked when it is mapped.
-fn claim_of(descriptor: &OwnedFd) -> Option<RegionClaim> {
-    let mut header = [0; 80];
-    let read = rustix::io::pread(descriptor, &mut header[..], 0).ok()?;
-    let word = |index: usize| Some(u64::from_ne_bytes(header.get(8 * index..8 * index + 8)?.try_into().ok()?));
-    (read == header.len()).then_some(())?;
-    Some(RegionClaim { id: RegionId::from_words([word(8)?, word(9)?]), bytes: word(6)? })
-}
-
-/// Whether a region's data begins as that of a ledger.
-fn is_ledger(descriptor: &OwnedFd) -> bool {
-    let mut word = [0; 8];
-    let at = zcmi_mem::region::HEADER_BYTES as u64;
-    rustix::io::pread(descriptor, &mut word[..], at) == Ok(8) && &word == b"zcmi-led"
+    Ok((found.ledger(incarnation), (count, bytes)))
 }

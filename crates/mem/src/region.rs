@@ -30,6 +30,7 @@ use zcmi_ring::{Shared, View};
 
 pub mod arena;
 mod backing;
+pub mod found;
 mod header;
 pub mod memory;
 mod raw;

@@ -6,6 +6,7 @@ use crate::frame::FrameFault;
 use crate::incoming::PeerFault;
 use crate::key::ShortKey;
 use crate::link::LinkError;
+use crate::links::BoardClaimError;
 use crate::notify::ReportError;
 use crate::outgoing::SubmitError;
 use crate::slots::SlotsError;
@@ -78,6 +79,11 @@ codes! {
         Broken = "ZC4324",
         SessionLost = "ZC4325",
     } passes on { Peer }
+    enum BoardClaimError {
+        Magic = "ZC4331",
+        Version = "ZC4332",
+        Shape = "ZC4333",
+    } passes on { Size }
     enum UringError {
         Setup = "ZC4401",
         Missing = "ZC4402",

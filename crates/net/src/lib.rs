@@ -8,6 +8,7 @@ mod greeting;
 pub mod incoming;
 pub mod key;
 pub mod link;
+pub mod links;
 pub mod notify;
 pub mod outgoing;
 pub mod path;

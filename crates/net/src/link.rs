@@ -11,6 +11,8 @@
 //! - A path that is refused costs a counted fallback, never a message.
 //! - A wire that is lost leaves behind what its notifications still pin ([`Orphan`]); whoever drives links keeps it.
 
+mod look;
+
 use std::io::{self, IoSliceMut};
 use std::time::Instant;
 

@@ -13,8 +13,8 @@
 //! - Pieces below [`LEAST_BYTES`] go by `write`: whatever sharing pages saves there is less than what it costs.
 //! - Each path that can be used is tried a few times at the start, and those that come out nearly equal some times
 //!   more. From then on one call in [`PROBE_EVERY`] tries another path; the ones that came out much dearer are tried
-//!   more rarely. Every second such call goes to the cheapest of those paths whose completions say whether the kernel
-//!   copied, because that is what tells first that a wire changed.
+//!   more rarely. Every second such call goes to `zerocopy`, or where that cannot be to the cheapest of the other paths
+//!   whose completions say whether the kernel copied, because that is what tells first that a wire changed.
 //! - A path is left for another that is cheaper by a margin, and not more than once a second (at the very start more
 //!   often, while little is known), unless the wire has changed: what the path in use costs has jumped and stays so, or
 //!   completions that said "copied" say so no more, or the other way round. Then all is measured anew. What completions
@@ -397,8 +397,13 @@ impl Selector {
         self.usable[path] && self.states[path].refused < 2
     }
 
-    /// The cheapest path with completions, if it is not in use.
+    /// The path whose completions tell that the wire changed: the one whose word is best, else the cheapest of those
+    /// that have completions, if it is not in use.
     fn sentinel(&self) -> Option<usize> {
+        let zero_copy = PathKind::ZeroCopy as usize;
+        if self.can_be_tried(zero_copy) {
+            return (self.path as usize != zero_copy).then_some(zero_copy);
+        }
         let told = (0..PATHS).filter(|&path| PathKind::ALL[path].is_notified() && self.can_be_tried(path));
         let path = told.min_by(|&one, &two| self.cost_ns(one).total_cmp(&self.cost_ns(two)))?;
         (path != self.path as usize).then_some(path)
@@ -501,6 +506,10 @@ impl Selector {
         let state = &mut self.states[path as usize];
         state.sending.charge(1.0, self.bytes / 1024.0, took.as_nanos() as f64);
         let flipped = state.says_copied.replace(copied).is_some_and(|before| before != copied);
+        // Notifications of io_uring that are joined say "copied" for nothing (see `copies`).
+        if path != PathKind::ZeroCopy && self.can_be_tried(PathKind::ZeroCopy as usize) {
+            return;
+        }
         if flipped && self.last_completion_said_copied != Some(copied) {
             self.wire_changed();
         }
@@ -570,13 +579,14 @@ impl Selector {
         let (state, write) = (&self.states[path as usize], &self.states[PathKind::Write as usize]);
         match (path.shares_pages(), state.says_copied) {
             (false, _) => Some(true),
-            // A kernel that says that it copied had no reason to.
-            (true, Some(true)) => Some(true),
-            (true, Some(false)) => {
+            // The error queue says that it copied only where it did. Notifications of io_uring that are joined say so
+            // for nothing, from Linux 6.10 on.
+            (true, Some(true)) if path == PathKind::ZeroCopy => Some(true),
+            (true, Some(says)) => {
                 let calls = state.sending.samples.min(write.sending.samples);
                 let told = calls >= TELLING_CALLS && self.bytes >= TELLING_BYTES;
                 let (cost, copying) = (state.sending.cost_ns(self.bytes), write.sending.cost_ns(self.bytes));
-                told.then_some(cost > copying * UNCOPIED)
+                if told { Some(cost > copying * UNCOPIED) } else { says.then_some(true) }
             }
             // Nobody says, and what it costs is not all that a path without completions costs.
             (true, None) => None,

@@ -33,6 +33,7 @@
 
 mod address;
 mod drive;
+mod told;
 mod wire;
 
 use core::fmt;
@@ -59,6 +60,7 @@ use crate::greeting::{Greeted, Greeting, UNKNOWN_SESSION};
 use crate::incoming::PeerFault;
 use crate::key::Key;
 use crate::link::{Happened, Link, LinkCounts, LinkError, LinkLimits, Orphan, Readiness};
+use crate::links::Board;
 use crate::outgoing::{Kept, NotTaken, Payload, SubmitError, Token};
 use crate::path::PathKind;
 use crate::select::Selection;
@@ -123,6 +125,8 @@ pub struct StreamOptions {
     pub keep_alive: Duration,
     /// How long a broken connection is mended before it is given up; zero for not at all.
     pub resume_for: Duration,
+    /// Whether other processes of this user may read how each connection does ([`links`](crate::links)).
+    pub told: bool,
     /// How long a peer may take to go on with a piece that it began, or to use a slot that it waited for. It goes on
     /// when the piece is whole, or 4 KiB more of it are there; if it does not, its socket is given up as if it had
     /// broken.
@@ -142,6 +146,7 @@ impl Default for StreamOptions {
             greeting_timeout: Duration::from_secs(5),
             keep_alive: Duration::from_secs(5),
             resume_for: Duration::from_secs(10),
+            told: true,
             stall_timeout: Duration::from_secs(20),
         }
     }
@@ -188,6 +193,9 @@ struct Connection {
     in_dirty: bool,
     in_owing: bool,
     starved: bool,
+    /// Its row on the board, if it has one, and what that says of its socket: the address here, and there.
+    row: Option<u16>,
+    addresses: [Option<Address>; 2],
     /// How far the peer was when it was last looked whether it goes on, if that will be looked at again.
     watched: Option<(u64, usize)>,
 }
@@ -325,6 +333,7 @@ pub struct StreamTransport {
     later: Vec<Event>,
     happened: Vec<Happened>,
     turns: u32,
+    board: Option<Board>,
 }
 
 impl fmt::Debug for StreamTransport {
@@ -355,6 +364,7 @@ impl StreamTransport {
     /// [`TransportError`] if memory or descriptors cannot be had.
     pub fn new(options: StreamOptions) -> Result<Self, TransportError> {
         let slots = Slots::new(&options.slots)?;
+        let board = if options.told { Some(Board::new()?) } else { None };
         let transport = Self {
             incarnation: random()?,
             slots,
@@ -382,6 +392,7 @@ impl StreamTransport {
             later: Vec::new(),
             happened: Vec::new(),
             turns: 0,
+            board,
             options,
         };
         for region in transport.slots.regions() {
@@ -568,9 +579,16 @@ impl StreamTransport {
             in_owing: false,
             starved: false,
             watched: None,
+            row: None,
+            addresses: [const { None }; 2],
         };
         self.connections += 1;
-        self.places.insert(Entry::Connection(Box::new(connection)))
+        let key = self.places.insert(Entry::Connection(Box::new(connection)));
+        let row = self.board.as_mut().and_then(|board| board.enter(key));
+        if let Some(connection) = self.places.connection(key) {
+            connection.row = row;
+        }
+        key
     }
 
     /// A socket as a wire.

@@ -671,6 +671,8 @@ impl Ring {
         };
         if !first.more {
             self.owed.settled(call.ticket, false, InFlight::completed);
+        } else if !matches!(first.result, Ok(1..)) {
+            self.owed.took_nothing(call.ticket);
         }
         Ok(first)
     }

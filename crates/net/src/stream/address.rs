@@ -2,7 +2,7 @@
 
 use core::fmt;
 use std::net::SocketAddr;
-use std::os::fd::OwnedFd;
+use std::os::fd::{AsFd, OwnedFd};
 use std::path::PathBuf;
 use std::str::FromStr;
 
@@ -100,12 +100,12 @@ impl Address {
     }
 
     /// The address that a socket is bound to.
-    pub(super) fn of(socket: &OwnedFd) -> Option<Self> {
+    pub(super) fn of(socket: impl AsFd) -> Option<Self> {
         Self::from_raw(&rustix::net::getsockname(socket).ok()?)
     }
 
     /// The address that a socket is connected to.
-    pub(super) fn of_peer(socket: &OwnedFd) -> Option<Self> {
+    pub(super) fn of_peer(socket: impl AsFd) -> Option<Self> {
         Self::from_raw(&rustix::net::getpeername(socket).ok()??)
     }
 

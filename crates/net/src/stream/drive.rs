@@ -20,6 +20,11 @@ enum Answer {
 impl StreamTransport {
     /// Does everything that can be done now.
     pub(super) fn work(&mut self, events: &mut Vec<Event>) -> Result<(), TransportError> {
+        if let Some(board) = &mut self.board
+            && !(self.dirty.is_empty() && self.ready.is_empty())
+        {
+            board.note();
+        }
         for _ in 0..self.dirty.len() {
             let Some(key) = self.dirty.pop() else { break };
             self.turn_sending(key, false, events);
@@ -286,6 +291,9 @@ impl StreamTransport {
     fn open(&mut self, key: u64, wire: StreamWire, ours: &Hello, theirs: &Hello, events: &mut Vec<Event>) {
         let ring_key = wire.key();
         let Some(connection) = self.places.connection(key) else { return };
+        if connection.row.is_some() {
+            connection.addresses = [Address::of(wire.as_fd()), Address::of_peer(wire.as_fd())];
+        }
         match connection.link.connect(wire, ours, theirs, &mut self.happened) {
             Ok(()) => {
                 self.by_ring_key.insert(ring_key, key);
@@ -308,6 +316,7 @@ impl StreamTransport {
             events.push(Event::Connected { connection });
         }
         self.tell(key, events);
+        self.tell_link(key);
         self.make_ready(key);
         self.make_dirty(key);
     }
@@ -504,6 +513,7 @@ impl StreamTransport {
                 _ => {}
             }
         }
+        self.tell_links(now);
         Ok(())
     }
 
@@ -536,7 +546,8 @@ impl StreamTransport {
         let due = self.timers.first().map(|(due, _)| *due);
         let leaving = self.leaving.iter().map(|(_, until)| *until).min();
         let look_again = !self.starved.is_empty() || !self.starved_newcomers.is_empty() || !self.orphans.is_empty();
-        let until = [deadline, due, leaving, look_again.then(|| now + LOOK_AGAIN)].into_iter().flatten().min();
+        let told = self.board.as_ref().and_then(Board::due);
+        let until = [deadline, due, leaving, told, look_again.then(|| now + LOOK_AGAIN)].into_iter().flatten().min();
         until.map(|until| until.saturating_duration_since(now))
     }
 
@@ -544,6 +555,9 @@ impl StreamTransport {
     pub(super) fn forget(&mut self, key: u64) {
         if let Some(Entry::Connection(connection)) = self.places.remove(key) {
             self.connections -= 1;
+            if let Some(board) = &mut self.board {
+                board.leave(connection.row);
+            }
             if self.sessions.get(&connection.session) == Some(&key) {
                 self.sessions.remove(&connection.session);
             }

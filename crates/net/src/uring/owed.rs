@@ -48,8 +48,10 @@ struct Entry<U> {
     key: u32,
     /// Requests that may still be notified.
     requests: u32,
-    /// Whether the kernel said of any of them that it copied.
-    copied: bool,
+    /// Notifications of them that said that the kernel copied.
+    copied: u32,
+    /// Requests of which the kernel took nothing: their notifications say "copied" too, and mean "not used".
+    unused: u32,
     /// The next of the free list, or of a socket's news.
     next: u32,
     /// What its requests use of registered regions.
@@ -85,7 +87,8 @@ impl<U> Owed<U> {
             stamp: 0,
             key: 0,
             requests: 0,
-            copied: false,
+            copied: 0,
+            unused: 0,
             next: if index + 1 < calls { index + 1 } else { NONE },
             uses: Vec::new(),
         });
@@ -120,7 +123,8 @@ impl<U> Owed<U> {
             stamp: Ticket::stamp_after(entry.stamp),
             key,
             requests: 0,
-            copied: false,
+            copied: 0,
+            unused: 0,
             next: NONE,
             uses: core::mem::take(&mut entry.uses),
         };
@@ -134,6 +138,13 @@ impl<U> Owed<U> {
             entry.requests += 1;
             entry.uses.extend(used);
             self.requests += 1;
+        }
+    }
+
+    /// The kernel took nothing of a request, and will notify it all the same.
+    pub(super) fn took_nothing(&mut self, ticket: Ticket) {
+        if let Some(entry) = self.entry(ticket) {
+            entry.unused += 1;
         }
     }
 
@@ -157,7 +168,7 @@ impl<U> Owed<U> {
     pub(super) fn settled(&mut self, ticket: Ticket, copied: bool, finished: impl FnMut(U)) -> bool {
         let Some(entry) = self.entry(ticket).filter(|entry| entry.requests > 0) else { return false };
         entry.requests -= 1;
-        entry.copied |= copied;
+        entry.copied += u32::from(copied);
         self.requests -= 1;
         self.finish(ticket, finished);
         true
@@ -171,7 +182,7 @@ impl<U> Owed<U> {
             let Some(entry) = self.entries.get_mut(index as usize) else { return };
             let State::News(number) = entry.state else { unreachable!("a list of news holds nothing else") };
             socket.first = entry.next;
-            let notification = Notification { first: number, last: number, copied: entry.copied };
+            let notification = Notification { first: number, last: number, copied: entry.copied > entry.unused };
             self.release(index);
             // Last, for it may panic.
             each(notification);
@@ -292,6 +303,22 @@ mod tests {
         assert_eq!(news(&mut owed, 7), [(10, true)]);
         assert_eq!((news(&mut owed, 7), owed.calls(7)), (vec![], 0));
         assert!(!owed.settled(call, false, nothing));
+    }
+
+    #[test]
+    fn what_the_kernel_says_of_a_request_that_it_took_nothing_of_is_not_said_of_the_others() {
+        for says in [false, true] {
+            let mut owed = Owed::<u32>::new(1, 0);
+            let call = owed.begin(7).expect("room");
+            owed.pushed(call, None);
+            owed.pushed(call, None);
+            // Its notification may come before the other's.
+            assert!(owed.settled(call, true, nothing));
+            owed.took_nothing(call);
+            assert_eq!(owed.end(call, true, nothing), Some(0));
+            assert!(owed.settled(call, says, nothing));
+            assert_eq!(news(&mut owed, 7), [(0, says)]);
+        }
     }
 
     #[test]
