@@ -179,6 +179,15 @@ pub enum LinkError {
         /// How long it was waited for.
         milliseconds: u64,
     },
+    /// Nothing acknowledges what was sent: the peer's host is gone, or the way to it.
+    #[error(
+        "what was sent is not acknowledged, and the peer's host was silent for {milliseconds} ms; if its network is \
+         away for so long at times, raise `keep_alive`"
+    )]
+    Silent {
+        /// How long nothing was heard.
+        milliseconds: u64,
+    },
     /// The peer's side was closed before its end.
     #[error("the connection broke off: the peer closed it without an end")]
     CutOff,

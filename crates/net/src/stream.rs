@@ -75,6 +75,10 @@ const EVENTS: usize = 256;
 const ACCEPTS: usize = 64;
 /// How long a socket lingers after its end until the peer's end comes, so that the peer reads everything.
 const LEAVING: Duration = Duration::from_secs(2);
+/// The shortest time after which a peer's host is asked whether it is there.
+const LEAST_KEEP_ALIVE: Duration = Duration::from_secs(1);
+/// How long the host has to answer: so long the kernel goes on asking one to which nothing is sent.
+const ANSWERING: Duration = Duration::from_secs(5);
 /// How long the kernel may take to say that it is done with the pages of a broken socket, when the transport is
 /// dropped.
 const SETTLING: Duration = Duration::from_millis(200);
@@ -117,8 +121,9 @@ pub struct StreamOptions {
     pub greetings: usize,
     /// How long a greeting may take.
     pub greeting_timeout: Duration,
-    /// After how much silence a TCP peer is asked whether it still is there (a second at least), so that one that went
-    /// without a word that arrived is noticed although nothing is sent; zero for never.
+    /// After how much silence a TCP peer's host is asked whether it still is there (a second at least). When five
+    /// seconds later it has not answered, or for as long has acknowledged nothing of what was sent, the socket is given
+    /// up as if it had broken. The host answers also for a program that does nothing. Zero for never.
     pub keep_alive: Duration,
     /// How long a broken connection is mended before it is given up; zero for not at all.
     pub resume_for: Duration,
@@ -187,8 +192,10 @@ struct Connection {
     in_dirty: bool,
     in_owing: bool,
     starved: bool,
-    /// How far the peer was when it was last looked whether it goes on, if that will be looked at again.
-    watched: Option<(u64, usize)>,
+    /// How far the peer was when it was last looked whether it goes on, if that will be looked at again, and when.
+    watched: Option<(Instant, (u64, usize))>,
+    /// When it is looked next whether the peer's host acknowledges what is sent.
+    hearing: Option<Instant>,
 }
 
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -567,6 +574,7 @@ impl StreamTransport {
             in_owing: false,
             starved: false,
             watched: None,
+            hearing: None,
         };
         self.connections += 1;
         self.places.insert(Entry::Connection(Box::new(connection)))
@@ -578,7 +586,7 @@ impl StreamTransport {
         let _ = socket::set_no_delay(&socket, true);
         if !self.options.keep_alive.is_zero() {
             // A Unix socket has none, and needs none.
-            let _ = socket::set_keep_alive(&socket, self.options.keep_alive.max(Duration::from_secs(1)));
+            let _ = socket::set_keep_alive(&socket, self.options.keep_alive.max(LEAST_KEEP_ALIVE));
         }
         let socket = SocketWire::new(socket).map_err(|error| TransportError::System {
             call: "looking at a socket",
