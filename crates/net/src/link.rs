@@ -437,6 +437,12 @@ impl<W: Wire> Link<W> {
         self.outgoing.unfinished()
     }
 
+    /// Bytes whose pages the kernel may read after the call.
+    #[must_use]
+    pub fn pinned_bytes(&self) -> u64 {
+        self.outgoing.pinned_bytes()
+    }
+
     /// Whether it could go on sending at once: its turn ended for the sake of others.
     #[must_use]
     pub fn has_turn(&self) -> bool {
@@ -653,6 +659,12 @@ impl<W: Wire> Link<W> {
         let most = match &self.choosing {
             Choosing::Cheapest { selector: Some(selector), .. } if measures => selector.most_pieces().min(SEGMENTS / 2),
             _ => SEGMENTS / 2,
+        };
+        let most = if path.shares_pages() {
+            let left = self.limits.pinned_bytes.saturating_sub(self.outgoing.pinned_bytes());
+            self.outgoing.fitting(most, left)
+        } else {
+            most
         };
         if measures {
             self.outgoing.stamp(alike, most, path);

@@ -285,6 +285,8 @@ pub struct ConnectionFacts {
     pub counts: LinkCounts,
     /// Messages that have not completed.
     pub unfinished: usize,
+    /// Bytes whose pages the kernel may read now; [`LinkLimits::pinned_bytes`] bounds them.
+    pub pinned_bytes: u64,
     /// How often it was mended.
     pub epoch: u32,
     /// Whether it works now.
@@ -475,6 +477,7 @@ impl StreamTransport {
             Entry::Connection(connection) => Some(ConnectionFacts {
                 counts: connection.link.counts().clone(),
                 unfinished: connection.link.unfinished(),
+                pinned_bytes: connection.link.pinned_bytes(),
                 epoch: connection.epoch,
                 is_open: matches!(connection.stage, Stage::Open),
                 selection: connection.link.selection(),
