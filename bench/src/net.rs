@@ -30,7 +30,7 @@ use crate::pin::{self, PinError};
 use crate::report::{Report, ReportError, Row};
 use crate::rounds::{self, Contender, Observation};
 use crate::stats::Latencies;
-use crate::wires::{Unavailable, Wire, WireError, WireKind};
+use crate::wires::{Faults, Unavailable, Wire, WireError, WireKind};
 
 /// The name of this suite in a report.
 pub const SUITE: &str = "net";
@@ -71,6 +71,8 @@ const WINDOW_MESSAGES: usize = 256;
 const RAW_READ_BYTES: usize = 128 << 10;
 /// The longest piece of a message.
 const SLOT_BYTES: u32 = 256 << 10;
+/// What a relay does to the packets of either side. All rows have one seed, so they lose packets of the same numbers.
+const BAD_NETWORK: Faults = Faults { loss_ppm: 1000, delay: Duration::from_millis(10), ..Faults::NONE };
 /// How long either side waits for what must come.
 const PATIENCE: Duration = Duration::from_secs(20);
 
@@ -299,7 +301,13 @@ impl Cell {
             Ok(wire) => wire,
             Err(unavailable) => return Ok(Observation::of_row(row).explained(&Unavailable::reason(&unavailable))),
         };
+        if let Ok(relay) = wire.relay() {
+            relay.set_both(BAD_NETWORK);
+        }
         self.stream(&wire, options, cpu, &mut row).map_err(failed)?;
+        if self.wire == WireKind::Relay {
+            return Ok(Observation::of_row(row).explained("the latency of this wire is its own"));
+        }
         if options.samples == 0 || self.bytes > 64 << 10 || self.streams > 1 {
             return Ok(Observation::of_row(row).explained("latency is measured up to 64 KiB over one connection"));
         }

@@ -65,9 +65,10 @@ Examples:
   zcmi bench net --row adaptive --row raw     what is chosen, beside a plain loop of write and read
 
 Rows: raw is a plain loop without messages; write, zerocopy, uring-send, uring-zc, uring-fixed, sendfile and splice are
-the paths, forced; adaptive chooses. Wires: lo, veth, veth-xdp (which lies about copies) and unix; all but unix and the
-host's own loopback take root, whose namespaces are gone with the bench. Two processors are needed; with fewer it says
-SKIP.
+the paths, forced; adaptive chooses. Wires: lo, veth, veth-xdp (which lies about copies), unix, and if asked for relay,
+which loses one packet in a thousand and takes 20 ms there and back (take a --length of some seconds); all but unix and
+the host's own loopback take root, whose namespaces are gone with the bench. Two processors are needed; with fewer it
+says SKIP.
 Exit codes: 0 measured, or skipped with a reason; 1 failed; 2 usage; 130 interrupted.";
 
 /// Measure what it costs to send messages over a wire, by each path

@@ -255,10 +255,8 @@ fn receive<T: Transport>(mut transport: T, total: u64, notes: &Sender<Note>) {
                     bytes.extend_from_slice(&piece.lease);
                     if piece.is_last() {
                         assert_eq!(bytes.len(), size(*due));
-                        if let Err(wrong) = content::check(bytes, *due) {
-                            let poisoned = bytes.chunks(64).filter(|chunk| chunk.iter().all(|&byte| byte == POISON));
-                            panic!("{wrong}; {} runs of it are poison", poisoned.count());
-                        }
+                        // What was read too late is poison, or already the bytes of a later message.
+                        let _whose = content::check(bytes, *due).unwrap_or_else(|wrong| panic!("{wrong}"));
                         bytes.clear();
                         *due += STREAMS;
                         received += 1;
@@ -387,7 +385,7 @@ fn under<K: Kind>(kind: &K, wire: &Wire, total: u64, faults: Faults, resets: u64
 
 fn each_fault<K: Kind>(kind: &K, resets: u64) {
     let mut random = Random::of_this_run();
-    let total = Length::of_this_run().pick(60, 150, 5000);
+    let total = Length::of_this_run().pick(60, 150, 2000);
     let faults =
         [("loss", LOSS), ("duplicates", DUPLICATES), ("reordering", REORDERING), ("delay", DELAY), ("all", EVERYTHING)];
     for (name, faults) in faults {
@@ -415,7 +413,7 @@ fn reliable_datagrams_bring_each_message_once_whatever_the_network_does() {
 #[test]
 fn no_path_sends_again_what_was_given_back() {
     let mut random = Random::of_this_run();
-    let total = Length::of_this_run().pick(30, 60, 5000);
+    let total = Length::of_this_run().pick(30, 60, 1000);
     for path in SHARING {
         let kind = Streams { path: Some(path) };
         if let Some(reason) = kind.unavailable() {

@@ -138,7 +138,7 @@ fn messages_cross_a_network_with_losses_as_fast_as_plain_bytes() {
     let mut random = Random::of_this_run();
     let length = Length::of_this_run();
     let (rounds, count) = (length.pick(1, 3, 11), length.pick(16, 48, 512));
-    let (mut rates, mut lost) = ([Vec::new(), Vec::new()], [0; 2]);
+    let (mut rates, mut lost, mut packets) = ([Vec::new(), Vec::new()], [0; 2], [0; 2]);
     for round in 0..rounds {
         let seed = random.below(u64::MAX);
         // Who comes first in one round comes second in the next.
@@ -146,14 +146,16 @@ fn messages_cross_a_network_with_losses_as_fast_as_plain_bytes() {
             let Some(wire) = make(seed) else { return };
             let seconds = if turn == 0 { messages(&wire, count) } else { plain(&wire, count) };
             rates[turn as usize].push(count as f64 * MESSAGE as f64 * 8.0 / seconds / 1e6);
-            lost[turn as usize] += wire.relay().expect("a relay").counts(Side::Sender).lost;
+            let counts = wire.relay().expect("a relay").counts(Side::Sender);
+            lost[turn as usize] += counts.lost;
+            packets[turn as usize] += counts.read;
         }
     }
     for (name, rates) in ["messages", "plain"].iter().zip(&rates) {
         println!("{name}: {:?} Mbit/s in {rounds} rounds", Summary::of(rates).expect("rounds"));
     }
     let ratio = Ratio::of(&rates[0], &rates[1]).expect("rounds");
-    println!("goodput of messages over that of plain bytes: {ratio:?}; packets lost: {lost:?}");
+    println!("goodput of messages over that of plain bytes: {ratio:?}; lost {lost:?} of {packets:?} packets");
     if length == Length::Long {
         assert!(lost.iter().all(|lost| *lost > 0), "nothing was lost");
         assert!(ratio.median >= 0.95, "{ratio:?}");
