@@ -36,6 +36,9 @@ const POISON: u8 = 0xa5;
 /// How long nothing may happen.
 const PATIENCE: Duration = Duration::from_secs(90);
 
+/// How long after a network came back its connections are mended at the latest: an attempt, and the wait for the next.
+const BACK: Duration = Duration::from_secs(9);
+
 /// The paths after whose call the kernel may read the pages.
 const SHARING: [PathKind; 5] =
     [PathKind::ZeroCopy, PathKind::UringZeroCopy, PathKind::UringFixed, PathKind::SendFile, PathKind::Splice];
@@ -465,7 +468,10 @@ fn black_hole<K: Kind>(kind: &K, away: Duration) {
         let back = Instant::now();
         for note in notes {
             match note {
-                Note::Resumed(side) => println!("  {side:?} resumed {:?} after the network came back", back.elapsed()),
+                Note::Resumed(side) => {
+                    println!("  {side:?} resumed {:?} after the network came back", back.elapsed());
+                    assert!(back.elapsed() < BACK, "an attempt from before held up the next");
+                }
                 Note::Interrupted(side, reason) => println!("  {side:?} noticed late: {reason}"),
                 Note::Received(_) => {}
             }

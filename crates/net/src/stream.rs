@@ -119,7 +119,7 @@ pub struct StreamOptions {
     /// How many sockets may be greeting at a time. When there are as many, one that has greeted for longer than a
     /// sixteenth of `greeting_timeout` gives way to the next that comes.
     pub greetings: usize,
-    /// How long a greeting may take.
+    /// How long a greeting may take. So long an attempt to mend a connection may take, too: another follows.
     pub greeting_timeout: Duration,
     /// After how much silence a TCP peer's host is asked whether it still is there (a second at least). When five
     /// seconds later it has not answered, or for as long has acknowledged nothing of what was sent, the socket is given
@@ -184,6 +184,8 @@ struct Connection {
     /// When a greeting, or the mending, is given up.
     deadline: Option<Instant>,
     broken: Option<String>,
+    /// When the attempt to mend it that is under way is given up for another.
+    attempt: Option<Instant>,
     /// How long until the next attempt to mend it.
     wait: Duration,
     /// Whether the socket has ended: no other edge tells of it, so it is read until the end is seen.
@@ -570,6 +572,7 @@ impl StreamTransport {
             announced: false,
             deadline: None,
             broken: None,
+            attempt: None,
             wait: FIRST_REDIAL,
             hung_up: false,
             in_ready: false,
@@ -640,10 +643,11 @@ impl StreamTransport {
             connection.stage =
                 Stage::Greeting { wire: Box::new(wire), greeting: Box::new(greeting), promised: granted };
             connection.hung_up = false;
-            if !connection.announced {
-                connection.deadline = Some(deadline);
-                self.timers.insert((deadline, key));
-            }
+            // The kernel tries a connection ever more rarely: one that was begun while the network was away would come
+            // about long after that is back.
+            let due = if connection.announced { &mut connection.attempt } else { &mut connection.deadline };
+            *due = Some(deadline);
+            self.timers.insert((deadline, key));
         }
         self.make_ready(key);
         Ok(())

@@ -564,6 +564,9 @@ impl StreamTransport {
                 events,
             );
         }
+        if matches!(connection.stage, Stage::Greeting { .. }) && connection.attempt.is_some_and(|until| until <= now) {
+            return self.redial_later(key, "it did not answer in time".into(), events);
+        }
         if let Stage::Broken { next: Some(next) } = connection.stage
             && next <= now
             && let Some(origin) = connection.origin.clone()
