@@ -1,5 +1,6 @@
-//! A hundred connections of one sender, of which one reads slowly: what the kernel may still read of it stays within its
-//! budget, the others' messages complete as before, nothing that was accepted is lost or torn, and memory does not grow.
+//! A hundred connections of one sender, of which one reads slowly: what the kernel may still read of it stays within
+//! its budget, the others' messages complete as before, nothing that was accepted is lost or torn, and memory does not
+//! grow.
 //!
 //! Phases with and without messages to the slow one take turns. `ZCMI_LONG=1` takes more and asserts what the others
 //! noticed of it; otherwise that is printed, because other work on the machine may weigh more.

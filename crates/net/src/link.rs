@@ -660,12 +660,8 @@ impl<W: Wire> Link<W> {
             Choosing::Cheapest { selector: Some(selector), .. } if measures => selector.most_pieces().min(SEGMENTS / 2),
             _ => SEGMENTS / 2,
         };
-        let most = if path.shares_pages() {
-            let left = self.limits.pinned_bytes.saturating_sub(self.outgoing.pinned_bytes());
-            self.outgoing.fitting(most, left)
-        } else {
-            most
-        };
+        let left = self.limits.pinned_bytes.saturating_sub(self.outgoing.pinned_bytes());
+        let most = if path.shares_pages() { self.outgoing.fitting(most, left) } else { most };
         if measures {
             self.outgoing.stamp(alike, most, path);
         }

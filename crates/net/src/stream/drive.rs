@@ -137,8 +137,8 @@ impl StreamTransport {
     }
 
     /// Gives up the socket of a peer whose host acknowledges nothing. The kernel would send again for a quarter of an
-    /// hour, and ask only one to which nothing was sent. `TCP_USER_TIMEOUT` would not do: it also ends a connection whose
-    /// window is shut because the peer's program is busy, although the host answers.
+    /// hour, and ask only one to which nothing was sent. `TCP_USER_TIMEOUT` would not do: it also ends a connection
+    /// whose window is shut because the peer's program is busy, although the host answers.
     fn check_hearing(&mut self, key: u64, events: &mut Vec<Event>) {
         let Some(connection) = self.places.connection(key) else { return };
         connection.hearing = None;
