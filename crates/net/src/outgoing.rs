@@ -696,11 +696,11 @@ impl Outgoing {
         }
     }
 
-    /// How many of the frames to send next, at most `most`, carry no more than so many bytes together. The first counts
-    /// whatever it is.
+    /// How many of the frames to send next, at most `most`, carry no more than so many bytes together, if there is such
+    /// a bound. The first counts whatever it is.
     #[must_use]
-    pub fn fitting(&self, most: usize, bytes: u64) -> usize {
-        let mut left = bytes;
+    pub fn fitting(&self, most: usize, bytes: Option<u64>) -> usize {
+        let Some(mut left) = bytes else { return most };
         let fits = |queued: &&Queued| {
             let length = match queued {
                 Queued::Control(_) => 0,
