@@ -36,7 +36,7 @@ use crate::report::{Report, ReportError, Row};
 use crate::rounds::{self, Contender, Observation};
 use crate::stats::Latencies;
 use crate::truth::{self, TruthError};
-use crate::wires::{Unavailable, Wire, WireError, WireKind};
+use crate::wires::{Faults, Unavailable, Wire, WireError, WireKind};
 
 /// The name of this suite in a report.
 pub const SUITE: &str = "net";
@@ -87,6 +87,8 @@ const WINDOW_MESSAGES: usize = 256;
 const RAW_READ_BYTES: usize = 128 << 10;
 /// The longest piece of a message.
 const SLOT_BYTES: u32 = 256 << 10;
+/// What a relay does to the packets of either side. All rows have one seed, so they lose packets of the same numbers.
+const BAD_NETWORK: Faults = Faults { loss_ppm: 1000, delay: Duration::from_millis(10), ..Faults::NONE };
 /// How long either side waits for what must come.
 const PATIENCE: Duration = Duration::from_secs(20);
 
@@ -333,7 +335,13 @@ impl Cell {
             Ok(wire) => wire,
             Err(unavailable) => return Ok(Observation::of_row(row).explained(&Unavailable::reason(&unavailable))),
         };
+        if let Ok(relay) = wire.relay() {
+            relay.set_both(BAD_NETWORK);
+        }
         self.throughput(&wire, options.stream, cpu).map_err(failed)?.fill(&mut row, self.bytes);
+        if self.wire == WireKind::Relay {
+            return Ok(Observation::of_row(row).explained("the latency of this wire is its own"));
+        }
         if options.samples == 0 || self.is_of_datagrams() || self.bytes > MOST_ROUND_TRIP_BYTES || self.streams > 1 {
             return Ok(Observation::of_row(row).explained("latency is measured over one stream, up to 1 MiB"));
         }

@@ -8,24 +8,27 @@
 //! tbf        zcmi-wire, shaped ══════════════════════ zcmi-wire
 //! ifb        zcmi-sink ─▶ freed unread
 //!            zcmi-wire ══════════════════════════════ zcmi-wire    the far address is routed to one of the two
+//! relay      zcmi-wire ═ tun ─▶ a thread of ours ─▶ tun ═ zcmi-wire    it loses, delays, reorders, resets: [`Relay`]
 //! unix       (no namespaces: a pair of sockets)
 //! ```
 //!
 //! # Invariants
 //! - Namespaces have no names and are kept by descriptors; an XDP program is kept by its link's descriptor. So all goes
-//!   when the [`Wire`], the sockets on it and the children in it are gone, whatever ended them, SIGKILL included.
+//!   when the [`Wire`], the sockets on it and the children in it are gone, whatever ended them, SIGKILL included. A
+//!   relay goes with its `Wire`, and nothing passes after that.
 //! - The namespace of a thread of the program never changes: sockets are made, and commands start, on threads or in
 //!   children of their own.
 //! - Every wait is bounded.
 //!
 //! # Kernel
 //! All but `unix`, and `lo` on the host's own loopback, take `CAP_SYS_ADMIN` and `CAP_NET_ADMIN`, and `ip` and `tc` of
-//! iproute2. [`support`] says what is missing; [`Wire::make`] says it too.
+//! iproute2; `relay` also takes `/dev/net/tun`. [`support`] says what is missing; [`Wire::make`] says it too.
 //!
 //! # What this does not do
-//! Loss, reordering and delay: a link delivers everything in order.
+//! Loss, reordering and delay on wires other than `relay`: a link delivers everything in order.
 
 mod namespace;
+mod relay;
 mod sockets;
 mod sys;
 
@@ -43,6 +46,7 @@ use zcmi_mem::registration::Support;
 
 use namespace::Namespace;
 pub(crate) use namespace::wait_for;
+pub use relay::{Faults, Relay, RelayCounts};
 pub use sockets::{Datagrams, Streams};
 
 /// The interface of either end of a pair.
@@ -58,6 +62,9 @@ const FAR: (Ipv4Addr, Ipv6Addr) = (Ipv4Addr::new(10, 78, 0, 2), Ipv6Addr::new(0x
 
 /// How long an interface may take to come up.
 const PATIENCE: Duration = Duration::from_secs(10);
+
+/// The seed of wires for which none was given.
+const FIRST_SEED: u64 = 1;
 
 /// The rate with which [`WireKind::Tbf`] begins.
 const FIRST_RATE_KBIT_S: u32 = 1_000_000;
@@ -78,11 +85,13 @@ pub enum WireKind {
     Ifb,
     /// A veth pair with a shaper on the sender's end, in whose queue packets wait.
     Tbf,
+    /// Two tun devices with a [`Relay`] between them, which at first passes everything on.
+    Relay,
 }
 
 impl WireKind {
     /// All of them.
-    pub const ALL: [Self; 6] = [Self::Lo, Self::Veth, Self::VethXdp, Self::Unix, Self::Ifb, Self::Tbf];
+    pub const ALL: [Self; 7] = [Self::Lo, Self::Veth, Self::VethXdp, Self::Unix, Self::Ifb, Self::Tbf, Self::Relay];
 
     /// The name, as printed and as given to choose a wire.
     #[must_use]
@@ -94,6 +103,7 @@ impl WireKind {
             Self::Unix => "unix",
             Self::Ifb => "ifb",
             Self::Tbf => "tbf",
+            Self::Relay => "relay",
         }
     }
 
@@ -214,10 +224,13 @@ impl WireError {
     fn is_lasting(&self) -> bool {
         const REFUSALS: [&str; 5] =
             ["not permitted", "not supported", "Unknown device type", "Unknown qdisc", "No such file or directory"];
+        /// The last three: a device's file is missing, or the driver behind it.
+        const LASTING: [libc::c_int; 7] =
+            [libc::EPERM, libc::EACCES, libc::ENOSYS, libc::EOPNOTSUPP, libc::ENOENT, libc::ENODEV, libc::ENXIO];
         match self {
             Self::System { source, .. } => {
                 let code = source.raw_os_error();
-                [libc::EPERM, libc::EACCES, libc::ENOSYS, libc::EOPNOTSUPP].iter().any(|lasting| code == Some(*lasting))
+                LASTING.iter().any(|lasting| code == Some(*lasting))
             }
             Self::Missing { .. } | Self::NotThere { .. } => true,
             Self::Refused { said, .. } => REFUSALS.iter().any(|refusal| said.contains(refusal)),
@@ -283,6 +296,8 @@ pub fn support(kind: WireKind) -> Support {
 #[derive(Debug)]
 pub struct Wire {
     kind: WireKind,
+    /// What lies between the two ends of [`WireKind::Relay`].
+    relay: Option<Relay>,
     /// None where sockets are made in the namespace of the program.
     sender: Option<Namespace>,
     /// None where it is that of the sender.
@@ -304,10 +319,19 @@ impl Wire {
     /// # Errors
     /// Why it cannot be made here.
     pub fn make(kind: WireKind) -> Result<Self, Unavailable> {
-        Self::try_make(kind).map_err(|error| Unavailable::new(kind, error))
+        Self::make_seeded(kind, FIRST_SEED)
     }
 
-    fn try_make(kind: WireKind) -> Result<Self, WireError> {
+    /// Makes a wire whose choices, those of a relay, come from this seed.
+    ///
+    /// # Errors
+    /// Why it cannot be made here.
+    pub fn make_seeded(kind: WireKind, seed: u64) -> Result<Self, Unavailable> {
+        Self::try_make(kind, seed).map_err(|error| Unavailable::new(kind, error))
+    }
+
+    fn try_make(kind: WireKind, seed: u64) -> Result<Self, WireError> {
+        let mut relay = None;
         let (sender, receiver) = match kind {
             WireKind::Unix => (None, None),
             WireKind::Lo => match Namespace::make() {
@@ -320,14 +344,19 @@ impl Wire {
                 let (sender, receiver) = pair()?;
                 (Some(sender), Some(receiver))
             }
+            WireKind::Relay => {
+                let (sender, receiver, devices) = tuns()?;
+                relay = Some(Relay::start(devices, seed).map_err(failed("starting a relay"))?);
+                (Some(sender), Some(receiver))
+            }
         };
         let regime = Mutex::new(Regime { xdp: None, route: Route::Veth });
-        let wire = Self { kind, sender, receiver, regime };
+        let wire = Self { kind, relay, sender, receiver, regime };
         match kind {
             WireKind::VethXdp => wire.attach_xdp()?,
             WireKind::Tbf => wire.set_rate_kbit_s(FIRST_RATE_KBIT_S)?,
             WireKind::Ifb => wire.add_sink()?,
-            WireKind::Lo | WireKind::Veth | WireKind::Unix => {}
+            WireKind::Lo | WireKind::Veth | WireKind::Unix | WireKind::Relay => {}
         }
         Ok(wire)
     }
@@ -408,6 +437,14 @@ impl Wire {
             WireKind::Ifb if self.regime().route == Route::Sink => Some(SINK),
             _ => Some(LINK),
         }
+    }
+
+    /// What lies between the two ends of [`WireKind::Relay`].
+    ///
+    /// # Errors
+    /// If the wire is of another kind.
+    pub fn relay(&self) -> Result<&Relay, WireError> {
+        self.relay.as_ref().ok_or_else(|| self.has_no("relay"))
     }
 
     /// Puts the XDP program on the receiver's interface, in the driver; on [`WireKind::VethXdp`] it is there at first.
@@ -558,6 +595,26 @@ fn pair() -> Result<(Namespace, Namespace), WireError> {
         come_up(namespace)?;
     }
     Ok((sender, receiver))
+}
+
+/// Two namespaces with a tun device in each, and what reads and writes these, the sender's first.
+fn tuns() -> Result<(Namespace, Namespace, [OwnedFd; 2]), WireError> {
+    let end = |ours: (Ipv4Addr, Ipv6Addr)| {
+        let namespace = Namespace::make()?;
+        let device = namespace.enter(|| sys::open_tun(LINK).map_err(failed("opening a tun device")))??;
+        // No address of the link alone, for which the kernel would send packets of its own.
+        namespace.ip(&format!(
+            "link set {LINK} mtu {} txqueuelen {} addrgenmode none\n\
+             address add {}/24 dev {LINK}\naddress add {}/64 dev {LINK} nodad\nlink set {LINK} up\n",
+            relay::PACKET_BYTES,
+            relay::DEVICE_PACKETS,
+            ours.0,
+            ours.1
+        ))?;
+        Ok::<_, WireError>((namespace, device))
+    };
+    let ((sender, near), (receiver, far)) = (end(SENDER)?, end(RECEIVER)?);
+    Ok((sender, receiver, [near, far]))
 }
 
 /// Waits until the interface of a pair carries packets. That it is up is noticed some time after it was asked for, and

@@ -72,8 +72,9 @@ Examples:
 Rows: raw is a plain loop without messages; write, zerocopy, uring-send, uring-zc, uring-fixed, sendfile and splice are
 the paths, forced; adaptive chooses; udp and udp-unreliable are datagrams by the cheapest path. Wires: lo, veth,
 veth-xdp (which lies about copies), unix, and ifb, where nobody receives and all rows are datagrams at a constant rate;
-all but unix and the host's own loopback take root, whose namespaces are gone with the bench. Two processors are
-needed; with fewer it says SKIP.
+and if asked for relay, which loses one packet in a thousand and takes 20 ms there and back (take a --length of some
+seconds). All but unix and the host's own loopback take root, whose namespaces are gone with the bench. Two processors
+are needed; with fewer it says SKIP.
 Exit codes: 0 measured, or skipped with a reason; 1 failed; 2 usage; 130 interrupted.";
 
 /// What a change of a wire under a connection has no use for.

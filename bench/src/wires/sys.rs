@@ -1,4 +1,5 @@
-//! The kernel calls of wires that rustix lacks: a new namespace for a thread, a way into one for a child, and XDP.
+//! The kernel calls of wires that rustix lacks: a new namespace for a thread, a way into one for a child, XDP, and tun
+//! devices.
 //!
 //! Every unsafe block here relies on one of these facts: a call gets pointers into values that live over the call, of
 //! the sizes that are told; a number that became an owned descriptor was returned by the call right before, so that
@@ -132,13 +133,7 @@ struct EthtoolValue {
 fn ethtool(socket: BorrowedFd<'_>, interface: &str, mut value: EthtoolValue) -> io::Result<u32> {
     let at: *mut EthtoolValue = &raw mut value;
     let mut request =
-        libc::ifreq { ifr_name: [0; libc::IFNAMSIZ], ifr_ifru: libc::__c_anonymous_ifr_ifru { ifru_data: at.cast() } };
-    if interface.len() >= libc::IFNAMSIZ {
-        return Err(io::ErrorKind::InvalidInput.into());
-    }
-    for (to, from) in request.ifr_name.iter_mut().zip(interface.bytes()) {
-        *to = from.cast_signed();
-    }
+        libc::ifreq { ifr_name: name_of(interface)?, ifr_ifru: libc::__c_anonymous_ifr_ifru { ifru_data: at.cast() } };
     let request: *mut c_void = (&raw mut request).cast();
     // SAFETY: the request lives over the call and points to a `struct ethtool_value`, which lives as long and is as
     // long as both commands used here read and write.
@@ -157,6 +152,36 @@ pub(super) fn scatter_gather(socket: BorrowedFd<'_>, interface: &str) -> io::Res
 /// Switches the gathering of scattered pages.
 pub(super) fn set_scatter_gather(socket: BorrowedFd<'_>, interface: &str, on: bool) -> io::Result<()> {
     ethtool(socket, interface, EthtoolValue { command: ETHTOOL_SSG, data: on.into() }).map(|_| ())
+}
+
+/// Makes a tun device of that name in the calling thread's namespace, for IP packets without a header before them. It
+/// is there as long as the descriptor, which does not block.
+pub(super) fn open_tun(interface: &str) -> io::Result<OwnedFd> {
+    use rustix::fs::{Mode, OFlags};
+    let flags = OFlags::RDWR | OFlags::NONBLOCK | OFlags::CLOEXEC;
+    let device = rustix::fs::open("/dev/net/tun", flags, Mode::empty())?;
+    // The kernel knows these two flags as the low half of a word.
+    let flags = libc::c_short::try_from(libc::IFF_TUN | libc::IFF_NO_PI).map_err(io::Error::other)?;
+    let mut request =
+        libc::ifreq { ifr_name: name_of(interface)?, ifr_ifru: libc::__c_anonymous_ifr_ifru { ifru_flags: flags } };
+    let at: *mut libc::ifreq = &raw mut request;
+    // SAFETY: the command reads and writes one `struct ifreq` at `at`, which lives over the call.
+    if unsafe { libc::ioctl(device.as_raw_fd(), libc::TUNSETIFF as _, at) } < 0 {
+        return Err(io::Error::last_os_error());
+    }
+    Ok(device)
+}
+
+/// The name of an interface as the kernel takes it.
+fn name_of(interface: &str) -> io::Result<[libc::c_char; libc::IFNAMSIZ]> {
+    let mut name = [0; libc::IFNAMSIZ];
+    if interface.len() >= name.len() {
+        return Err(io::ErrorKind::InvalidInput.into());
+    }
+    for (to, from) in name.iter_mut().zip(interface.bytes()) {
+        *to = from.cast_signed();
+    }
+    Ok(name)
 }
 
 /// Makes a UDP socket cut what it is given into datagrams of so many bytes.

@@ -58,6 +58,7 @@ codes! {
         System = "ZC4201",
         CutOff = "ZC4202",
         Stalled = "ZC4203",
+        Silent = "ZC4204",
     } passes on { Peer }
     enum SocketError {
         NotAStream = "ZC4211",

@@ -11,7 +11,7 @@
 //! - A path that is refused costs a counted fallback, never a message.
 //! - A wire that is lost leaves behind what its notifications still pin ([`Orphan`]); whoever drives links keeps it.
 
-mod look;
+mod standing;
 
 use std::io::{self, IoSliceMut};
 use std::time::Instant;
@@ -179,6 +179,15 @@ pub enum LinkError {
         /// The number of the piece.
         piece: u64,
         /// How long it was waited for.
+        milliseconds: u64,
+    },
+    /// Nothing acknowledges what was sent: the peer's host is gone, or the way to it.
+    #[error(
+        "what was sent is not acknowledged, and the peer's host was silent for {milliseconds} ms; if its network is \
+         away for so long at times, raise `keep_alive`"
+    )]
+    Silent {
+        /// How long nothing was heard.
         milliseconds: u64,
     },
     /// The peer's side was closed before its end.
@@ -407,80 +416,6 @@ impl<W: Wire> Link<W> {
         self.outgoing.close();
     }
 
-    /// Whether both sides have ended, and everything that was sent is received and free.
-    #[must_use]
-    pub fn is_finished(&self) -> bool {
-        self.outgoing.is_finished() && self.incoming.is_ended() && self.incoming.untold().0 == 0
-    }
-
-    /// How many messages were taken and have not completed.
-    #[must_use]
-    pub fn unfinished(&self) -> usize {
-        self.outgoing.unfinished()
-    }
-
-    /// Whether it could go on sending at once: its turn ended for the sake of others.
-    #[must_use]
-    pub fn has_turn(&self) -> bool {
-        self.has_turn
-    }
-
-    /// Whether the peer will send nothing more.
-    #[must_use]
-    pub fn is_ended(&self) -> bool {
-        self.incoming.is_ended()
-    }
-
-    /// Whether the peer does not know yet of everything that was received.
-    #[must_use]
-    pub fn owes_note(&self) -> bool {
-        self.incoming.untold().0 > 0
-    }
-
-    /// Whether the peer waits for credits that could not be given.
-    #[must_use]
-    pub fn is_short(&self) -> bool {
-        let (wants, open) = (self.incoming.wants(), self.incoming.open());
-        self.wire.is_some() && [0, 1].into_iter().any(|class| wants[class] && open[class] == 0)
-    }
-
-    /// Whether pieces wait for headers that other connections have.
-    #[must_use]
-    pub fn lacks_header(&self) -> bool {
-        self.lacks_header
-    }
-
-    /// Whether a piece came that has no slot.
-    #[must_use]
-    pub fn lacks_slot(&self) -> bool {
-        self.lacks_slot
-    }
-
-    /// Whether the peer has not sent one whole piece.
-    #[must_use]
-    pub fn is_newcomer(&self) -> bool {
-        self.counts.pieces_received == 0
-    }
-
-    /// Whether it is the peer's turn to go on: it has begun a frame, or was given credits because it waited for them.
-    #[must_use]
-    pub fn is_due(&self) -> bool {
-        let begun = self.header_filled > 0 || self.filling.is_some();
-        self.wire.is_some() && !self.lacks_slot() && (begun || self.lent != [false; 2])
-    }
-
-    /// How far the peer has come: the piece that is expected, and how much of it is there.
-    #[must_use]
-    pub fn progress(&self) -> (u64, usize) {
-        (self.expected(), self.filling.as_ref().map_or(0, |filling| filling.filled))
-    }
-
-    /// Whether a notification is owed.
-    #[must_use]
-    pub fn is_owed(&self) -> bool {
-        self.outgoing.is_owed()
-    }
-
     fn complete(&mut self, happened: &mut Vec<Happened>) {
         happened.extend(self.tokens.drain(..).map(Happened::Completed));
     }
@@ -636,6 +571,8 @@ impl<W: Wire> Link<W> {
             Choosing::Cheapest { selector: Some(selector), .. } if measures => selector.most_pieces().min(SEGMENTS / 2),
             _ => SEGMENTS / 2,
         };
+        let left = self.limits.pinned_bytes.saturating_sub(self.outgoing.pinned_bytes());
+        let most = self.outgoing.fitting(most, path.shares_pages().then_some(left));
         if measures {
             self.outgoing.stamp(alike, most, path);
         }

@@ -696,6 +696,23 @@ impl Outgoing {
         }
     }
 
+    /// How many of the frames to send next, at most `most`, carry no more than so many bytes together, if there is such
+    /// a bound. The first counts whatever it is.
+    #[must_use]
+    pub fn fitting(&self, most: usize, bytes: Option<u64>) -> usize {
+        let Some(mut left) = bytes else { return most };
+        let fits = |queued: &&Queued| {
+            let length = match queued {
+                Queued::Control(_) => 0,
+                Queued::Data(sequence) => self.piece(*sequence).map_or(0, |piece| u64::from(piece.length)),
+            };
+            let fits = length <= left;
+            left = left.saturating_sub(length);
+            fits
+        };
+        self.queue.iter().take(most).take_while(fits).count().max(1)
+    }
+
     /// The bytes to send next, in order: at most `most` segments, of as many frames as are `alike`. The first is taken
     /// whatever it is.
     pub fn segments<'a>(&'a self, alike: &dyn Fn(Front) -> bool, most: usize, into: &mut Vec<Segment<'a>>) {

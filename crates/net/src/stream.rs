@@ -78,6 +78,10 @@ const EVENTS: usize = 256;
 const ACCEPTS: usize = 64;
 /// How long a socket lingers after its end until the peer's end comes, so that the peer reads everything.
 const LEAVING: Duration = Duration::from_secs(2);
+/// The shortest time after which a peer's host is asked whether it is there.
+const LEAST_KEEP_ALIVE: Duration = Duration::from_secs(1);
+/// How long the host has to answer: so long the kernel goes on asking one to which nothing is sent.
+const ANSWERING: Duration = Duration::from_secs(5);
 /// How long the kernel may take to say that it is done with the pages of a broken socket, when the transport is
 /// dropped.
 const SETTLING: Duration = Duration::from_millis(200);
@@ -118,10 +122,11 @@ pub struct StreamOptions {
     /// How many sockets may be greeting at a time. When there are as many, one that has greeted for longer than a
     /// sixteenth of `greeting_timeout` gives way to the next that comes.
     pub greetings: usize,
-    /// How long a greeting may take.
+    /// How long a greeting may take. So long an attempt to mend a connection may take, too: another follows.
     pub greeting_timeout: Duration,
-    /// After how much silence a TCP peer is asked whether it still is there (a second at least), so that one that went
-    /// without a word that arrived is noticed although nothing is sent; zero for never.
+    /// After how much silence a TCP peer's host is asked whether it still is there (a second at least). When five
+    /// seconds later it has not answered, or for as long has acknowledged nothing of what was sent, the socket is given
+    /// up as if it had broken. The host answers also for a program that does nothing. Zero for never.
     pub keep_alive: Duration,
     /// How long a broken connection is mended before it is given up; zero for not at all.
     pub resume_for: Duration,
@@ -185,6 +190,8 @@ struct Connection {
     /// When a greeting, or the mending, is given up.
     deadline: Option<Instant>,
     broken: Option<String>,
+    /// When the attempt to mend it that is under way is given up for another.
+    attempt: Option<Instant>,
     /// How long until the next attempt to mend it.
     wait: Duration,
     /// Whether the socket has ended: no other edge tells of it, so it is read until the end is seen.
@@ -196,8 +203,10 @@ struct Connection {
     /// Its row on the board, if it has one, and what that says of its socket: the address here, and there.
     row: Option<u16>,
     addresses: [Option<Address>; 2],
-    /// How far the peer was when it was last looked whether it goes on, if that will be looked at again.
-    watched: Option<(u64, usize)>,
+    /// How far the peer was when it was last looked whether it goes on, if that will be looked at again, and when.
+    watched: Option<(Instant, (u64, usize))>,
+    /// When it is looked next whether the peer's host acknowledges what is sent.
+    hearing: Option<Instant>,
 }
 
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -287,6 +296,8 @@ pub struct ConnectionFacts {
     pub counts: LinkCounts,
     /// Messages that have not completed.
     pub unfinished: usize,
+    /// Bytes whose pages the kernel may read now; [`LinkLimits::pinned_bytes`] bounds them.
+    pub pinned_bytes: u64,
     /// How often it was mended.
     pub epoch: u32,
     /// Whether it works now.
@@ -480,6 +491,7 @@ impl StreamTransport {
             Entry::Connection(connection) => Some(ConnectionFacts {
                 counts: connection.link.counts().clone(),
                 unfinished: connection.link.unfinished(),
+                pinned_bytes: connection.link.pinned_bytes(),
                 epoch: connection.epoch,
                 is_open: matches!(connection.stage, Stage::Open),
                 selection: connection.link.selection(),
@@ -572,6 +584,7 @@ impl StreamTransport {
             announced: false,
             deadline: None,
             broken: None,
+            attempt: None,
             wait: FIRST_REDIAL,
             hung_up: false,
             in_ready: false,
@@ -581,6 +594,7 @@ impl StreamTransport {
             watched: None,
             row: None,
             addresses: [const { None }; 2],
+            hearing: None,
         };
         self.connections += 1;
         let key = self.places.insert(Entry::Connection(Box::new(connection)));
@@ -597,7 +611,7 @@ impl StreamTransport {
         let _ = socket::set_no_delay(&socket, true);
         if !self.options.keep_alive.is_zero() {
             // A Unix socket has none, and needs none.
-            let _ = socket::set_keep_alive(&socket, self.options.keep_alive.max(Duration::from_secs(1)));
+            let _ = socket::set_keep_alive(&socket, self.options.keep_alive.max(LEAST_KEEP_ALIVE));
         }
         let socket = SocketWire::new(socket).map_err(|error| TransportError::System {
             call: "looking at a socket",
@@ -648,10 +662,11 @@ impl StreamTransport {
             connection.stage =
                 Stage::Greeting { wire: Box::new(wire), greeting: Box::new(greeting), promised: granted };
             connection.hung_up = false;
-            if !connection.announced {
-                connection.deadline = Some(deadline);
-                self.timers.insert((deadline, key));
-            }
+            // The kernel tries a connection ever more rarely: one that was begun while the network was away would come
+            // about long after that is back.
+            let due = if connection.announced { &mut connection.attempt } else { &mut connection.deadline };
+            *due = Some(deadline);
+            self.timers.insert((deadline, key));
         }
         self.make_ready(key);
         Ok(())

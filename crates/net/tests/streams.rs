@@ -151,3 +151,41 @@ fn an_end_that_comes_together_with_the_last_bytes_is_noticed() {
     }
     assert!(events.iter().any(|event| matches!(event, Event::Completed { .. })), "{events:?}");
 }
+
+#[test]
+fn what_the_kernel_may_read_stays_within_its_budget_however_much_goes_by_one_call() {
+    const BUDGET: u64 = 200_000;
+    let wish = Wish { loans: 32, large_slots: 64, ..Wish::default() };
+    let mut far = StreamTransport::new(options(wish)).expect("a transport");
+    let limits = LinkLimits { pinned_bytes: BUDGET, ..LinkLimits::default() };
+    let mut one = StreamTransport::new(StreamOptions { limits, path: Some(PathKind::SendFile), ..options(wish) })
+        .expect("a transport");
+    let (near, other) = std::os::unix::net::UnixStream::pair().expect("a pair");
+    for socket in [&near, &other] {
+        socket.set_nonblocking(true).expect("it may");
+    }
+    far.adopt_accepting(other.into()).expect("a stream");
+    let connection = one.adopt_connecting(near.into()).expect("a stream");
+    let mut one = End { transport: one, connection, seen: Vec::new(), keep: None };
+    let (mut seen, mut sent, mut most) = (Vec::new(), 0, 0);
+    let (deadline, mut done) = (std::time::Instant::now() + conformance::PATIENCE, 0);
+    while done < 200 {
+        assert!(std::time::Instant::now() < deadline, "{done} messages completed");
+        // All that there are slots for, so that one call could take them all.
+        while sent < 200
+            && let Some(lease) = one.written(sent, 50_000)
+        {
+            let to = one.to().tag(sent);
+            one.transport.submit(to, lease.into(), zcmi_net::outgoing::Token(sent)).expect("it is taken");
+            sent += 1;
+        }
+        one.poll();
+        most = most.max(one.transport.facts(connection).expect("it is there").pinned_bytes);
+        far.poll(&mut seen, Some(Duration::ZERO)).expect("the transport goes on");
+        seen.clear();
+        done += one.events().iter().filter(|event| matches!(event, Event::Completed { .. })).count();
+    }
+    let counts = one.transport.facts(connection).expect("it is there").counts;
+    assert!(most > 0 && most <= BUDGET, "{most} bytes were pinned");
+    assert!(counts.over_budget > 0, "{counts:?}");
+}

@@ -111,6 +111,8 @@ pub struct TcpInfo {
     pub acknowledged_bytes: u64,
     /// Bytes that were received, in all.
     pub received_bytes: u64,
+    /// Milliseconds since the far kernel last acknowledged anything, an empty question included.
+    pub silent_ms: u32,
 }
 
 /// What TCP knows of the connection now.
@@ -127,6 +129,7 @@ pub fn tcp_info(socket: impl AsFd) -> io::Result<TcpInfo> {
         retransmitted_segments: info.tcpi_total_retrans,
         acknowledged_bytes: info.tcpi_bytes_acked,
         received_bytes: info.tcpi_bytes_received,
+        silent_ms: info.tcpi_last_ack_recv,
     })
 }
 

@@ -74,8 +74,12 @@ impl StreamTransport {
         let flush = flush || connection.link.is_ended();
         match connection.link.send(&mut self.slots, flush) {
             Ok(()) => {
-                if connection.link.has_turn() {
+                let (has_turn, is_heard) = (connection.link.has_turn(), connection.hearing.is_some());
+                if has_turn {
                     self.make_dirty(key);
+                }
+                if !is_heard {
+                    self.watch_hearing(key);
                 }
                 self.after_turn(key, events);
             }
@@ -119,16 +123,45 @@ impl StreamTransport {
     fn watch_progress(&mut self, key: u64) {
         let Some(connection) = self.places.connection(key) else { return };
         if connection.watched.is_none() && connection.link.is_due() {
-            connection.watched = Some(connection.link.progress());
-            self.timers.insert((Instant::now() + self.options.stall_timeout, key));
+            let due = Instant::now() + self.options.stall_timeout;
+            connection.watched = Some((due, connection.link.progress()));
+            self.timers.insert((due, key));
         }
+    }
+
+    /// Looks after a while whether the peer's host acknowledges what is sent.
+    fn watch_hearing(&mut self, key: u64) {
+        if self.options.keep_alive.is_zero() {
+            return;
+        }
+        let due = Instant::now() + self.options.keep_alive.max(LEAST_KEEP_ALIVE);
+        if let Some(connection) = self.places.connection(key) {
+            connection.hearing = Some(due);
+            self.timers.insert((due, key));
+        }
+    }
+
+    /// Gives up the socket of a peer whose host acknowledges nothing. The kernel would send again for a quarter of an
+    /// hour, and ask only one to which nothing was sent. `TCP_USER_TIMEOUT` would not do: it also ends a connection
+    /// whose window is shut because the peer's program is busy, although the host answers.
+    fn check_hearing(&mut self, key: u64, events: &mut Vec<Event>) {
+        let Some(connection) = self.places.connection(key) else { return };
+        connection.hearing = None;
+        let Some(wire) = connection.link.wire() else { return };
+        let unacknowledged = socket::unacknowledged_bytes(wire).unwrap_or(0);
+        // A Unix socket has no such thing, and no network that could be away.
+        let (1.., Ok(info)) = (unacknowledged, socket::tcp_info(wire)) else { return };
+        if Duration::from_millis(info.silent_ms.into()) >= self.options.keep_alive.max(LEAST_KEEP_ALIVE) + ANSWERING {
+            return self.lost(key, LinkError::Silent { milliseconds: info.silent_ms.into() }, events);
+        }
+        self.watch_hearing(key);
     }
 
     /// Gives up the socket of a peer that does not go on.
     fn check_progress(&mut self, key: u64, events: &mut Vec<Event>) {
         let stall_timeout = self.options.stall_timeout;
         let Some(connection) = self.places.connection(key) else { return };
-        let Some((piece, filled)) = connection.watched.take() else { return };
+        let Some((_, (piece, filled))) = connection.watched.take() else { return };
         let (now_piece, now_filled) = connection.link.progress();
         let goes_on = now_piece != piece || now_filled >= filled + GOING_ON_BYTES;
         if goes_on || !connection.link.is_due() {
@@ -306,6 +339,8 @@ impl StreamTransport {
         let Some(connection) = self.places.connection(key) else { return };
         (connection.stage, connection.epoch) = (Stage::Open, ours.epoch);
         (connection.deadline, connection.broken, connection.wait) = (None, None, FIRST_REDIAL);
+        // What was to be looked at of the socket before says nothing about this one.
+        (connection.watched, connection.hearing) = (None, None);
         let announced = core::mem::replace(&mut connection.announced, true);
         let accepted = connection.accepted;
         connection.link.top_up(&mut self.slots);
@@ -520,7 +555,15 @@ impl StreamTransport {
     fn time_is_up(&mut self, key: u64, now: Instant, events: &mut Vec<Event>) {
         let Some(connection) = self.places.connection(key) else { return };
         if matches!(connection.stage, Stage::Open) {
-            return self.check_progress(key, events);
+            // A timer may be left from something else, for instance from before the connection was mended.
+            let hears = connection.hearing.is_some_and(|due| due <= now);
+            if connection.watched.is_some_and(|(due, _)| due <= now) {
+                self.check_progress(key, events);
+            }
+            if hears {
+                self.check_hearing(key, events);
+            }
+            return;
         }
         if connection.deadline.is_some_and(|deadline| deadline <= now) {
             let reason = connection.broken.clone().unwrap_or_else(|| "it did not answer in time".into());
@@ -530,6 +573,9 @@ impl StreamTransport {
                 if announced { Closed::Broken(reason) } else { Closed::Unreachable(reason) },
                 events,
             );
+        }
+        if matches!(connection.stage, Stage::Greeting { .. }) && connection.attempt.is_some_and(|until| until <= now) {
+            return self.redial_later(key, "it did not answer in time".into(), events);
         }
         if let Stage::Broken { next: Some(next) } = connection.stage
             && next <= now
