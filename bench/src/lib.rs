@@ -23,6 +23,7 @@
 pub mod bare;
 pub mod child;
 pub mod clock;
+pub mod connections;
 pub mod cpu;
 pub mod floor;
 pub mod host;

@@ -184,6 +184,9 @@ pub enum LinkError {
     CutOff,
 }
 
+/// Why each path was refused first, in the order of [`PathKind::ALL`].
+pub type Refusals = [Option<String>; PathKind::ALL.len()];
+
 /// A wire that is lost, and what its notifications still pin.
 #[derive(Debug)]
 pub struct Orphan<W> {
@@ -206,6 +209,17 @@ enum Choosing {
     Forced(PathKind),
     /// The cheapest of these, once there are pieces for which it matters.
     Cheapest { usable: Vec<PathKind>, selector: Option<Box<Selector>> },
+}
+
+/// What is said in a frame of its own, if no message carries it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Saying {
+    /// What the peer waits for.
+    Urgent,
+    /// And what is much.
+    Due,
+    /// And the rest.
+    All,
 }
 
 /// Whether the bytes of a call were all there were.
@@ -244,7 +258,8 @@ pub struct Link<W> {
     lacks_slot: bool,
     has_turn: bool,
     counts: LinkCounts,
-    refusals: [Option<String>; PathKind::ALL.len()],
+    /// None as long as no path was refused: a connection at rest is to be small.
+    refusals: Option<Box<Refusals>>,
     tokens: Vec<Token>,
 }
 
@@ -281,7 +296,7 @@ impl<W: Wire> Link<W> {
             lacks_slot: false,
             has_turn: false,
             counts: LinkCounts::default(),
-            refusals: Default::default(),
+            refusals: None,
             tokens: Vec::new(),
         }
     }
@@ -313,8 +328,9 @@ impl<W: Wire> Link<W> {
 
     /// Why each path was refused first, in the order of [`PathKind::ALL`].
     #[must_use]
-    pub fn refusals(&self) -> &[Option<String>; PathKind::ALL.len()] {
-        &self.refusals
+    pub fn refusals(&self) -> &Refusals {
+        const NONE: &Refusals = &[const { None }; PathKind::ALL.len()];
+        self.refusals.as_deref().unwrap_or(NONE)
     }
 
     /// The wire, while there is one.
@@ -533,9 +549,22 @@ impl<W: Wire> Link<W> {
     /// # Errors
     /// [`LinkError`] if the wire is of no use any more.
     pub fn send(&mut self, slots: &mut Slots, flush: bool) -> Result<(), LinkError> {
+        self.send_saying(slots, if flush { Saying::All } else { Saying::Due })
+    }
+
+    /// The same as long as an answer to what was received may come: what is [due](Self::has_due_note) to be said alone
+    /// waits for it.
+    ///
+    /// # Errors
+    /// As [`send`](Self::send).
+    pub fn send_expecting(&mut self, slots: &mut Slots) -> Result<(), LinkError> {
+        self.send_saying(slots, Saying::Urgent)
+    }
+
+    fn send_saying(&mut self, slots: &mut Slots, saying: Saying) -> Result<(), LinkError> {
         self.has_turn = false;
         for _ in 0..TURNS {
-            self.fill_queue(slots, flush);
+            self.fill_queue(slots, saying);
             let Some(front) = self.outgoing.front() else {
                 return Ok(());
             };
@@ -547,7 +576,7 @@ impl<W: Wire> Link<W> {
         Ok(())
     }
 
-    fn fill_queue(&mut self, slots: &mut Slots, flush: bool) {
+    fn fill_queue(&mut self, slots: &mut Slots, saying: Saying) {
         let note = self.incoming.note();
         let mut bytes = 0;
         self.lacks_header = false;
@@ -568,7 +597,7 @@ impl<W: Wire> Link<W> {
                 Framed::Nothing | Framed::NoCredit => break,
             }
         }
-        if !self.outgoing.has_queued() && (self.note_is_due(flush) || self.outgoing.must_ask()) {
+        if !self.outgoing.has_queued() && (self.note_is_due(saying) || self.outgoing.must_ask()) {
             self.outgoing.note(note);
             self.incoming.told(note);
             self.counts.notes += 1;
@@ -576,13 +605,23 @@ impl<W: Wire> Link<W> {
     }
 
     /// Whether what the peer does not know is worth a frame of its own.
-    fn note_is_due(&self, flush: bool) -> bool {
+    #[must_use]
+    pub fn has_due_note(&self) -> bool {
+        self.wire.is_some() && self.note_is_due(Saying::Due)
+    }
+
+    fn note_is_due(&self, saying: Saying) -> bool {
         let (pieces, credits) = self.incoming.untold();
         let many = |class: usize| credits[class] > 0 && u64::from(credits[class]) * 2 >= u64::from(self.aim(class));
         let wanted = |class: usize| self.incoming.wants()[class] && credits[class] > 0;
-        (flush && pieces > 0)
-            || pieces * 4 > u64::from(self.limits.credits[0].max(4))
-            || [0, 1].into_iter().any(|class| many(class) || wanted(class))
+        let is_due = || pieces * 4 > u64::from(self.limits.credits[0].max(4)) || many(0) || many(1);
+        wanted(0)
+            || wanted(1)
+            || match saying {
+                Saying::Urgent => false,
+                Saying::Due => is_due(),
+                Saying::All => pieces > 0 || is_due(),
+            }
     }
 
     /// How many credits of a class are kept open for the peer.
@@ -591,19 +630,23 @@ impl<W: Wire> Link<W> {
     }
 
     /// Gives the peer credits again, as far as there are slots, when half of them are used, or it waits for some.
+    ///
+    /// Of those that are not given ahead a peer gets one at a time: it waits for that one, so that none is left over
+    /// with a peer that has nothing more to send, while others wait for it.
     pub fn top_up(&mut self, slots: &mut Slots) {
         for class in Class::ALL {
             let index = class.index();
             let (open, aim) = (self.incoming.open()[index], self.aim(index));
-            if self.incoming.wants()[index] && open == 0 {
-                let need = if self.is_newcomer() { Need::Newcomer } else { Need::Waiting };
-                let got = slots.promise(class, aim, need);
-                self.incoming.grant(class, got);
-                self.lent[index] |= got > 0;
-            } else if open * 2 <= aim {
-                let got = slots.promise(class, aim - open, Need::Ahead);
-                self.incoming.grant(class, got);
+            if open * 2 > aim {
+                continue;
             }
+            let waits = open == 0 && self.incoming.wants()[index];
+            let mut got = slots.promise(class, aim - open, Need::Ahead);
+            if got == 0 && waits {
+                got = slots.promise(class, 1, if self.is_newcomer() { Need::Newcomer } else { Need::Waiting });
+            }
+            self.lent[index] |= got > 0 && waits;
+            self.incoming.grant(class, got);
         }
     }
 
@@ -620,7 +663,7 @@ impl<W: Wire> Link<W> {
                 let plain = self.send_by(PathKind::Write, front);
                 if plain.as_ref().map_or_else(|error| error.kind() == io::ErrorKind::WouldBlock, |_| true) {
                     // It was the path's fault.
-                    self.refusals[path as usize].get_or_insert_with(|| error.to_string());
+                    self.refusals.get_or_insert_default()[path as usize].get_or_insert_with(|| error.to_string());
                 }
                 plain
             }

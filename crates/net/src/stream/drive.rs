@@ -8,6 +8,8 @@ use super::*;
 
 /// How many newcomers that wait for slots are looked at at a time.
 const NEWCOMERS: usize = 16;
+/// How many of the others, in turn: a poll does not take longer the more there are.
+const STARVED: usize = 64;
 
 /// What became of a greeting socket.
 enum Answer {
@@ -17,12 +19,23 @@ enum Answer {
     Over,
 }
 
+/// What a turn says that no message carries.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Saying {
+    /// What cannot wait: an answer is expected, and the next poll says the rest.
+    Expecting,
+    /// What is due.
+    Due,
+    /// Everything.
+    All,
+}
+
 impl StreamTransport {
     /// Does everything that can be done now.
     pub(super) fn work(&mut self, events: &mut Vec<Event>) -> Result<(), TransportError> {
         for _ in 0..self.dirty.len() {
             let Some(key) = self.dirty.pop() else { break };
-            self.turn_sending(key, false, events);
+            self.turn_sending(key, Saying::Due, events);
         }
         for _ in 0..self.ready.len() {
             let Some(key) = self.ready.pop_front() else { break };
@@ -57,7 +70,7 @@ impl StreamTransport {
     }
 
     /// Sends what a connection has to send.
-    fn turn_sending(&mut self, key: u64, flush: bool, events: &mut Vec<Event>) {
+    fn turn_sending(&mut self, key: u64, saying: Saying, events: &mut Vec<Event>) {
         let Some(connection) = self.places.connection(key) else { return };
         connection.in_dirty = false;
         match connection.stage {
@@ -66,10 +79,14 @@ impl StreamTransport {
             Stage::Broken { .. } => return,
         }
         // An end is answered at once: nothing comes that could carry the acknowledgement.
-        let flush = flush || connection.link.is_ended();
-        match connection.link.send(&mut self.slots, flush) {
+        let sent = match saying {
+            Saying::Expecting if !connection.link.is_ended() => connection.link.send_expecting(&mut self.slots),
+            saying => connection.link.send(&mut self.slots, saying == Saying::All || connection.link.is_ended()),
+        };
+        match sent {
             Ok(()) => {
-                if connection.link.has_turn() {
+                let waits = saying == Saying::Expecting && connection.link.has_due_note();
+                if waits || connection.link.has_turn() {
                     self.make_dirty(key);
                 }
                 self.after_turn(key, events);
@@ -82,7 +99,7 @@ impl StreamTransport {
     fn turn_receiving(&mut self, key: u64, events: &mut Vec<Event>) {
         let Some(connection) = self.places.connection(key) else { return };
         connection.in_ready = false;
-        let (owed, hung_up) = (connection.link.is_owed(), connection.hung_up);
+        let (owed, hung_up, before) = (connection.link.is_owed(), connection.hung_up, events.len());
         let told = if owed { connection.link.take_notifications(&mut self.happened) } else { Ok(()) };
         let read = connection.link.receive(&mut self.slots, &mut self.happened);
         self.tell(key, events);
@@ -98,7 +115,9 @@ impl StreamTransport {
                 return self.lost(key, error, events);
             }
         }
-        self.turn_sending(key, false, events);
+        // Who was told of something may answer it, and the answer carries what is to be said.
+        let saying = if events.len() > before { Saying::Expecting } else { Saying::Due };
+        self.turn_sending(key, saying, events);
     }
 
     fn make_starved(&mut self, key: u64) {
@@ -114,16 +133,19 @@ impl StreamTransport {
     fn watch_progress(&mut self, key: u64) {
         let Some(connection) = self.places.connection(key) else { return };
         if connection.watched.is_none() && connection.link.is_due() {
-            connection.watched = Some(connection.link.progress());
-            self.timers.insert((Instant::now() + self.options.stall_timeout, key));
+            let (piece, filled) = connection.link.progress();
+            let due = Instant::now() + self.options.stall_timeout;
+            connection.watched = Some((piece, filled, due));
+            self.timers.insert((due, key));
         }
     }
 
     /// Gives up the socket of a peer that does not go on.
-    fn check_progress(&mut self, key: u64, events: &mut Vec<Event>) {
+    fn check_progress(&mut self, key: u64, now: Instant, events: &mut Vec<Event>) {
         let stall_timeout = self.options.stall_timeout;
         let Some(connection) = self.places.connection(key) else { return };
-        let Some((piece, filled)) = connection.watched.take() else { return };
+        // The timer may be another one of this connection's, such as that of its greeting.
+        let Some((piece, filled, _)) = connection.watched.take_if(|(.., due)| *due <= now) else { return };
         let (now_piece, now_filled) = connection.link.progress();
         let goes_on = now_piece != piece || now_filled >= filled + GOING_ON_BYTES;
         if goes_on || !connection.link.is_due() {
@@ -176,7 +198,7 @@ impl StreamTransport {
             let Some(key) = self.owing.pop() else { break };
             if let Some(connection) = self.places.connection(key) {
                 connection.in_owing = false;
-                self.turn_sending(key, true, events);
+                self.turn_sending(key, Saying::All, events);
             }
         }
     }
@@ -184,7 +206,7 @@ impl StreamTransport {
     /// Gives slots that became free to connections that wait for some: at once to those that have received something,
     /// now and then to newcomers, who may be many.
     fn feed_starved(&mut self, events: &mut Vec<Event>) {
-        for _ in 0..self.starved.len() {
+        for _ in 0..self.starved.len().min(STARVED) {
             let Some(key) = self.starved.pop_front() else { break };
             self.feed(key, events);
         }
@@ -212,7 +234,7 @@ impl StreamTransport {
         if connection.link.lacks_slot() {
             self.turn_receiving(key, events);
         } else if lacked_header || !connection.link.is_short() {
-            self.turn_sending(key, false, events);
+            self.turn_sending(key, Saying::Due, events);
         } else {
             self.make_starved(key);
         }
@@ -510,7 +532,7 @@ impl StreamTransport {
     fn time_is_up(&mut self, key: u64, now: Instant, events: &mut Vec<Event>) {
         let Some(connection) = self.places.connection(key) else { return };
         if matches!(connection.stage, Stage::Open) {
-            return self.check_progress(key, events);
+            return self.check_progress(key, now, events);
         }
         if connection.deadline.is_some_and(|deadline| deadline <= now) {
             let reason = connection.broken.clone().unwrap_or_else(|| "it did not answer in time".into());
