@@ -314,8 +314,8 @@ fn one_round(options: &ConnectionsOptions, role: &str, cpu: usize, open: Open<'_
     let each = |now: u64| (now as f64 - alone as f64).max(0.0) / connections as f64;
     let fresh_bytes = each(memory_bytes(process)?);
 
-    // Whole streams of requests, to the last answer: large ones take longer, and a window in the midst of a stream would
-    // leave some of them out.
+    // Whole streams of requests, to the last answer: large ones take longer, and a window in the midst of a stream
+    // would leave some of them out.
     stream(&mut *load, length / 4)?;
     let before = (load.tally().answered, load.tally().bytes);
     load.tally().latencies = Latencies::of_calls();

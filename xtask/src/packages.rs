@@ -38,12 +38,30 @@ const PACKAGES: &[Package] = &[
     },
 ];
 
+/// Programs that `cargo xtask peers net` measures.
+///
+/// The package of iperf3 asks whether to start a server, and not asked it does not.
+const PEERS: &[Package] = &[
+    Package { name: "iperf3", command: "iperf3", purpose: "is measured beside zcmi", service: None },
+    Package { name: "sockperf", command: "sockperf", purpose: "is measured beside zcmi", service: None },
+    Package { name: "libfabric-bin", command: "fi_pingpong", purpose: "is measured beside zcmi", service: None },
+];
+
 /// How long one call of the package manager may take.
 const LIMIT: Duration = Duration::from_secs(300);
 
 /// Installs what is missing, if this is root and the package manager works; a package that stays missing is a skip.
 pub(crate) fn install(tally: &mut Tally) {
-    let missing: Vec<&Package> = PACKAGES.iter().filter(|package| !is_command(package.command)).collect();
+    install_all(PACKAGES, tally);
+}
+
+/// The same for what is measured beside zcmi; the row of what stays missing says so itself.
+pub(crate) fn install_peers() {
+    install_all(PEERS, &mut Tally::default());
+}
+
+fn install_all(packages: &[Package], tally: &mut Tally) {
+    let missing: Vec<&Package> = packages.iter().filter(|package| !is_command(package.command)).collect();
     if missing.is_empty() {
         return;
     }
