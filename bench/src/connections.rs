@@ -24,10 +24,12 @@ mod plain;
 
 use std::error::Error;
 use std::fs;
+use std::net::{SocketAddr, TcpListener, TcpStream};
 use std::time::{Duration, Instant};
 
 use rustix::process::{Pid, Resource, Rlimit, getrlimit, setrlimit};
 use serde::{Deserialize, Serialize};
+use zcmi_net::socket::{congestion, set_congestion};
 
 use crate::child::{Child, ChildError, Role};
 use crate::cpu::{CpuError, CpuMeter};
@@ -47,6 +49,8 @@ pub const ROW: &str = "zcmi";
 /// The parts that a child of this suite can play; the program passes them to [`crate::child::maybe_run_child`].
 pub const ROLES: &[Role] = &[Role { name: "connections", run: framed::serve }];
 
+/// The congestion control of both ends.
+const CONGESTION: &str = "cubic";
 /// How long an answer may take, or a connection.
 const PATIENCE: Duration = Duration::from_secs(30);
 /// Descriptors beside those of the connections.
@@ -160,6 +164,28 @@ pub struct Brief {
     pub large_bytes: usize,
 }
 
+/// A listener on the loopback, whose connections have the congestion control of all benches where that can be set.
+///
+/// # Errors
+/// The system's own.
+pub fn listener() -> std::io::Result<TcpListener> {
+    let listener = TcpListener::bind("127.0.0.1:0")?;
+    // Where it cannot be set, the report says what is in force.
+    let _ = set_congestion(&listener, CONGESTION);
+    Ok(listener)
+}
+
+/// A connection to it.
+fn dial(address: SocketAddr, tally: &mut Tally) -> Result<TcpStream, LoadError> {
+    let failed = |call: &'static str| move |source| LoadError::System { call, source };
+    let socket = TcpStream::connect(address).map_err(failed("connect"))?;
+    let _as_reported = set_congestion(&socket, CONGESTION);
+    if tally.congestion.is_none() {
+        tally.congestion = congestion(&socket).ok();
+    }
+    Ok(socket)
+}
+
 /// What was asked and answered so far.
 struct Tally {
     /// What every message begins like: a message is as much of it as it is long.
@@ -171,6 +197,8 @@ struct Tally {
     bytes: u64,
     under_way: usize,
     latencies: Latencies,
+    /// The congestion control of the first connection's end on this side.
+    congestion: Option<String>,
 }
 
 impl Tally {
@@ -186,6 +214,7 @@ impl Tally {
             bytes: 0,
             under_way: 0,
             latencies: Latencies::of_calls(),
+            congestion: None,
         }
     }
 
@@ -324,7 +353,7 @@ fn one_round(options: &ConnectionsOptions, role: &str, cpu: usize, open: Open<'_
     let (seconds, used) = (begin.elapsed().as_secs_f64(), meter.read()?);
     let tally = load.tally();
     let (answered, bytes) = (tally.answered - before.0, tally.bytes - before.1);
-    let latencies = tally.latencies.clone();
+    let (latencies, congestion) = (tally.latencies.clone(), tally.congestion.clone());
     // What is owed after the last answer is said while nothing else is.
     load.turn(false)?;
     let at_rest = memory_bytes(process)?;
@@ -337,7 +366,7 @@ fn one_round(options: &ConnectionsOptions, role: &str, cpu: usize, open: Open<'_
         rested_bytes: each(at_rest),
         server_bytes: at_rest as f64,
         latencies,
-        congestion: fs::read_to_string("/proc/sys/net/ipv4/tcp_congestion_control").ok(),
+        congestion,
     })
 }
 
@@ -376,7 +405,7 @@ fn merge(options: &ConnectionsOptions, name: &str, found: Vec<Round>) -> Row {
     row.wire = Some(WireKind::Lo.name().to_owned());
     row.streams = Some(options.connections as u64);
     row.rounds = Some(found.len() as u64);
-    row.congestion = found.first().and_then(|round| round.congestion.as_ref()).map(|text| text.trim().to_owned());
+    row.congestion = found.first().and_then(|round| round.congestion.clone());
     row.msgs_per_s = median(&|round| round.answered as f64 / round.seconds);
     row.bytes_per_s = median(&|round| round.bytes as f64 / round.seconds);
     row.msgs_per_server_cpu_s = median(&|round| round.answered as f64 / round.server_cpu_s);

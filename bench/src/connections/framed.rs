@@ -9,7 +9,7 @@ use zcmi_mem::pool::PoolPlan;
 use zcmi_net::link::LinkLimits;
 use zcmi_net::outgoing::{QueueLimits, Token};
 use zcmi_net::slots::SlotPlan;
-use zcmi_net::stream::{Address, StreamOptions, StreamTransport};
+use zcmi_net::stream::{StreamOptions, StreamTransport};
 use zcmi_net::transport::{ConnectionId, Destination, Event, Transport};
 
 use super::{Brief, ConnectionsOptions, Load, LoadError, PATIENCE, Tally};
@@ -45,7 +45,6 @@ fn transport(connections: usize, small_bytes: usize, loans: Option<PoolPlan>) ->
             ..LinkLimits::default()
         },
         connections: connections as usize + 16,
-        greetings: 2 * GREETINGS,
         resume_for: Duration::ZERO,
         ..StreamOptions::default()
     })?)
@@ -57,9 +56,26 @@ pub(super) fn serve(channel: &Channel) -> RoleResult {
     super::raise_descriptors();
     let _pinned = pin::pin(brief.cpu)?;
     let mut transport = transport(brief.connections, brief.small_bytes, None)?;
-    let (_, address) = transport.listen(&Address::Tcp(SocketAddr::from(([127, 0, 0, 1], 0))))?;
-    channel.send(&address.to_string(), &[])?;
-    let mut events = Vec::new();
+    // Not one of the transport's own, whose sockets nobody can set.
+    let listener = super::listener()?;
+    listener.set_nonblocking(true)?;
+    channel.send(&listener.local_addr()?.to_string(), &[])?;
+    let (mut events, mut accepted) = (Vec::new(), 0);
+    while accepted < brief.connections {
+        match listener.accept() {
+            Ok((socket, _)) => {
+                transport.adopt_accepting(socket.into())?;
+                accepted += 1;
+            }
+            Err(error) if error.kind() == std::io::ErrorKind::WouldBlock => {
+                transport.poll(&mut events, Some(Duration::from_millis(1)))?;
+                if channel.is_broken() {
+                    return Ok(());
+                }
+            }
+            Err(error) => return Err(error.into()),
+        }
+    }
     loop {
         if transport.poll(&mut events, Some(Duration::from_millis(500)))? == 0 && channel.is_broken() {
             return Ok(());
@@ -97,7 +113,7 @@ impl Framed {
     pub(super) fn open(address: &str, options: &ConnectionsOptions) -> Result<Self, LoadError> {
         let tally = Tally::new(options);
         let not_there = |_| LoadError::Closed(format!("{address} is no address"));
-        let address = Address::Tcp(address.parse().map_err(not_there)?);
+        let address: SocketAddr = address.parse().map_err(not_there)?;
         let loans = PoolPlan::single(tally.pattern.len(), 2).ok();
         let mut transport = transport(options.connections, options.small_bytes, loans)?;
         let mut message = |bytes: usize| {
@@ -110,7 +126,8 @@ impl Framed {
         let (mut dialled, deadline) = (0, Instant::now() + PATIENCE);
         while load.connections.len() < options.connections {
             while dialled < options.connections && dialled < load.connections.len() + GREETINGS {
-                load.transport.connect(&address)?;
+                let socket = super::dial(address, &mut load.tally)?;
+                load.transport.adopt_connecting(socket.into())?;
                 dialled += 1;
             }
             load.transport.poll(&mut load.events, Some(Duration::from_millis(100)))?;

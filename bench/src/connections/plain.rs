@@ -2,7 +2,7 @@
 //! epoll descriptor.
 
 use std::io::IoSlice;
-use std::net::{SocketAddr, TcpStream};
+use std::net::SocketAddr;
 use std::os::fd::OwnedFd;
 use std::time::{Duration, Instant};
 
@@ -46,10 +46,10 @@ impl Plain {
         let not_there = |_| LoadError::Closed(format!("{address} is no address"));
         let address: SocketAddr = address.parse().map_err(not_there)?;
         let epoll = epoll::create(epoll::CreateFlags::CLOEXEC).map_err(system("epoll_create"))?;
-        let mut connections = Vec::new();
+        let (mut connections, mut tally) = (Vec::new(), Tally::new(options));
         for number in 0..options.connections {
             let failed = |call: &'static str| move |source| LoadError::System { call, source };
-            let socket = TcpStream::connect(address).map_err(failed("connect"))?;
+            let socket = super::dial(address, &mut tally)?;
             socket.set_nodelay(true).map_err(failed("setsockopt(TCP_NODELAY)"))?;
             socket.set_nonblocking(true).map_err(failed("ioctl(FIONBIO)"))?;
             let socket = OwnedFd::from(socket);
@@ -58,7 +58,7 @@ impl Plain {
             connections.push(Connection { socket, asked: None });
         }
         let (gathered, buffer) = (Vec::with_capacity(EVENTS), vec![0; READ_BYTES]);
-        Ok(Self { epoll, connections, gathered, buffer, tally: Tally::new(options) })
+        Ok(Self { epoll, connections, gathered, buffer, tally })
     }
 }
 

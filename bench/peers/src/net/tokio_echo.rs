@@ -23,7 +23,9 @@ pub(crate) fn serve(channel: &Channel) -> RoleResult {
     let _pinned = pin::pin(brief.cpu)?;
     let runtime = tokio::runtime::Builder::new_current_thread().enable_io().build()?;
     runtime.block_on(async {
-        let listener = TcpListener::bind("127.0.0.1:0").await?;
+        let listener = zcmi_bench::connections::listener()?;
+        listener.set_nonblocking(true)?;
+        let listener = TcpListener::from_std(listener)?;
         channel.send(&listener.local_addr()?.to_string(), &[])?;
         loop {
             let (stream, _) = listener.accept().await?;
