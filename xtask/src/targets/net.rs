@@ -135,9 +135,12 @@ mod tests {
     use super::*;
 
     fn turn(adaptive: f64, write: f64, sendfile: f64) -> Turn {
-        let row = |row: &str, cpu: f64| json!({ "suite": "net", "row": row, "wire": "lo", "bytes": 65536, "streams": 1, "cpu_s_per_gb": cpu });
-        let many = json!({ "suite": "net", "row": "c-sendfile", "wire": "lo", "bytes": 65536, "streams": 8,
-                           "cpu_s_per_gb": 0.01 });
+        let row = |row: &str, cpu: f64| {
+            let (suite, wire, bytes, streams) = ("net", "lo", 65536, 1);
+            json!({ "suite": suite, "row": row, "wire": wire, "bytes": bytes, "streams": streams, "cpu_s_per_gb": cpu })
+        };
+        let mut many = row("c-sendfile", 0.01);
+        many["streams"] = json!(8);
         Turn {
             ours: json!({ "rows": [row("adaptive", adaptive)] }),
             theirs: json!({ "rows": [many, row("c-write", write), row("c-sendfile", sendfile)] }),
