@@ -6,6 +6,7 @@
 //!  '--- link             the loops all rows share    child, side, threads --- the other side, and shared memory
 //!       pattern, spin, clock, pin, cpu               the rest of what a fair comparison needs
 //!
+//! connections  what a server of many connections costs, for each request and for each connection
 //! wires ------ links between namespaces, made on the spot        oracle ---- whether a path copied on one of them
 //! ```
 //!
@@ -23,6 +24,7 @@
 pub mod bare;
 pub mod child;
 pub mod clock;
+pub mod connections;
 pub mod cpu;
 pub mod floor;
 pub mod host;

@@ -70,6 +70,18 @@ pub struct Row {
     /// The share of completions of zero-copy sends that came back as copied, where there were any.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub copied_completions: Option<f64>,
+    /// Messages for each second of the server's processor, where the server alone was measured.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub msgs_per_server_cpu_s: Option<f64>,
+    /// Memory of the server for each connection that has sent nothing yet.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub fresh_connection_bytes: Option<f64>,
+    /// The same after all have sent, and rest.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub rested_connection_bytes: Option<f64>,
+    /// All memory of the server then, what it has before the first connection included.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub server_bytes: Option<f64>,
     /// How often it was measured; figures are medians over these rounds.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub rounds: Option<u64>,

@@ -30,13 +30,26 @@ pub fn render(report: &Report) -> String {
     }
     let host = &report.host;
     let cpu = host.cpu.as_deref().unwrap_or("unknown processor");
-    format!(
+    let mut text = format!(
         "{cpu}, {} cores, Linux {}, {}; one reading of the clock costs {}\n{table}\n",
         host.cores,
         host.kernel,
         host.date,
         time(Some(host.clock_ns)),
-    )
+    );
+    for row in &report.rows {
+        if let (Some(rate), Some(fresh), Some(rested), Some(all)) =
+            (row.msgs_per_server_cpu_s, row.fresh_connection_bytes, row.rested_connection_bytes, row.server_bytes)
+        {
+            text += &format!(
+                "{}: {rate:.0} requests a second of the server's processor; a connection takes {fresh:.0} B of its \
+                 memory, {rested:.0} B after it was used; the server has {:.1} MB\n",
+                row.row,
+                all / 1e6,
+            );
+        }
+    }
+    text
 }
 
 fn cells(row: &Row) -> [String; 11] {

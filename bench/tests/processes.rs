@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use rustix::process::{Pid, test_kill_process};
 use zcmi_bench::child::{Channel, Child, ChildError, Role, RoleResult, maybe_run_child};
+use zcmi_bench::connections::{self, ConnectionsOptions};
 use zcmi_bench::ipc::{self, BenchError, IpcOptions};
 use zcmi_bench::net;
 use zcmi_bench::regret::{self, RegretOptions};
@@ -141,8 +142,22 @@ fn the_choice_is_compared_with_the_best_path_and_what_was_measured_is_kept() {
     std::fs::remove_dir_all(&directory).expect("it goes");
 }
 
+/// What the bench compares on the way is that every byte came back.
+fn a_connection_at_rest_takes_at_most_4_kib_of_the_server() {
+    let report = connections::run(&ConnectionsOptions::quick()).unwrap();
+    let row = &report.rows[0];
+    assert_eq!((row.row.as_str(), row.streams), (connections::ROW, Some(500)));
+    let bytes = [row.fresh_connection_bytes.unwrap(), row.rested_connection_bytes.unwrap()];
+    println!("a connection takes {:.0} B, and {:.0} B after it was used", bytes[0], bytes[1]);
+    assert!(bytes[0] > 100.0 && bytes[0] <= 4096.0, "{bytes:?}");
+    assert!(bytes[1] <= 4096.0, "{bytes:?}");
+    assert!(row.msgs_per_server_cpu_s.unwrap() > 0.0);
+    assert_eq!(Report::from_json(&report.to_json().unwrap()).unwrap(), report);
+}
+
 fn main() {
-    let roles: Vec<Role> = ROLES.iter().chain(ipc::ROLES).chain(net::ROLES).copied().collect();
+    let roles: Vec<Role> =
+        ROLES.iter().chain(ipc::ROLES).chain(net::ROLES).chain(connections::ROLES).copied().collect();
     maybe_run_child(&roles);
     if std::env::args().nth(1).as_deref() == Some("--try-floor") {
         match ipc::run(&small(&["floor"])) {
@@ -160,10 +175,14 @@ fn main() {
         ("a_dropped_child_is_dead", a_dropped_child_is_dead),
         ("a_child_dies_with_its_parent", a_child_dies_with_its_parent),
     ];
-    let pinned: [(&str, fn()); 4] = [
+    let pinned: [(&str, fn()); 5] = [
         (
             "the_choice_is_compared_with_the_best_path_and_what_was_measured_is_kept",
             the_choice_is_compared_with_the_best_path_and_what_was_measured_is_kept,
+        ),
+        (
+            "a_connection_at_rest_takes_at_most_4_kib_of_the_server",
+            a_connection_at_rest_takes_at_most_4_kib_of_the_server,
         ),
         ("the_whole_suite_makes_a_report_that_reads_back", the_whole_suite_makes_a_report_that_reads_back),
         ("a_row_can_be_chosen_and_an_unknown_one_is_refused", a_row_can_be_chosen_and_an_unknown_one_is_refused),

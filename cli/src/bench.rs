@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use clap::{Args, Subcommand};
 use indicatif::ProgressBar;
+use zcmi_bench::connections::{self, ConnectionsError, ConnectionsOptions};
 use zcmi_bench::ipc::{self, BenchError, IpcOptions};
 use zcmi_bench::net::{self, NetBenchError, NetOptions};
 use zcmi_bench::regret::{self, Regret, RegretCell, RegretOptions};
@@ -39,6 +40,7 @@ pub(crate) struct Bench {
 enum Suite {
     Ipc(Ipc),
     Net(Net),
+    Connections(Connections),
 }
 
 /// Measure what it costs to hand a payload to another process of this host
@@ -122,6 +124,36 @@ struct Net {
     resume: Option<PathBuf>,
 }
 
+const CONNECTIONS_EXAMPLES: &str = "\
+Examples:
+  zcmi bench connections --quick              a look in some seconds, at 500 connections
+  zcmi bench connections --json report.json   10,000 connections, five rounds, also as a document
+
+The server is a process of its own on a loopback; every connection has a request under way, one in a hundred of 1 MiB,
+and each byte comes back and is compared. The processor time and the memory are those of the server alone.
+Exit codes: 0 measured, or skipped with a reason; 1 failed; 2 usage; 130 interrupted.";
+
+/// Measure what a server of many connections costs, for each request and for each connection at rest
+#[derive(Args, Debug)]
+#[command(after_help = CONNECTIONS_EXAMPLES)]
+struct Connections {
+    /// Take fewer connections and rounds
+    #[arg(long)]
+    quick: bool,
+    /// Write the report as JSON to FILE, or to stdout instead of the table if FILE is `-`
+    #[arg(long, value_name = "FILE")]
+    json: Option<PathBuf>,
+    /// Measure with so many connections
+    #[arg(long, value_name = "COUNT", value_parser = clap::value_parser!(u32).range(1..=1_000_000))]
+    connections: Option<u32>,
+    /// Measure so often
+    #[arg(long, value_name = "COUNT", value_parser = clap::value_parser!(u16).range(1..))]
+    rounds: Option<u16>,
+    /// Let each measurement take so long
+    #[arg(long, value_name = "MILLISECONDS", value_parser = clap::value_parser!(u16).range(10..))]
+    length: Option<u16>,
+}
+
 fn net_size(text: &str) -> Result<usize, String> {
     let size = text.parse().ok().filter(|size| net::SIZES.contains(size) || *size == net::PACKET_BYTES);
     size.ok_or_else(|| format!("the sizes that are measured are {:?} and {}", net::SIZES, net::PACKET_BYTES))
@@ -189,6 +221,7 @@ impl Bench {
         match &self.suite {
             Suite::Ipc(ipc) => ipc.json.as_ref(),
             Suite::Net(net) => net.json.as_ref(),
+            Suite::Connections(connections) => connections.json.as_ref(),
         }
     }
 
@@ -203,6 +236,7 @@ impl Bench {
         let measured = match &self.suite {
             Suite::Ipc(ipc) => ipc.measure(),
             Suite::Net(net) => net.measure(),
+            Suite::Connections(connections) => connections.measure(),
         };
         bar.finish_and_clear();
         let report = match measured? {
@@ -310,6 +344,21 @@ impl Net {
             Ok(report) => Ok(Measured::Report(Box::new(report))),
             Err(NetBenchError::Unavailable { reason }) => Ok(Measured::Skipped(reason)),
             Err(error @ NetBenchError::UnknownRow { .. }) => Err(Failure::usage_of(&error)),
+            Err(error) => Err(Failure::of("the bench failed", &error)),
+        }
+    }
+}
+
+impl Connections {
+    fn measure(&self) -> Result<Measured, Failure> {
+        let mut options = if self.quick { ConnectionsOptions::quick() } else { ConnectionsOptions::default() };
+        options.connections = self.connections.map_or(options.connections, |count| count as usize);
+        options.rounds = self.rounds.map_or(options.rounds, usize::from);
+        options.length = self.length.map_or(options.length, |length| Duration::from_millis(length.into()));
+        options.progress = Some(progress);
+        match connections::run(&options) {
+            Ok(report) => Ok(Measured::Report(Box::new(report))),
+            Err(ConnectionsError::Unavailable { reason }) => Ok(Measured::Skipped(reason)),
             Err(error) => Err(Failure::of("the bench failed", &error)),
         }
     }

@@ -69,7 +69,9 @@ enum Command {
 
 fn main() -> ExitCode {
     // The second process of a measurement is this executable again.
-    zcmi_bench::child::maybe_run_child(&[zcmi_bench::ipc::ROLES, zcmi_bench::net::ROLES].concat());
+    zcmi_bench::child::maybe_run_child(
+        &[zcmi_bench::ipc::ROLES, zcmi_bench::net::ROLES, zcmi_bench::connections::ROLES].concat(),
+    );
     let command = match CommandLine::try_parse() {
         Ok(line) => line.command,
         Err(error) => return not_understood(&error),

@@ -45,6 +45,14 @@ const FOR_GUESTS: &[Package] = &[Package {
     purpose: "runs kernels that have what this one has not",
     service: None,
 }];
+/// Programs that `cargo xtask peers net` measures.
+///
+/// The package of iperf3 asks whether to start a server, and not asked it does not.
+const PEERS: &[Package] = &[
+    Package { name: "iperf3", command: "iperf3", purpose: "is measured beside zcmi", service: None },
+    Package { name: "sockperf", command: "sockperf", purpose: "is measured beside zcmi", service: None },
+    Package { name: "libfabric-bin", command: "fi_pingpong", purpose: "is measured beside zcmi", service: None },
+];
 
 /// How long one call of the package manager may take.
 const LIMIT: Duration = Duration::from_secs(300);
@@ -58,6 +66,11 @@ pub(crate) fn install(tally: &mut Tally) {
 pub(crate) fn install_for_guests(tally: &mut Tally) -> bool {
     install_all(FOR_GUESTS, tally);
     FOR_GUESTS.iter().all(|package| is_command(package.command))
+}
+
+/// The same for what is measured beside zcmi; the row of what stays missing says so itself.
+pub(crate) fn install_peers() {
+    install_all(PEERS, &mut Tally::default());
 }
 
 fn install_all(packages: &[Package], tally: &mut Tally) {

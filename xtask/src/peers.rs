@@ -1,9 +1,10 @@
 //! `cargo xtask peers`: other systems and zcmi, measured in turns on one machine.
 //!
 //! `bench/peers` is a workspace of its own, so that what it depends on is never part of the default build. Each round
-//! runs its program `peers-SUITE` and then `zcmi bench SUITE`, in alternating order, so that a drift of the machine
-//! meets both. Both write a document of the schema `zcmi-bench/1`; what is printed is, for each row, size and figure,
-//! the median of the rounds and their range, and then what the [targets] say.
+//! runs its program `peers-SUITE` and then `zcmi bench SUITE` (for `net` `zcmi bench connections` too), in alternating
+//! order, so that a drift of the machine meets both. Both write a document of the schema `zcmi-bench/1`; what is
+//! printed is, for each row, size and figure, the median of the rounds and their range, and then what the [targets]
+//! say.
 
 use std::collections::BTreeMap;
 use std::error::Error;
@@ -17,7 +18,7 @@ use serde_json::{Value, json};
 use crate::Outcome;
 use crate::command::{self, Ended};
 use crate::targets::{self, Turn};
-use crate::workspace;
+use crate::{packages, workspace};
 
 /// How long one build, or one program of one round, may take.
 const LIMIT: Duration = Duration::from_secs(1800);
@@ -36,7 +37,11 @@ impl Plan {
     /// Reads `SUITE [--rounds N] [--out FILE] [-- ARGS]`.
     fn parse(arguments: &[String]) -> Result<Self, Box<dyn Error>> {
         let mut rest = arguments.iter();
-        let suite = rest.next().filter(|suite| *suite == "ipc").ok_or("name the suite: ipc")?.clone();
+        let suite = rest
+            .next()
+            .filter(|suite| ["ipc", "net"].contains(&suite.as_str()))
+            .ok_or("name the suite: ipc or net")?
+            .clone();
         let mut plan = Self { suite, rounds: 10, out: None, passed_on: Vec::new() };
         while let Some(argument) = rest.next() {
             match argument.as_str() {
@@ -46,10 +51,20 @@ impl Plan {
                 other => return Err(format!("`{other}` is no argument of peers").into()),
             }
         }
+        // A turn is a round; the figures are those of the turns.
+        if plan.suite == "net" && !plan.passed_on.iter().any(|argument| argument.starts_with("--rounds")) {
+            plan.passed_on.extend(["--rounds", "1"].map(String::from));
+        }
         if plan.rounds == 0 {
             return Err("at least one round is needed".into());
         }
         Ok(plan)
+    }
+
+    /// Of the arguments for the suite `net` those that the suite `connections` has too.
+    fn for_connections(&self) -> Vec<String> {
+        let quick = self.passed_on.iter().filter(|argument| *argument == "--quick");
+        ["--rounds", "1"].into_iter().map(String::from).chain(quick.cloned()).collect()
     }
 }
 
@@ -63,6 +78,9 @@ pub(crate) fn run(arguments: &[String]) -> Outcome {
     let peers = root.join("bench/peers");
     if !peers.join("Cargo.toml").is_file() {
         return Err("bench/peers is not part of this tree".into());
+    }
+    if plan.suite == "net" {
+        packages::install_peers();
     }
     let theirs_target = peers.join("target");
     let mut build = workspace::cargo();
@@ -99,11 +117,12 @@ pub(crate) fn run(arguments: &[String]) -> Outcome {
 fn measure(plan: &Plan, theirs: &Path, ours: &Path, scratch: &Path) -> Result<Vec<Turn>, Box<dyn Error>> {
     let mut measured = Vec::new();
     for round in 0..plan.rounds {
-        let run = |program: &Path, subcommand: Option<[&str; 2]>| -> Result<Value, Box<dyn Error>> {
+        let run = |program: &Path, suite: Option<&str>, arguments: &[String]| -> Result<Value, Box<dyn Error>> {
             // Its own each time, so that one that skips is not taken for another.
-            let file = scratch.join(format!("{round}-{}.json", if subcommand.is_some() { "ours" } else { "theirs" }));
+            let file = scratch.join(format!("{round}-{}.json", suite.unwrap_or("theirs")));
             let mut command = Command::new(program);
-            command.args(subcommand.into_iter().flatten()).args(&plan.passed_on).arg("--json").arg(&file);
+            command.args(suite.map(|suite| ["bench", suite]).into_iter().flatten());
+            command.args(arguments).arg("--json").arg(&file);
             must_end_well(&format!("round {} of {}", round + 1, program.display()), &mut command)?;
             let document: Value = serde_json::from_slice(&fs::read(&file)?)?;
             if document["schema"] != "zcmi-bench/1" {
@@ -111,12 +130,23 @@ fn measure(plan: &Plan, theirs: &Path, ours: &Path, scratch: &Path) -> Result<Ve
             }
             Ok(document)
         };
-        let bench = Some(["bench", plan.suite.as_str()]);
+        let run_theirs = || run(theirs, None, &plan.passed_on);
+        let run_ours = || -> Result<Value, Box<dyn Error>> {
+            let mut document = run(ours, Some(&plan.suite), &plan.passed_on)?;
+            if plan.suite == "net" {
+                // The other program has the rows of both suites.
+                let more = run(ours, Some("connections"), &plan.for_connections())?;
+                if let (Some(rows), Some(more)) = (document["rows"].as_array_mut(), more["rows"].as_array()) {
+                    rows.extend(more.iter().cloned());
+                }
+            }
+            Ok(document)
+        };
         let turn = if round % 2 == 0 {
-            let theirs = run(theirs, None)?;
-            Turn { ours: run(ours, bench)?, theirs }
+            let theirs = run_theirs()?;
+            Turn { ours: run_ours()?, theirs }
         } else {
-            Turn { ours: run(ours, bench)?, theirs: run(theirs, None)? }
+            Turn { ours: run_ours()?, theirs: run_theirs()? }
         };
         measured.push(turn);
     }
@@ -137,8 +167,11 @@ fn collect(rows: &[&Value]) -> BTreeMap<String, Vec<f64>> {
     let mut figures: BTreeMap<String, Vec<f64>> = BTreeMap::new();
     for row in rows {
         let Some(fields) = row.as_object() else { continue };
-        let name = row["row"].as_str().unwrap_or("?");
-        for (field, value) in fields.iter().filter(|(field, _)| *field != "bytes") {
+        let mut name = row["row"].as_str().unwrap_or("?").to_owned();
+        if let (Some(wire), Some(streams)) = (row["wire"].as_str(), row["streams"].as_u64()) {
+            name += &format!(" {wire} x{streams}");
+        }
+        for (field, value) in fields.iter().filter(|(field, _)| !["bytes", "streams"].contains(&field.as_str())) {
             if let Some(number) = value.as_f64() {
                 figures
                     .entry(format!("{name} {:>8} B {field}", row["bytes"].as_u64().unwrap_or(0)))
@@ -167,7 +200,10 @@ mod tests {
         let text = ["ipc", "--rounds", "3", "--", "--row", "pubsub"].map(String::from);
         let plan = Plan::parse(&text).expect("well formed");
         assert_eq!((plan.rounds, plan.passed_on), (3, vec!["--row".to_string(), "pubsub".to_string()]));
-        assert!(Plan::parse(&["net".to_string()]).is_err());
+        assert!(Plan::parse(&["other".to_string()]).is_err());
+        let plan = Plan::parse(&["net", "--", "--quick"].map(String::from)).expect("well formed");
+        assert_eq!(plan.passed_on, ["--quick", "--rounds", "1"]);
+        assert_eq!(plan.for_connections(), ["--rounds", "1", "--quick"]);
     }
 
     #[test]

@@ -3,6 +3,10 @@
 //! A figure is a ratio (or a difference) of two values of the same turn, so that what the machine does meanwhile meets
 //! both. It is compared with its target by the median of the turns; the middle half of them is shown beside it.
 
+mod net;
+
+use core::fmt;
+
 use serde_json::Value;
 
 /// The documents of one turn: of `zcmi bench` and of the program with the other systems.
@@ -33,6 +37,15 @@ impl Bound {
         match self {
             Self::AtMost(most) => value <= most,
             Self::AtLeast(least) => value >= least,
+        }
+    }
+}
+
+impl fmt::Display for Bound {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::AtMost(most) => write!(f, "at most {most}"),
+            Self::AtLeast(least) => write!(f, "at least {least}"),
         }
     }
 }
@@ -82,10 +95,7 @@ impl Target {
             (false, true) => "missed, within the spread",
             (false, false) => "MISSED",
         };
-        let bound = match self.bound {
-            Bound::AtMost(most) => format!("at most {most}"),
-            Bound::AtLeast(least) => format!("at least {least}"),
-        };
+        let bound = self.bound;
         let or = self.or_difference.map_or(String::new(), |most| format!(" (or below {most}, it is {difference:.1})"));
         let turns = ratios.len();
         (met, format!("{name:<44} {median:>7.3}  {low:.3} to {high:.3} in {turns} turns, {bound}{or}: {verdict}"))
@@ -135,8 +145,11 @@ fn ipc() -> Vec<Target> {
 /// What a bench does not measure is not here: instructions (`cargo xtask xray`), descriptors, and the number of
 /// samples.
 pub(crate) fn compare(suite: &str, turns: &[Turn]) -> (Vec<String>, usize) {
-    let targets = if suite == "ipc" { ipc() } else { Vec::new() };
-    let lines: Vec<(bool, String)> = targets.iter().map(|target| target.line(turns)).collect();
+    let lines: Vec<(bool, String)> = match suite {
+        "ipc" => ipc().iter().map(|target| target.line(turns)).collect(),
+        "net" => net::lines(turns),
+        _ => Vec::new(),
+    };
     let missed = lines.iter().filter(|(met, _)| !met).count();
     (lines.into_iter().map(|(_, line)| line).collect(), missed)
 }

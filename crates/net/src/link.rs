@@ -11,6 +11,7 @@
 //! - A path that is refused costs a counted fallback, never a message.
 //! - A wire that is lost leaves behind what its notifications still pin ([`Orphan`]); whoever drives links keeps it.
 
+mod counts;
 mod standing;
 
 use std::io::{self, IoSliceMut};
@@ -19,6 +20,7 @@ use std::time::Instant;
 use zcmi_mem::lease::LeaseMut;
 use zcmi_mem::pool::Slot;
 
+pub use self::counts::{LinkCounts, PathCounts};
 use crate::frame::{Class, HEADER_BYTES, Header, Hello, Kind};
 use crate::incoming::{Incoming, PeerFault};
 use crate::outgoing::{Framed, Front, Kept, NotTaken, Outgoing, Payload, QueueLimits, Token};
@@ -75,44 +77,6 @@ impl Default for LinkLimits {
     fn default() -> Self {
         Self { queue: QueueLimits::default(), credits: [256, 16], streams: 1024, pinned_bytes: 64 << 20 }
     }
-}
-
-/// What was sent by one path.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct PathCounts {
-    /// Calls that accepted bytes.
-    pub sends: u64,
-    /// Bytes accepted, headers included.
-    pub bytes: u64,
-    /// Calls that were refused, so that another path was used.
-    pub refused: u64,
-    /// Notifications that came.
-    pub notified: u64,
-    /// Of these, how many said that the kernel copied.
-    pub copied: u64,
-}
-
-/// What a link did.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct LinkCounts {
-    /// By path, in the order of [`PathKind::ALL`].
-    pub paths: [PathCounts; PathKind::ALL.len()],
-    /// Messages taken for sending.
-    pub submitted: u64,
-    /// Pieces received.
-    pub pieces_received: u64,
-    /// Bytes of payload received.
-    pub bytes_received: u64,
-    /// Bytes of payload received that were copied in user space.
-    pub copied_user: u64,
-    /// Calls that received something.
-    pub receives: u64,
-    /// Frames that carried nothing but acknowledgement and credits.
-    pub notes: u64,
-    /// Notifications for what was not owed.
-    pub stray_notifications: u64,
-    /// Sends by a path that copies because too much was pinned.
-    pub over_budget: u64,
 }
 
 /// A piece of a message that was received.
@@ -195,6 +159,9 @@ pub enum LinkError {
     CutOff,
 }
 
+/// Why each path was refused first, in the order of [`PathKind::ALL`].
+pub type Refusals = [Option<String>; PathKind::ALL.len()];
+
 /// A wire that is lost, and what its notifications still pin.
 #[derive(Debug)]
 pub struct Orphan<W> {
@@ -209,6 +176,17 @@ struct Filling {
     header: Header,
     slot: Option<Slot>,
     filled: usize,
+}
+
+/// What is said in a frame of its own, if no message carries it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Saying {
+    /// What the peer waits for.
+    Urgent,
+    /// And what is much.
+    Due,
+    /// And the rest.
+    All,
 }
 
 /// Whether the bytes of a call were all there were.
@@ -247,7 +225,8 @@ pub struct Link<W> {
     lacks_slot: bool,
     has_turn: bool,
     counts: LinkCounts,
-    refusals: [Option<String>; PathKind::ALL.len()],
+    /// None as long as no path was refused: a connection at rest is to be small.
+    refusals: Option<Box<Refusals>>,
     tokens: Vec<Token>,
 }
 
@@ -284,7 +263,7 @@ impl<W: Wire> Link<W> {
             lacks_slot: false,
             has_turn: false,
             counts: LinkCounts::default(),
-            refusals: Default::default(),
+            refusals: None,
             tokens: Vec::new(),
         }
     }
@@ -313,8 +292,9 @@ impl<W: Wire> Link<W> {
 
     /// Why each path was refused first, in the order of [`PathKind::ALL`].
     #[must_use]
-    pub fn refusals(&self) -> &[Option<String>; PathKind::ALL.len()] {
-        &self.refusals
+    pub fn refusals(&self) -> &Refusals {
+        const NONE: &Refusals = &[const { None }; PathKind::ALL.len()];
+        self.refusals.as_deref().unwrap_or(NONE)
     }
 
     /// The wire, while there is one.
@@ -459,9 +439,22 @@ impl<W: Wire> Link<W> {
     /// # Errors
     /// [`LinkError`] if the wire is of no use any more.
     pub fn send(&mut self, slots: &mut Slots, flush: bool) -> Result<(), LinkError> {
+        self.send_saying(slots, if flush { Saying::All } else { Saying::Due })
+    }
+
+    /// The same as long as an answer to what was received may come: what is [due](Self::has_due_note) to be said alone
+    /// waits for it.
+    ///
+    /// # Errors
+    /// As [`send`](Self::send).
+    pub fn send_expecting(&mut self, slots: &mut Slots) -> Result<(), LinkError> {
+        self.send_saying(slots, Saying::Urgent)
+    }
+
+    fn send_saying(&mut self, slots: &mut Slots, saying: Saying) -> Result<(), LinkError> {
         self.has_turn = false;
         for _ in 0..TURNS {
-            self.fill_queue(slots, flush);
+            self.fill_queue(slots, saying);
             let Some(front) = self.outgoing.front() else {
                 return Ok(());
             };
@@ -473,7 +466,7 @@ impl<W: Wire> Link<W> {
         Ok(())
     }
 
-    fn fill_queue(&mut self, slots: &mut Slots, flush: bool) {
+    fn fill_queue(&mut self, slots: &mut Slots, saying: Saying) {
         let note = self.incoming.note();
         let mut bytes = 0;
         self.lacks_header = false;
@@ -494,7 +487,7 @@ impl<W: Wire> Link<W> {
                 Framed::Nothing | Framed::NoCredit => break,
             }
         }
-        if !self.outgoing.has_queued() && (self.note_is_due(flush) || self.outgoing.must_ask()) {
+        if !self.outgoing.has_queued() && (self.note_is_due(saying) || self.outgoing.must_ask()) {
             self.outgoing.note(note);
             self.incoming.told(note);
             self.counts.notes += 1;
@@ -502,13 +495,23 @@ impl<W: Wire> Link<W> {
     }
 
     /// Whether what the peer does not know is worth a frame of its own.
-    fn note_is_due(&self, flush: bool) -> bool {
+    #[must_use]
+    pub fn has_due_note(&self) -> bool {
+        self.wire.is_some() && self.note_is_due(Saying::Due)
+    }
+
+    fn note_is_due(&self, saying: Saying) -> bool {
         let (pieces, credits) = self.incoming.untold();
         let many = |class: usize| credits[class] > 0 && u64::from(credits[class]) * 2 >= u64::from(self.aim(class));
         let wanted = |class: usize| self.incoming.wants()[class] && credits[class] > 0;
-        (flush && pieces > 0)
-            || pieces * 4 > u64::from(self.limits.credits[0].max(4))
-            || [0, 1].into_iter().any(|class| many(class) || wanted(class))
+        let is_due = || pieces * 4 > u64::from(self.limits.credits[0].max(4)) || many(0) || many(1);
+        wanted(0)
+            || wanted(1)
+            || match saying {
+                Saying::Urgent => false,
+                Saying::Due => is_due(),
+                Saying::All => pieces > 0 || is_due(),
+            }
     }
 
     /// How many credits of a class are kept open for the peer.
@@ -517,19 +520,23 @@ impl<W: Wire> Link<W> {
     }
 
     /// Gives the peer credits again, as far as there are slots, when half of them are used, or it waits for some.
+    ///
+    /// Of those that are not given ahead a peer gets one at a time: it waits for that one, so that none is left over
+    /// with a peer that has nothing more to send, while others wait for it.
     pub fn top_up(&mut self, slots: &mut Slots) {
         for class in Class::ALL {
             let index = class.index();
             let (open, aim) = (self.incoming.open()[index], self.aim(index));
-            if self.incoming.wants()[index] && open == 0 {
-                let need = if self.is_newcomer() { Need::Newcomer } else { Need::Waiting };
-                let got = slots.promise(class, aim, need);
-                self.incoming.grant(class, got);
-                self.lent[index] |= got > 0;
-            } else if open * 2 <= aim {
-                let got = slots.promise(class, aim - open, Need::Ahead);
-                self.incoming.grant(class, got);
+            if open * 2 > aim {
+                continue;
             }
+            let waits = open == 0 && self.incoming.wants()[index];
+            let mut got = slots.promise(class, aim - open, Need::Ahead);
+            if got == 0 && waits {
+                got = slots.promise(class, 1, if self.is_newcomer() { Need::Newcomer } else { Need::Waiting });
+            }
+            self.lent[index] |= got > 0 && waits;
+            self.incoming.grant(class, got);
         }
     }
 
@@ -546,7 +553,7 @@ impl<W: Wire> Link<W> {
                 let plain = self.send_by(PathKind::Write, front);
                 if plain.as_ref().map_or_else(|error| error.kind() == io::ErrorKind::WouldBlock, |_| true) {
                     // It was the path's fault.
-                    self.refusals[path as usize].get_or_insert_with(|| error.to_string());
+                    self.refusals.get_or_insert_default()[path as usize].get_or_insert_with(|| error.to_string());
                 }
                 plain
             }

@@ -414,7 +414,7 @@ impl Outgoing {
             let home = home.filter(|_| payload.stays());
             let number = self.first_message + self.messages.len() as u64;
             let message = Message { payload, home, token, stream, tag, framed: 0, whole_framed: false, open_pieces: 0 };
-            self.messages.push_back(Some(message));
+            push(&mut self.messages, Some(message));
             self.live_messages += 1;
             self.waiting_bytes += bytes as u64;
             let spare = &mut self.spare;
@@ -589,17 +589,11 @@ impl Outgoing {
         }
         self.make_ready(stream);
         self.used[class] = self.used[class].wrapping_add(1);
-        self.pieces.push_back(Piece {
-            message: number,
-            offset,
-            length,
-            header: Some(header),
-            pins: 0,
-            shared: false,
-            finished: false,
-        });
+        let piece =
+            Piece { message: number, offset, length, header: Some(header), pins: 0, shared: false, finished: false };
+        push(&mut self.pieces, piece);
         self.reframe = sequence + 1;
-        self.queue.push_back(Queued::Data(sequence));
+        push(&mut self.queue, Queued::Data(sequence));
         Framed::Queued(length)
     }
 
@@ -633,7 +627,7 @@ impl Outgoing {
         }
         self.used[class] = self.used[class].wrapping_add(1);
         self.reframe += 1;
-        self.queue.push_back(Queued::Data(sequence));
+        push(&mut self.queue, Queued::Data(sequence));
         Framed::Queued(length)
     }
 
@@ -659,7 +653,7 @@ impl Outgoing {
     fn queue_control(&mut self, header: &Header) {
         let mut bytes = [0; HEADER_BYTES];
         header.encode(&mut bytes);
-        self.queue.push_back(Queued::Control(bytes));
+        push(&mut self.queue, Queued::Control(bytes));
     }
 
     /// Bytes of the frame at the front of the queue that were not accepted yet, and of what kind they are.
@@ -946,6 +940,14 @@ impl Outgoing {
     fn message_mut(&mut self, number: u64) -> Option<&mut Message> {
         self.messages.get_mut(usize::try_from(number.checked_sub(self.first_message)?).ok()?)?.as_mut()
     }
+}
+
+/// Puts something at the end. The first takes room for itself alone, because many connections never have two.
+fn push<T>(queue: &mut VecDeque<T>, last: T) {
+    if queue.capacity() == 0 {
+        queue.reserve_exact(1);
+    }
+    queue.push_back(last);
 }
 
 fn write_header(slot: &mut Slot, fields: &Header) {

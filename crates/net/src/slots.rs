@@ -94,7 +94,7 @@ pub enum Need {
     Ahead,
     /// A peer waits for them that has sent nothing yet: a quarter stays for those that have.
     Newcomer,
-    /// A peer waits for them that has sent something: it gets half of what is left.
+    /// A peer waits for them that has sent something: it gets at most half of what is left.
     Waiting,
 }
 

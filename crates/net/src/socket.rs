@@ -55,6 +55,8 @@ use crate::wire::{Notification, Segment, Sent, Wire};
 
 /// The most segments of one call (`IOV_MAX`); more are accepted by the next.
 const SEGMENTS_MAX: usize = 1024;
+/// Segments of a call that need no memory of their own.
+const FEW_SEGMENTS: usize = 8;
 /// How many zero-copy sends may be owed a notification: 1 KiB of bits, and more than the kernel's default limit on
 /// their bookkeeping (`net.core.optmem_max`) allows.
 const OWED_MAX: usize = 8192;
@@ -301,6 +303,16 @@ impl SocketWire {
 
     /// Sends what the segments' slices hold by one call.
     fn send_slices(&mut self, segments: &[Segment<'_>], zero_copy: bool) -> io::Result<usize> {
+        if segments.len() <= FEW_SEGMENTS {
+            // A connection that never has more to send at a time needs no memory for that.
+            let mut slices = [IoSlice::new(&[]); FEW_SEGMENTS];
+            let mut count = 0;
+            for segment in segments.iter().filter(|segment| !segment.bytes.is_empty()) {
+                slices[count] = IoSlice::new(segment.bytes);
+                count += 1;
+            }
+            return Ok(sys::send(self.socket.as_fd(), &slices[..count], false, zero_copy)?);
+        }
         let mut slices = recycled(core::mem::take(&mut self.slices));
         slices
             .extend(segments.iter().filter(|s| !s.bytes.is_empty()).take(SEGMENTS_MAX).map(|s| IoSlice::new(s.bytes)));

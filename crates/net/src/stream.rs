@@ -16,7 +16,7 @@
 //! slots of a class │ given ahead, until half of all are out │ to peers that wait │ to peers that wait and have sent │
 //! ```
 //!
-//! Of the second half only peers are given some that say that they wait, and these must use them within
+//! Of the second half only peers are given some that say that they wait, one at a time, and these must use it within
 //! `stall_timeout`; the last quarter is for those that have sent a piece before. What they ask for beyond comes when
 //! slots are free again, in turn. Strangers that take what they can slow down newcomers so, by `stall_timeout` for each
 //! round of the quarter that newcomers share, and not the connections that work.

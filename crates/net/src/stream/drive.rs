@@ -8,6 +8,8 @@ use super::*;
 
 /// How many newcomers that wait for slots are looked at at a time.
 const NEWCOMERS: usize = 16;
+/// How many of the others, in turn: a poll does not take longer the more there are.
+const STARVED: usize = 64;
 
 /// What became of a greeting socket.
 enum Answer {
@@ -15,6 +17,17 @@ enum Answer {
     Waiting,
     /// It is over: the socket is of no use.
     Over,
+}
+
+/// What a turn says that no message carries.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Saying {
+    /// What cannot wait: an answer is expected, and the next poll says the rest.
+    Expecting,
+    /// What is due.
+    Due,
+    /// Everything.
+    All,
 }
 
 impl StreamTransport {
@@ -27,7 +40,7 @@ impl StreamTransport {
         }
         for _ in 0..self.dirty.len() {
             let Some(key) = self.dirty.pop() else { break };
-            self.turn_sending(key, false, events);
+            self.turn_sending(key, Saying::Due, events);
         }
         for _ in 0..self.ready.len() {
             let Some(key) = self.ready.pop_front() else { break };
@@ -62,7 +75,7 @@ impl StreamTransport {
     }
 
     /// Sends what a connection has to send.
-    fn turn_sending(&mut self, key: u64, flush: bool, events: &mut Vec<Event>) {
+    fn turn_sending(&mut self, key: u64, saying: Saying, events: &mut Vec<Event>) {
         let Some(connection) = self.places.connection(key) else { return };
         connection.in_dirty = false;
         match connection.stage {
@@ -71,11 +84,15 @@ impl StreamTransport {
             Stage::Broken { .. } => return,
         }
         // An end is answered at once: nothing comes that could carry the acknowledgement.
-        let flush = flush || connection.link.is_ended();
-        match connection.link.send(&mut self.slots, flush) {
+        let sent = match saying {
+            Saying::Expecting if !connection.link.is_ended() => connection.link.send_expecting(&mut self.slots),
+            saying => connection.link.send(&mut self.slots, saying == Saying::All || connection.link.is_ended()),
+        };
+        match sent {
             Ok(()) => {
                 let (has_turn, is_heard) = (connection.link.has_turn(), connection.hearing.is_some());
-                if has_turn {
+                let waits = saying == Saying::Expecting && connection.link.has_due_note();
+                if waits || has_turn {
                     self.make_dirty(key);
                 }
                 if !is_heard {
@@ -91,7 +108,7 @@ impl StreamTransport {
     fn turn_receiving(&mut self, key: u64, events: &mut Vec<Event>) {
         let Some(connection) = self.places.connection(key) else { return };
         connection.in_ready = false;
-        let (owed, hung_up) = (connection.link.is_owed(), connection.hung_up);
+        let (owed, hung_up, before) = (connection.link.is_owed(), connection.hung_up, events.len());
         let told = if owed { connection.link.take_notifications(&mut self.happened) } else { Ok(()) };
         let read = connection.link.receive(&mut self.slots, &mut self.happened);
         self.tell(key, events);
@@ -107,7 +124,9 @@ impl StreamTransport {
                 return self.lost(key, error, events);
             }
         }
-        self.turn_sending(key, false, events);
+        // Who was told of something may answer it, and the answer carries what is to be said.
+        let saying = if events.len() > before { Saying::Expecting } else { Saying::Due };
+        self.turn_sending(key, saying, events);
     }
 
     fn make_starved(&mut self, key: u64) {
@@ -158,10 +177,11 @@ impl StreamTransport {
     }
 
     /// Gives up the socket of a peer that does not go on.
-    fn check_progress(&mut self, key: u64, events: &mut Vec<Event>) {
+    fn check_progress(&mut self, key: u64, now: Instant, events: &mut Vec<Event>) {
         let stall_timeout = self.options.stall_timeout;
         let Some(connection) = self.places.connection(key) else { return };
-        let Some((_, (piece, filled))) = connection.watched.take() else { return };
+        // The timer may be another one of this connection's, such as that of its greeting.
+        let Some((_, (piece, filled))) = connection.watched.take_if(|(due, _)| *due <= now) else { return };
         let (now_piece, now_filled) = connection.link.progress();
         let goes_on = now_piece != piece || now_filled >= filled + GOING_ON_BYTES;
         if goes_on || !connection.link.is_due() {
@@ -214,7 +234,7 @@ impl StreamTransport {
             let Some(key) = self.owing.pop() else { break };
             if let Some(connection) = self.places.connection(key) {
                 connection.in_owing = false;
-                self.turn_sending(key, true, events);
+                self.turn_sending(key, Saying::All, events);
             }
         }
     }
@@ -222,7 +242,7 @@ impl StreamTransport {
     /// Gives slots that became free to connections that wait for some: at once to those that have received something,
     /// now and then to newcomers, who may be many.
     fn feed_starved(&mut self, events: &mut Vec<Event>) {
-        for _ in 0..self.starved.len() {
+        for _ in 0..self.starved.len().min(STARVED) {
             let Some(key) = self.starved.pop_front() else { break };
             self.feed(key, events);
         }
@@ -250,7 +270,7 @@ impl StreamTransport {
         if connection.link.lacks_slot() {
             self.turn_receiving(key, events);
         } else if lacked_header || !connection.link.is_short() {
-            self.turn_sending(key, false, events);
+            self.turn_sending(key, Saying::Due, events);
         } else {
             self.make_starved(key);
         }
@@ -557,9 +577,7 @@ impl StreamTransport {
         if matches!(connection.stage, Stage::Open) {
             // A timer may be left from something else, for instance from before the connection was mended.
             let hears = connection.hearing.is_some_and(|due| due <= now);
-            if connection.watched.is_some_and(|(due, _)| due <= now) {
-                self.check_progress(key, events);
-            }
+            self.check_progress(key, now, events);
             if hears {
                 self.check_hearing(key, events);
             }

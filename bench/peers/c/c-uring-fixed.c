@@ -1,0 +1,7 @@
+/* io_uring SEND_ZC from a registered buffer. */
+#include "uring_zc.h"
+
+int main(int argc, char **argv) {
+    (void)argc;
+    send_zero_copy(strtoull(argv[1], NULL, 10), 1);
+}
