@@ -25,7 +25,7 @@ use crate::frame::{Class, HEADER_BYTES, Header, Hello, Kind};
 use crate::incoming::{Incoming, PeerFault};
 use crate::outgoing::{Framed, Front, Kept, NotTaken, Outgoing, Payload, QueueLimits, Token};
 use crate::path::PathKind;
-use crate::select::{self, Choosing, Selection, Selector};
+use crate::select::{self, Choosing, Experience, Selection, Selector};
 use crate::slots::{Need, Slots};
 use crate::wire::{Notification, Wire};
 
@@ -275,7 +275,12 @@ impl<W: Wire> Link<W> {
 
     /// Uses the cheapest of these paths, which is found by measuring.
     pub fn choose_among(&mut self, usable: &[PathKind]) {
-        self.choosing = Choosing::Cheapest { usable: usable.to_vec(), selector: None };
+        self.choosing = Choosing::Cheapest { usable: usable.to_vec(), selector: None, learned: None };
+    }
+
+    /// Has the choice learn from other connections to the same host, and them from it.
+    pub(crate) fn learn_from(&mut self, others: &Experience) {
+        self.choosing.learn_from(others);
     }
 
     /// What is chosen and why; none as long as nothing was measured.
@@ -385,6 +390,11 @@ impl<W: Wire> Link<W> {
         token: Token,
         slots: &Slots,
     ) -> Result<(), NotTaken> {
+        if self.outgoing.unfinished() == 0
+            && let Some(selector) = self.choosing.selector()
+        {
+            selector.rested();
+        }
         let home = slots.home(&payload);
         self.outgoing.submit(stream, tag, payload, home, token)?;
         self.counts.submitted += 1;
@@ -614,8 +624,8 @@ impl<W: Wire> Link<W> {
             Choosing::Cheapest { .. } if front.payload_bytes < select::LEAST_BYTES || !front.may_share => {
                 PathKind::Write
             }
-            Choosing::Cheapest { usable, selector } => {
-                selector.get_or_insert_with(|| Box::new(Selector::new(usable, Instant::now()))).pick(front)
+            Choosing::Cheapest { .. } => {
+                self.choosing.picking().map_or(PathKind::Write, |selector| selector.pick(front))
             }
         };
         if !path.shares_pages() {

@@ -6,8 +6,9 @@
 //! squares over the last calls, older ones counting less and less.
 //!
 //! What a path costs is taken by two measures: the processor time of both ends together, and the time of the slower
-//! end, because the two work side by side. The path is chosen that is nearest to the best by the measure in which it is
-//! worse.
+//! end, because the two work side by side. A third is what no call shows: how much is carried while a path is in use,
+//! as against the path before, because some paths wait for the far program. The path is chosen that is nearest to the
+//! best by the measure in which it is worst.
 //!
 //! # What is done with it
 //! - Pieces below [`LEAST_BYTES`] go by `write`: whatever sharing pages saves there is less than what it costs.
@@ -24,11 +25,17 @@
 //! Time, not processor time, is measured around calls that never sleep; calls that were interrupted for long stand out,
 //! and are cut off.
 
+mod learned;
+#[cfg(test)]
+mod tests;
+
 use core::fmt;
 use std::time::{Duration, Instant};
 
 use crate::outgoing::Front;
 use crate::path::PathKind;
+
+pub(crate) use learned::{Choosing, Experience, Experiences};
 
 /// Pieces below this go by `write`, without looking further.
 pub const LEAST_BYTES: u32 = 4096;
@@ -56,7 +63,9 @@ const FINALISTS: usize = 3;
 const DEAR: f64 = 1.25;
 const DEAR_EVERY: u32 = 8;
 /// A path is left for one that costs less than this share.
-const MARGIN: f64 = 0.93;
+const MARGIN: f64 = 0.95;
+/// The same for a first decision, which rests on few calls.
+const FIRST_MARGIN: f64 = 0.88;
 /// How long a path is kept at least, if the wire did not change; at the start a part of the time that has passed.
 const DWELL: Duration = Duration::from_secs(1);
 const FIRST_DWELL: Duration = Duration::from_millis(20);
@@ -72,6 +81,14 @@ const FIRST_QUIET: Duration = Duration::from_millis(20);
 const LAST_QUIET: Duration = Duration::from_secs(3);
 /// Calls that took less say nothing about a path.
 const LEAST_TOLD: usize = 1024;
+/// How much is carried is counted over so long, and so many calls.
+const WINDOW: Duration = Duration::from_millis(4);
+const WINDOW_CALLS: u32 = 8;
+/// What the rate of a window counts less in the next.
+const FADING: f64 = 0.98;
+/// What differs by less than this factor is the same, and what differs by more than that is all one.
+const SAME_PACE: f64 = 1.08;
+const MOST_SLOWNESS: f64 = 4.0;
 /// What going to sleep and being woken costs in processor time, about, in nanoseconds: a call after which the socket
 /// takes or has no more is charged with it, so that a path that goes in smaller steps is seen to cost more.
 pub const SLEEP_NS: u64 = 5000;
@@ -179,6 +196,8 @@ struct State {
     receiving: Fit,
     /// Whether it was refused, so that it is not to be tried for a while.
     refused: u32,
+    /// How much is carried while it is in use, beside what `write` carried at the start.
+    pace: Option<f64>,
     /// Whether its last completion said that the kernel copied.
     says_copied: Option<bool>,
 }
@@ -248,6 +267,15 @@ pub struct Selection {
     pub models: Vec<PathModel>,
 }
 
+/// What tells that a wire has changed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Sign {
+    /// What calls cost.
+    Cost,
+    /// What completions say.
+    Word,
+}
+
 /// The choice for one connection.
 #[derive(Clone, Debug)]
 pub struct Selector {
@@ -258,9 +286,10 @@ pub struct Selector {
     began: Instant,
     /// When something was last called.
     now: Instant,
-    /// When the wire changed last, and how long nothing that is said of it is believed.
+    /// When the wire changed last, and how long signs of each kind are not heeded after that.
     changed: Instant,
-    quiet: Duration,
+    sign: Sign,
+    quiet: [Duration; 2],
     since: Instant,
     calls: u32,
     turn: usize,
@@ -273,6 +302,20 @@ pub struct Selector {
     settled: bool,
     /// Whether what was decided first is looked at more closely.
     refines: bool,
+    /// Since when bytes are counted while something is always under way, how many they are, and in how many calls.
+    window: Option<(Instant, usize, u32)>,
+    /// Bytes a nanosecond in the best of the last windows since the path is in use, and how many windows there were.
+    rate: Option<f64>,
+    windows: u32,
+    /// What the path before carried at the end, and its pace.
+    before: Option<(f64, f64)>,
+    /// When it was decided last, and whether others have not heard of it.
+    decided: Instant,
+    is_news: bool,
+    /// Whether another connection measures for this one.
+    waits: bool,
+    /// What others call it; 0 for nothing.
+    id: u64,
     switches: u64,
     changes: u64,
     probes: u64,
@@ -291,7 +334,8 @@ impl Selector {
             began: now,
             now,
             changed: now,
-            quiet: FIRST_QUIET,
+            sign: Sign::Cost,
+            quiet: [FIRST_QUIET; 2],
             since: now,
             calls: 0,
             turn: 0,
@@ -300,6 +344,14 @@ impl Selector {
             jumps: 0,
             settled: false,
             refines: false,
+            window: None,
+            rate: None,
+            windows: 0,
+            before: None,
+            decided: now,
+            is_news: false,
+            waits: false,
+            id: 0,
             switches: 0,
             changes: 0,
             probes: 0,
@@ -309,6 +361,7 @@ impl Selector {
             selector.usable[*path as usize] = true;
         }
         selector.usable[PathKind::Write as usize] = true;
+        selector.states[PathKind::Write as usize].pace = Some(1.0);
         selector
     }
 
@@ -352,7 +405,7 @@ impl Selector {
 
     /// Another path that is due to be tried.
     fn due_probe(&mut self) -> Option<PathKind> {
-        if self.calls < WARM_UP && !self.settled && self.changes == 0 {
+        if !self.settled && (self.waits || self.is_warming()) {
             return None;
         }
         // At the start, and when the wire has changed, each has its first calls.
@@ -366,10 +419,18 @@ impl Selector {
         Some(PathKind::ALL[chosen])
     }
 
+    /// Whether other paths are not tried yet: at the start, until it is known how much `write` carries, or that this
+    /// cannot be known because nothing is under way at times.
+    fn is_warming(&self) -> bool {
+        let most = if self.rate.is_none() { 4 * WARM_UP } else { WARM_UP };
+        !self.settled && self.changes == 0 && self.calls < most
+    }
+
     /// A path whose first calls are not done.
     fn unseen(&self) -> Option<usize> {
-        let mut open = (0..PATHS).filter(|&path| self.can_be_tried(path));
-        if let Some(path) = open.find(|&path| !self.is_known(path)) {
+        // In turn: a moment in which everything is slow is not to be one path's.
+        let open = (0..PATHS).filter(|&path| self.can_be_tried(path) && !self.is_known(path));
+        if let Some(path) = open.min_by_key(|&path| self.states[path].sending.calls()) {
             return Some(path);
         }
         if !self.settled { self.nearest(FINAL_PROBES) } else { None }
@@ -442,7 +503,47 @@ impl Selector {
             known.map(|path| costs[path][which]).fold(f64::INFINITY, f64::min).max(1.0)
         };
         let best = [best(0), best(1)];
-        costs.map(|cost| (cost[0] / best[0]).max(cost[1] / best[1]))
+        // A path that was never in use is taken to carry as much as any.
+        let best_pace = self.states.iter().filter_map(|state| state.pace).fold(0.0, f64::max);
+        core::array::from_fn(|path| {
+            let slowness = self.states[path].pace.map_or(1.0, |pace| (best_pace / pace / SAME_PACE).min(MOST_SLOWNESS));
+            (costs[path][0] / best[0]).max(costs[path][1] / best[1]).max(slowness)
+        })
+    }
+
+    /// Counts what is carried while the path is in use.
+    fn count(&mut self, bytes: usize, now: Instant) {
+        let Some((begin, sum, calls)) = &mut self.window else {
+            // What this call took was under way before.
+            self.window = Some((now, 0, 0));
+            return;
+        };
+        (*sum, *calls) = (*sum + bytes, *calls + 1);
+        let took = now.duration_since(*begin);
+        if took < WINDOW || *calls < WINDOW_CALLS {
+            return;
+        }
+        let rate = *sum as f64 / took.as_nanos() as f64;
+        // The best of the last windows: interruptions only take away.
+        self.rate = Some(self.rate.map_or(rate, |before| rate.max(before * FADING)));
+        self.windows = self.windows.saturating_add(1);
+        self.window = Some((now, 0, 0));
+        // The first windows after a change carry what was queued before; late ones compare with a past that is over.
+        if let (Some(rate), Some((before, pace)), 2..=8) = (self.rate, self.before, self.windows) {
+            self.states[self.path as usize].pace = Some(pace * rate / before);
+        }
+    }
+
+    /// Notes that nothing was under way: how much is carried says nothing about the path then.
+    pub(crate) fn rested(&mut self) {
+        self.window = None;
+    }
+
+    /// Another path is in use from now on.
+    fn use_path(&mut self, path: PathKind) {
+        let pace = self.states[self.path as usize].pace;
+        self.before = self.rate.take().zip(pace);
+        (self.path, self.window, self.windows) = (path, None, 0);
     }
 
     /// The same at either end: the sender, and the receiver.
@@ -464,6 +565,9 @@ impl Selector {
         }
         let (kib, ns) = (bytes as f64 / 1024.0, took.as_nanos() as f64);
         self.now = now;
+        if (self.settled && !self.refines) || self.is_warming() {
+            self.count(bytes, now);
+        }
         let state = &mut self.states[path as usize];
         state.refused = 0;
         let known = state.sending.calls() >= FIRST_PROBES;
@@ -477,7 +581,7 @@ impl Selector {
                 _ => 0,
             };
             if self.jumps.abs() >= JUMPS {
-                self.wire_changed();
+                self.wire_changed(Sign::Cost);
             }
         }
         self.decide(now);
@@ -496,7 +600,7 @@ impl Selector {
         let state = &mut self.states[path as usize];
         state.refused = state.refused.saturating_add(1);
         if path == self.path && path != PathKind::Write && state.refused >= 2 {
-            self.path = PathKind::Write;
+            self.use_path(PathKind::Write);
             self.switches += 1;
         }
     }
@@ -511,7 +615,7 @@ impl Selector {
             return;
         }
         if flipped && self.last_completion_said_copied != Some(copied) {
-            self.wire_changed();
+            self.wire_changed(Sign::Word);
         }
         self.last_completion_said_copied = Some(copied);
     }
@@ -522,18 +626,29 @@ impl Selector {
     }
 
     /// Everything is measured anew; what was believed counts little.
-    fn wire_changed(&mut self) {
+    fn wire_changed(&mut self, sign: Sign) {
         self.jumps = 0;
-        if self.changes > 0 && self.now.duration_since(self.changed) < self.quiet {
+        if self.changes > 0 && self.now.duration_since(self.changed) < self.quiet[sign as usize] {
             return;
         }
         self.changes += 1;
-        self.changed = self.now;
+        (self.changed, self.sign) = (self.now, sign);
         self.settled = false;
         for state in &mut self.states {
             *state = State { refused: state.refused, says_copied: state.says_copied, ..State::default() };
         }
         self.reason = Reason::WireChanged;
+        (self.rate, self.window, self.windows, self.before) = (None, None, 0, None);
+        self.states[self.path as usize].pace = Some(1.0);
+    }
+
+    /// Takes over what another connection to the same host has found out.
+    fn adopt(&mut self, other: &Self) {
+        self.switches += u64::from(self.path != other.path);
+        self.use_path(other.path);
+        (self.states, self.reason, self.before) = (other.states, other.reason, None);
+        (self.settled, self.refines, self.waits, self.jumps) = (true, false, false, 0);
+        (self.since, self.decided) = (self.now, other.decided);
     }
 
     fn decide(&mut self, now: Instant) {
@@ -554,18 +669,22 @@ impl Selector {
         let Some(best) = candidates.min_by(|&one, &two| scores[one].total_cmp(&scores[two])) else {
             return;
         };
-        let cheaper = scores[best] < scores[self.path as usize] * MARGIN;
+        let margin = if self.settled { MARGIN } else { FIRST_MARGIN };
+        let cheaper = scores[best] < scores[self.path as usize] * margin;
         if cheaper && best != self.path as usize {
             if self.reason != Reason::WireChanged || self.settled {
                 self.reason = Reason::Cheaper;
             }
-            self.path = PathKind::ALL[best];
+            self.use_path(PathKind::ALL[best]);
             self.switches += 1;
             (self.since, self.jumps) = (now, 0);
+            (self.decided, self.is_news) = (now, true);
         }
         if !self.settled {
+            (self.decided, self.is_news) = (now, true);
             (self.settled, self.refines, self.since) = (true, true, now);
-            self.quiet = if self.path == before { (self.quiet * 2).min(LAST_QUIET) } else { FIRST_QUIET };
+            let quiet = &mut self.quiet[self.sign as usize];
+            *quiet = if self.path == before { (*quiet * 2).min(LAST_QUIET) } else { FIRST_QUIET };
         }
     }
 
@@ -619,229 +738,5 @@ impl Selector {
             probes: self.probes,
             models: states.filter(|(_, state)| state.sending.samples > 0 || state.refused > 0).map(model).collect(),
         }
-    }
-}
-
-/// How the path is chosen.
-pub(crate) enum Choosing {
-    /// This one, wherever it can be.
-    Forced(PathKind),
-    /// The cheapest of these, once there are pieces for which it matters.
-    Cheapest { usable: Vec<PathKind>, selector: Option<Box<Selector>> },
-}
-
-impl Choosing {
-    /// What measures, if there is a choice and anything was measured.
-    pub(crate) fn selector(&mut self) -> Option<&mut Selector> {
-        match self {
-            Self::Forced(_) => None,
-            Self::Cheapest { selector, .. } => selector.as_deref_mut(),
-        }
-    }
-
-    /// What is chosen, if there is a choice and anything was measured.
-    pub(crate) fn selection(&self) -> Option<Selection> {
-        match self {
-            Self::Forced(_) => None,
-            Self::Cheapest { selector, .. } => Some(selector.as_ref()?.selection()),
-        }
-    }
-
-    /// The path for datagrams that carry so many bytes each.
-    pub(crate) fn path_for_datagrams(&mut self, bytes: u32) -> PathKind {
-        match self {
-            Self::Forced(_) if bytes == 0 => PathKind::Write,
-            Self::Forced(path) => *path,
-            Self::Cheapest { .. } if bytes < LEAST_DATAGRAM => PathKind::Write,
-            Self::Cheapest { usable, selector } => {
-                selector.get_or_insert_with(|| Box::new(Selector::new(usable, Instant::now()))).pick_for(bytes)
-            }
-        }
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    /// A wire on which calls cost this, in nanoseconds a piece and a KiB; at the receiver too.
-    type Costs = [[f64; 3]; PATHS];
-
-    const COPYING: Costs = [
-        [900.0, 70.0, 60.0],
-        [2000.0, 95.0, 60.0],
-        [1000.0, 70.0, 60.0],
-        [2100.0, 95.0, 60.0],
-        [1900.0, 85.0, 60.0],
-        [1500.0, 60.0, 90.0],
-        [1800.0, 55.0, 100.0],
-    ];
-    const SHARING: Costs = [
-        [900.0, 70.0, 60.0],
-        [2000.0, 15.0, 60.0],
-        [1000.0, 70.0, 60.0],
-        [1900.0, 14.0, 60.0],
-        [1700.0, 1.0, 60.0],
-        [1500.0, 60.0, 90.0],
-        [1800.0, 55.0, 100.0],
-    ];
-
-    struct World {
-        selector: Selector,
-        now: Instant,
-        seed: u64,
-    }
-
-    impl World {
-        fn new() -> Self {
-            let now = Instant::now();
-            Self { selector: Selector::new(&PathKind::ALL, now), now, seed: 1 }
-        }
-
-        /// One call, with noise of 20 %, and an interruption now and then. Returns the path.
-        fn call(&mut self, costs: &Costs, bytes: u32, copied: bool) -> PathKind {
-            self.seed = self.seed.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1);
-            let noise = 0.9 + f64::from((self.seed >> 40) as u32 % 1000) / 5000.0;
-            let interrupted = if self.seed >> 33 & 127 == 0 { 40.0 } else { 1.0 };
-            let path = self.selector.pick(Front { payload_bytes: bytes, may_share: true });
-            let [piece, kib, receiver] = costs[path as usize];
-            let took = (piece + kib * f64::from(bytes) / 1024.0) * noise * interrupted;
-            self.now += Duration::from_nanos(took as u64);
-            self.selector.called(path, 1.0, bytes as usize, Duration::from_nanos(took as u64), self.now);
-            self.selector.received(path, receiver * noise);
-            if path.is_notified() {
-                self.selector.notified(path, copied, Duration::from_nanos(200));
-            }
-            path
-        }
-
-        /// The path used most in the last so many calls.
-        fn run(&mut self, costs: &Costs, bytes: u32, copied: bool, calls: u32) -> PathKind {
-            let mut used = [0; PATHS];
-            for _ in 0..calls {
-                used[self.call(costs, bytes, copied) as usize] += 1;
-            }
-            let most = (0..PATHS).max_by_key(|&path| used[path]).expect("some path");
-            PathKind::ALL[most]
-        }
-    }
-
-    /// What a piece really costs on a wire by a path, beside what it costs by the cheapest.
-    fn regret(costs: &Costs, bytes: u32, path: PathKind) -> f64 {
-        let of = |[piece, kib, receiver]: [f64; 3]| piece + (kib + receiver) * f64::from(bytes) / 1024.0;
-        of(costs[path as usize]) / costs.iter().map(|costs| of(*costs)).fold(f64::INFINITY, f64::min)
-    }
-
-    #[test]
-    fn the_cheapest_path_is_found_for_each_wire_and_size() {
-        for (costs, copied) in [(&COPYING, true), (&COPYING, false), (&SHARING, false)] {
-            for bytes in [4 << 10, 8 << 10, 64 << 10, 1 << 20, 4 << 20] {
-                let mut world = World::new();
-                world.run(costs, bytes, copied, 64);
-                let path = world.run(costs, bytes, copied, 1000);
-                let regret = regret(costs, bytes, path);
-                assert!(regret < 1.06, "{bytes} bytes by {path}, {regret}: {:?}", world.selector.selection());
-                assert!(world.selector.switches <= 2, "{bytes} bytes: {} switches", world.selector.switches);
-            }
-        }
-    }
-
-    #[test]
-    fn what_it_costs_to_look_is_little() {
-        let mut world = World::new();
-        world.run(&COPYING, 64 << 10, true, 200);
-        let before = world.selector.probes;
-        world.run(&COPYING, 64 << 10, true, 10_000);
-        let probes = world.selector.probes - before;
-        assert!((300..=650).contains(&probes), "{probes} of 10,000 calls tried another path");
-    }
-
-    #[test]
-    fn a_change_of_the_wire_is_answered_within_64_calls_and_then_there_is_peace() {
-        for seed in 1..20 {
-            let mut world = World { seed, ..World::new() };
-            world.run(&COPYING, 64 << 10, true, 2000);
-            world.run(&SHARING, 64 << 10, false, 64);
-            let found = regret(&SHARING, 64 << 10, world.selector.path);
-            assert!(found < 1.06, "seed {seed}, {found}: {:?}", world.selector.selection());
-            let (before, begin) = (world.selector.switches, world.now);
-            world.run(&SHARING, 64 << 10, false, 20_000);
-            let (switches, seconds) = (world.selector.switches - before, (world.now - begin).as_secs() + 1);
-            assert!(switches <= seconds, "seed {seed}: {switches} switches in {seconds} s");
-            world.run(&COPYING, 64 << 10, true, 64);
-            let found = regret(&COPYING, 64 << 10, world.selector.path);
-            assert!(found < 1.06, "seed {seed}, {found}: {:?}", world.selector.selection());
-        }
-    }
-
-    #[test]
-    fn a_kernel_whose_word_is_wrong_is_not_believed() {
-        let mut world = World::new();
-        // It says that nothing is copied, and everything is.
-        world.run(&COPYING, 256 << 10, false, 200);
-        assert_eq!(world.run(&COPYING, 256 << 10, false, 1000), PathKind::Write);
-        assert_eq!(verdict(&world, PathKind::ZeroCopy), Some(true), "{:?}", world.selector.selection());
-    }
-
-    /// Whether a path is found to copy.
-    fn verdict(world: &World, path: PathKind) -> Option<bool> {
-        world.selector.selection().models.iter().find(|model| model.path == path).and_then(|model| model.copies)
-    }
-
-    #[test]
-    fn what_a_path_costs_tells_whether_it_copies() {
-        let mut world = World::new();
-        world.run(&SHARING, 64 << 10, false, 1000);
-        let found = PathKind::ALL.map(|path| verdict(&world, path));
-        let expected = [Some(true), Some(false), Some(true), Some(false), Some(false), None, None];
-        assert_eq!(found, expected, "{:?}", world.selector.selection());
-        // The kernel admits it: no measurement is needed.
-        let mut world = World::new();
-        world.run(&SHARING, 64 << 10, true, 40);
-        assert_eq!(verdict(&world, PathKind::ZeroCopy), Some(true));
-        // Pieces are too short for a copy to stand out.
-        let mut world = World::new();
-        world.run(&SHARING, 8 << 10, false, 1000);
-        assert_eq!(verdict(&world, PathKind::ZeroCopy), None);
-    }
-
-    #[test]
-    fn a_path_that_is_refused_is_not_used_and_rarely_tried() {
-        let mut world = World::new();
-        world.run(&SHARING, 64 << 10, false, 200);
-        let mut tried = 0;
-        for _ in 0..2000 {
-            let path = world.selector.pick(Front { payload_bytes: 64 << 10, may_share: true });
-            if path == PathKind::UringFixed {
-                tried += 1;
-                world.selector.refused(path);
-            } else {
-                world.selector.called(path, 1.0, 64 << 10, Duration::from_micros(3), world.now);
-            }
-        }
-        assert!(tried <= 6, "it was tried {tried} times");
-        assert_ne!(world.selector.path, PathKind::UringFixed);
-    }
-
-    #[test]
-    fn small_pieces_and_foreign_memory_are_copied_without_a_look() {
-        let mut selector = Selector::new(&PathKind::ALL, Instant::now());
-        for front in [
-            Front { payload_bytes: LEAST_BYTES - 1, may_share: true },
-            Front { payload_bytes: 1 << 20, may_share: false },
-        ] {
-            assert!((0..100).all(|_| selector.pick(front) == PathKind::Write));
-        }
-    }
-
-    #[test]
-    fn the_fit_finds_what_a_piece_and_a_kib_cost() {
-        let mut fit = Fit::default();
-        for call in 0..200_u32 {
-            let (pieces, kib) = (f64::from(1 + call % 5), f64::from(4 << (call % 7)));
-            fit.add(pieces, kib, 1500.0 * pieces + 40.0 * kib);
-        }
-        let [a, b] = fit.solve();
-        assert!((a - 1500.0).abs() < 60.0 && (b - 40.0).abs() < 1.0, "{a} and {b}");
     }
 }

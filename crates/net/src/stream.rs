@@ -38,6 +38,7 @@ mod wire;
 
 use core::fmt;
 use std::collections::{BTreeSet, HashMap, VecDeque};
+use std::net::IpAddr;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -63,7 +64,7 @@ use crate::link::{Happened, Link, LinkCounts, LinkError, LinkLimits, Orphan, Rea
 use crate::links::Board;
 use crate::outgoing::{Kept, NotTaken, Payload, SubmitError, Token};
 use crate::path::PathKind;
-use crate::select::Selection;
+use crate::select::{Experiences, Selection};
 use crate::shared::{RingHandle, SharedRing};
 use crate::slots::{SlotCounts, SlotPlan, Slots};
 use crate::socket::{self, SocketWire};
@@ -329,6 +330,8 @@ pub struct StreamTransport {
     timers: BTreeSet<(Instant, u64)>,
     /// The sockets that greet, by when their time is up.
     greeting: BTreeSet<(Instant, u64)>,
+    /// What connections have learned about paths, by the address of the peer's host.
+    experiences: Experiences<Option<IpAddr>>,
     /// The ring of all connections, and whose wire is known to it by which key.
     ring: RingHandle,
     ring_is_watched: bool,
@@ -393,6 +396,7 @@ impl StreamTransport {
             timers: BTreeSet::new(),
             greeting: BTreeSet::new(),
             paused: Vec::new(),
+            experiences: Experiences::default(),
             ring: RingHandle::new(SharedRing::new().into()),
             ring_is_watched: false,
             by_ring_key: HashMap::new(),

@@ -37,8 +37,9 @@ mod socket;
 mod sys;
 
 use core::fmt;
+use std::cell::RefCell;
 use std::collections::{BTreeSet, HashMap, VecDeque};
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -63,7 +64,7 @@ use crate::key::Key;
 use crate::link::{Happened, LinkLimits};
 use crate::outgoing::{Kept, NotTaken, Payload, SubmitError, Token};
 use crate::path::PathKind;
-use crate::select::{self, Choosing, Selection};
+use crate::select::{self, Choosing, Experiences, Selection};
 use crate::shared::{RingHandle, SharedRing};
 use crate::slots::{SlotPlan, Slots};
 use crate::transport::{Capabilities, Closed, ConnectionId, Destination, Event, ListenerId, Transport, TransportError};
@@ -289,6 +290,7 @@ pub struct UdpTransport {
     by_key: HashMap<u32, usize>,
     places: Vec<Option<Place>>,
     connections: HashMap<u64, Box<Connection>>,
+    experiences: RefCell<Experiences<IpAddr>>,
     next_key: u64,
     /// Accepted sessions by their word.
     words: HashMap<u64, u64>,
@@ -358,6 +360,7 @@ impl UdpTransport {
             epoll: epoll::create(epoll::CreateFlags::CLOEXEC).map_err(failed("epoll_create"))?,
             places: Vec::new(),
             connections: HashMap::new(),
+            experiences: RefCell::default(),
             next_key: 0,
             words: HashMap::new(),
             gone: VecDeque::new(),
@@ -555,7 +558,11 @@ impl UdpTransport {
             choosing: match self.options.path {
                 Some(PathKind::SendFile | PathKind::Splice) => Choosing::Forced(PathKind::Write),
                 Some(path) => Choosing::Forced(path),
-                None => Choosing::Cheapest { usable: PATHS.to_vec(), selector: None },
+                None => Choosing::Cheapest {
+                    usable: PATHS.to_vec(),
+                    selector: None,
+                    learned: Some(self.experiences.borrow_mut().of(peer.ip())),
+                },
             },
         }
     }
@@ -648,6 +655,11 @@ impl Transport for UdpTransport {
         let Some(connection) = self.connections.get_mut(&key) else {
             return Err(NotTaken { payload, reason: SubmitError::NoConnection(key) });
         };
+        if connection.session.sender.unfinished() == 0
+            && let Some(selector) = connection.choosing.selector()
+        {
+            selector.rested();
+        }
         connection.session.sender.submit(to.stream, to.tag, payload, token)?;
         self.make_dirty(key);
         Ok(())

@@ -347,6 +347,12 @@ impl StreamTransport {
         if connection.row.is_some() {
             connection.addresses = [Address::of(wire.as_fd()), Address::of_peer(wire.as_fd())];
         }
+        let host = match Address::of_peer(wire.as_fd()) {
+            Some(Address::Tcp(address)) => Some(address.ip()),
+            // Unix sockets all lead to one host.
+            _ => None,
+        };
+        connection.link.learn_from(&self.experiences.of(host));
         match connection.link.connect(wire, ours, theirs, &mut self.happened) {
             Ok(()) => {
                 self.by_ring_key.insert(ring_key, key);

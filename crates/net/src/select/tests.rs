@@ -1,0 +1,251 @@
+//! The choice on wires whose costs are known.
+
+use super::learned::PATIENCE;
+use super::*;
+
+/// A wire on which calls cost this, in nanoseconds a piece and a KiB; at the receiver too.
+type Costs = [[f64; 3]; PATHS];
+
+const COPYING: Costs = [
+    [900.0, 70.0, 60.0],
+    [2000.0, 95.0, 60.0],
+    [1000.0, 70.0, 60.0],
+    [2100.0, 95.0, 60.0],
+    [1900.0, 85.0, 60.0],
+    [1500.0, 60.0, 90.0],
+    [1800.0, 55.0, 100.0],
+];
+const SHARING: Costs = [
+    [900.0, 70.0, 60.0],
+    [2000.0, 15.0, 60.0],
+    [1000.0, 70.0, 60.0],
+    [1900.0, 14.0, 60.0],
+    [1700.0, 1.0, 60.0],
+    [1500.0, 60.0, 90.0],
+    [1800.0, 55.0, 100.0],
+];
+
+/// One on which splicing costs much less than anything else.
+const WAITING: Costs = [
+    [900.0, 70.0, 60.0],
+    [2000.0, 95.0, 60.0],
+    [1000.0, 70.0, 60.0],
+    [2100.0, 95.0, 60.0],
+    [1900.0, 85.0, 60.0],
+    [1500.0, 65.0, 60.0],
+    [1800.0, 45.0, 60.0],
+];
+
+struct World {
+    selector: Selector,
+    now: Instant,
+    seed: u64,
+}
+
+impl World {
+    fn new() -> Self {
+        let now = Instant::now();
+        Self { selector: Selector::new(&PathKind::ALL, now), now, seed: 1 }
+    }
+
+    /// One call, with noise of 20 %, and an interruption now and then. Returns the path.
+    fn call(&mut self, costs: &Costs, bytes: u32, copied: bool) -> PathKind {
+        self.seed = self.seed.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1);
+        let noise = 0.9 + f64::from((self.seed >> 40) as u32 % 1000) / 5000.0;
+        let interrupted = if self.seed >> 33 & 127 == 0 { 40.0 } else { 1.0 };
+        let path = self.selector.pick(Front { payload_bytes: bytes, may_share: true });
+        let [piece, kib, receiver] = costs[path as usize];
+        let took = (piece + kib * f64::from(bytes) / 1024.0) * noise * interrupted;
+        self.now += Duration::from_nanos(took as u64);
+        self.selector.called(path, 1.0, bytes as usize, Duration::from_nanos(took as u64), self.now);
+        self.selector.received(path, receiver * noise);
+        if path.is_notified() {
+            self.selector.notified(path, copied, Duration::from_nanos(200));
+        }
+        path
+    }
+
+    /// The path used most in the last so many calls.
+    fn run(&mut self, costs: &Costs, bytes: u32, copied: bool, calls: u32) -> PathKind {
+        let mut used = [0; PATHS];
+        for _ in 0..calls {
+            used[self.call(costs, bytes, copied) as usize] += 1;
+        }
+        let most = (0..PATHS).max_by_key(|&path| used[path]).expect("some path");
+        PathKind::ALL[most]
+    }
+}
+
+/// What a piece really costs on a wire by a path, beside what it costs by the cheapest.
+fn regret(costs: &Costs, bytes: u32, path: PathKind) -> f64 {
+    let of = |[piece, kib, receiver]: [f64; 3]| piece + (kib + receiver) * f64::from(bytes) / 1024.0;
+    of(costs[path as usize]) / costs.iter().map(|costs| of(*costs)).fold(f64::INFINITY, f64::min)
+}
+
+#[test]
+fn the_cheapest_path_is_found_for_each_wire_and_size() {
+    for (costs, copied) in [(&COPYING, true), (&COPYING, false), (&SHARING, false)] {
+        for bytes in [4 << 10, 8 << 10, 64 << 10, 1 << 20, 4 << 20] {
+            let mut world = World::new();
+            world.run(costs, bytes, copied, 64);
+            let path = world.run(costs, bytes, copied, 1000);
+            let regret = regret(costs, bytes, path);
+            assert!(regret < 1.06, "{bytes} bytes by {path}, {regret}: {:?}", world.selector.selection());
+            assert!(world.selector.switches <= 2, "{bytes} bytes: {} switches", world.selector.switches);
+        }
+    }
+}
+
+#[test]
+fn what_it_costs_to_look_is_little() {
+    let mut world = World::new();
+    world.run(&COPYING, 64 << 10, true, 200);
+    let before = world.selector.probes;
+    world.run(&COPYING, 64 << 10, true, 10_000);
+    let probes = world.selector.probes - before;
+    assert!((300..=650).contains(&probes), "{probes} of 10,000 calls tried another path");
+}
+
+#[test]
+fn a_change_of_the_wire_is_answered_within_64_calls_and_then_there_is_peace() {
+    for seed in 1..20 {
+        let mut world = World { seed, ..World::new() };
+        world.run(&COPYING, 64 << 10, true, 2000);
+        world.run(&SHARING, 64 << 10, false, 64);
+        let found = regret(&SHARING, 64 << 10, world.selector.path);
+        assert!(found < 1.06, "seed {seed}, {found}: {:?}", world.selector.selection());
+        let (before, begin) = (world.selector.switches, world.now);
+        world.run(&SHARING, 64 << 10, false, 20_000);
+        let (switches, seconds) = (world.selector.switches - before, (world.now - begin).as_secs() + 1);
+        assert!(switches <= seconds, "seed {seed}: {switches} switches in {seconds} s");
+        world.run(&COPYING, 64 << 10, true, 64);
+        let found = regret(&COPYING, 64 << 10, world.selector.path);
+        assert!(found < 1.06, "seed {seed}, {found}: {:?}", world.selector.selection());
+    }
+}
+
+#[test]
+fn a_kernel_whose_word_is_wrong_is_not_believed() {
+    let mut world = World::new();
+    // It says that nothing is copied, and everything is.
+    world.run(&COPYING, 256 << 10, false, 200);
+    assert_eq!(world.run(&COPYING, 256 << 10, false, 1000), PathKind::Write);
+    assert_eq!(verdict(&world, PathKind::ZeroCopy), Some(true), "{:?}", world.selector.selection());
+}
+
+/// Whether a path is found to copy.
+fn verdict(world: &World, path: PathKind) -> Option<bool> {
+    world.selector.selection().models.iter().find(|model| model.path == path).and_then(|model| model.copies)
+}
+
+#[test]
+fn what_a_path_costs_tells_whether_it_copies() {
+    let mut world = World::new();
+    world.run(&SHARING, 64 << 10, false, 1000);
+    let found = PathKind::ALL.map(|path| verdict(&world, path));
+    let expected = [Some(true), Some(false), Some(true), Some(false), Some(false), None, None];
+    assert_eq!(found, expected, "{:?}", world.selector.selection());
+    // The kernel admits it: no measurement is needed.
+    let mut world = World::new();
+    world.run(&SHARING, 64 << 10, true, 200);
+    assert_eq!(verdict(&world, PathKind::ZeroCopy), Some(true));
+    // Pieces are too short for a copy to stand out.
+    let mut world = World::new();
+    world.run(&SHARING, 8 << 10, false, 1000);
+    assert_eq!(verdict(&world, PathKind::ZeroCopy), None);
+}
+
+#[test]
+fn a_path_that_is_refused_is_not_used_and_rarely_tried() {
+    let mut world = World::new();
+    world.run(&SHARING, 64 << 10, false, 200);
+    let mut tried = 0;
+    for _ in 0..2000 {
+        let path = world.selector.pick(Front { payload_bytes: 64 << 10, may_share: true });
+        if path == PathKind::UringFixed {
+            tried += 1;
+            world.selector.refused(path);
+        } else {
+            world.selector.called(path, 1.0, 64 << 10, Duration::from_micros(3), world.now);
+        }
+    }
+    assert!(tried <= 6, "it was tried {tried} times");
+    assert_ne!(world.selector.path, PathKind::UringFixed);
+}
+
+#[test]
+fn of_connections_that_begin_together_one_measures_and_the_others_learn() {
+    let learned = Experience::default();
+    let mut worlds: Vec<World> = (1..=8).map(|seed| World { seed, ..World::new() }).collect();
+    let call = |world: &mut World| {
+        learned.borrow_mut().meet(&mut world.selector);
+        world.call(&SHARING, 64 << 10, false)
+    };
+    for _ in 0..200 {
+        for world in &mut worlds {
+            call(world);
+        }
+    }
+    for world in &worlds {
+        let selection = world.selector.selection();
+        assert!(regret(&SHARING, 64 << 10, selection.path) < 1.06, "{selection:?}");
+    }
+    let probes: u64 = worlds.iter().map(|world| world.selector.probes).sum();
+    // One alone takes about 60 to find out.
+    assert!(probes < 200, "{probes} calls of 1,600 tried other paths");
+    // One that comes later knows at once.
+    let mut late = World::new();
+    assert!(regret(&SHARING, 64 << 10, call(&mut late)) < 1.06);
+    // One that measures and is never heard of again holds nobody up for long.
+    let learned = Experience::default();
+    let (mut gone, mut other) = (World::new(), World::new());
+    learned.borrow_mut().meet(&mut gone.selector);
+    for _ in 0..PATIENCE + 200 {
+        learned.borrow_mut().meet(&mut other.selector);
+        other.call(&SHARING, 64 << 10, false);
+    }
+    assert!(regret(&SHARING, 64 << 10, other.selector.path) < 1.06, "{:?}", other.selector.selection());
+}
+
+#[test]
+fn small_pieces_and_foreign_memory_are_copied_without_a_look() {
+    let mut selector = Selector::new(&PathKind::ALL, Instant::now());
+    for front in
+        [Front { payload_bytes: LEAST_BYTES - 1, may_share: true }, Front { payload_bytes: 1 << 20, may_share: false }]
+    {
+        assert!((0..100).all(|_| selector.pick(front) == PathKind::Write));
+    }
+}
+
+#[test]
+fn the_fit_finds_what_a_piece_and_a_kib_cost() {
+    let mut fit = Fit::default();
+    for call in 0..200_u32 {
+        let (pieces, kib) = (f64::from(1 + call % 5), f64::from(4 << (call % 7)));
+        fit.add(pieces, kib, 1500.0 * pieces + 40.0 * kib);
+    }
+    let [a, b] = fit.solve();
+    assert!((a - 1500.0).abs() < 60.0 && (b - 40.0).abs() < 1.0, "{a} and {b}");
+}
+
+/// A wire on which a path carries less than its calls cost, because it waits for the far program.
+#[test]
+fn a_path_that_waits_for_the_far_program_is_left_again() {
+    let mut world = World::new();
+    let mut last = PathKind::Write;
+    for _ in 0..20_000 {
+        last = world.call(&WAITING, 1 << 20, true);
+        if last == PathKind::Splice {
+            // It is the cheapest there at this size, but then nothing happens for as long as a call takes.
+            world.now += Duration::from_micros(60);
+        }
+    }
+    let selection = world.selector.selection();
+    assert_ne!(selection.path, PathKind::Splice, "{selection:?}, last by {last}");
+    let splice = world.selector.states[PathKind::Splice as usize].pace;
+    assert!(splice.is_some_and(|pace| pace < 0.8), "{splice:?}");
+    // Where it waits for nothing it is taken.
+    let mut world = World::new();
+    world.run(&WAITING, 1 << 20, true, 20_000);
+    assert_eq!(world.selector.selection().path, PathKind::Splice);
+}
