@@ -45,7 +45,9 @@ fn start() -> Result<(), Box<dyn Error>> {
             return Err(format!("a subscriber ended with {status}").into());
         }
     }
-    published
+    published?;
+    println!("published {TICKS} ticks to {SUBSCRIBERS} subscribers");
+    Ok(())
 }
 
 fn publish(mut transport: StreamTransport) -> Result<(), Box<dyn Error>> {
@@ -85,7 +87,6 @@ fn publish(mut transport: StreamTransport) -> Result<(), Box<dyn Error>> {
     while left > 0 {
         left -= wait(&mut transport, &mut events)?;
     }
-    println!("published {TICKS} ticks to {SUBSCRIBERS} subscribers");
     Ok(())
 }
 
