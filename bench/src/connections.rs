@@ -7,8 +7,8 @@
 //!  every answer compared, byte by byte       ◀──  its processor time, and its memory, are what is measured
 //! ```
 //!
-//! Row `zcmi` is a server on [`StreamTransport`] that submits each slot that it received. Other servers speak a length
-//! of 8 bytes, little-endian, before each message; [`run_plain`] measures them with the same requests.
+//! Row `zcmi` is a server on `zcmi_net::stream::StreamTransport` that submits each slot that it received. Other servers
+//! speak a length of 8 bytes, little-endian, before each message; [`run_plain`] measures them with the same requests.
 //!
 //! # What is counted
 //! - Processor time of the server's process alone. On a loopback the kernel handles what a side sends at that side's
