@@ -554,6 +554,7 @@ struct Sender {
     transport: StreamTransport,
     connections: Vec<ConnectionId>,
     message: Lease<[u8]>,
+    bytes: usize,
     window: usize,
     open: Vec<usize>,
     completed: u64,
@@ -573,6 +574,7 @@ impl Sender {
             transport,
             connections,
             message: lease.freeze(),
+            bytes: cell.bytes,
             completed: 0,
             events: Vec::new(),
         };
@@ -636,19 +638,20 @@ impl Sender {
         if !self.submit(self.connections[0])? {
             return Err(CellError::NotTaken("a single message found no room".into()));
         }
+        // Each piece comes back as a message of its own.
+        let mut answered = 0;
         loop {
             if self.transport.poll(&mut self.events, Some(PATIENCE))? == 0 {
                 return Err(CellError::Late("no answer came"));
             }
-            let mut answered = false;
             for event in self.events.drain(..) {
                 match event {
-                    Event::Received { piece, .. } => answered |= piece.is_last(),
+                    Event::Received { piece, .. } => answered += piece.lease.len(),
                     Event::Closed { reason, .. } => return Err(CellError::Closed(reason.to_string())),
                     _ => {}
                 }
             }
-            if answered {
+            if answered >= self.bytes {
                 return Ok(());
             }
         }
