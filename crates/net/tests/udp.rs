@@ -217,3 +217,26 @@ fn a_constant_rate_waits_for_nobody_and_a_window_does() {
     let slow = completed_by(Reliability::ConstantRate { bytes_per_s: 2_000_000 });
     assert!((16..60).contains(&slow), "{slow} messages of 8,000 bytes left");
 }
+
+#[test]
+fn a_session_of_unreliable_messages_outlives_all_credits() {
+    // More pieces received than credits may ever be open at a time (65,536).
+    const PIECES: u64 = 70_000;
+    let wish = Wish { waiting: 256, message_bytes: 64, loans: 1, ..Wish::default() };
+    let sender = UdpOptions { reliability: Reliability::Unreliable, ..options(wish) };
+    let (mut one, mut two) = pair(sender, options(wish));
+    let lease = one.transport.loan(64).expect("a slot").freeze();
+    let (mut received, until) = (0, Instant::now() + conformance::PATIENCE);
+    while received < PIECES {
+        assert!(Instant::now() < until, "{received} of {PIECES} pieces were received");
+        while one.transport.submit(one.to(), lease.clone().into(), Token(0)).is_ok() {}
+        one.poll();
+        two.poll();
+        received += two.events().iter().filter(|event| matches!(event, Event::Received { .. })).count() as u64;
+        for event in one.events() {
+            if let Event::Closed { reason, .. } = event {
+                panic!("after {received} pieces: {reason}");
+            }
+        }
+    }
+}

@@ -613,6 +613,10 @@ impl Sender {
             if more == 0 || more > u32::MAX / 2 {
                 continue;
             }
+            if !self.reliable {
+                // What is sent once takes no credits, so that none are left to be too many.
+                self.used[index] = self.granted[index];
+            }
             let open = self.granted[index].wrapping_sub(self.used[index]);
             if more > MOST_CREDITS || open + more > MOST_CREDITS {
                 return Err(PeerFault::Credits { class, claimed: granted[index], before: self.granted[index] });
