@@ -182,11 +182,11 @@ mod tests {
     fn a_reader_never_sees_a_row_that_is_half_of_two() {
         let board = super::super::Board::new().expect("a board");
         let reader = BoardReader { header: board.header.clone(), rows: board.rows.clone() };
-        let is_done = std::sync::atomic::AtomicBool::new(false);
+        let is_done = zcmi_ring::sync::AtomicBool::new(false);
         std::thread::scope(|scope| {
             scope.spawn(|| {
                 let mut seen = 0_u64;
-                while seen < 2000 && !is_done.load(std::sync::atomic::Ordering::Relaxed) {
+                while seen < 2000 && !is_done.load(Ordering::Relaxed) {
                     let Some(facts) = reader.read().links.pop() else { continue };
                     let counts = facts.counts;
                     assert_eq!(counts.switches, facts.connection);
@@ -196,18 +196,18 @@ mod tests {
                     );
                     seen += 1;
                 }
-                is_done.store(true, std::sync::atomic::Ordering::Relaxed);
+                is_done.store(true, Ordering::Relaxed);
             });
             let mut words = [0; WORDS];
             for number in 0..10_000_000_u64 {
                 words.fill(number);
                 words[0] = 1 + number % 3;
                 board.store(0, &words);
-                if is_done.load(std::sync::atomic::Ordering::Relaxed) {
+                if is_done.load(Ordering::Relaxed) {
                     break;
                 }
             }
-            is_done.store(true, std::sync::atomic::Ordering::Relaxed);
+            is_done.store(true, Ordering::Relaxed);
         });
     }
 }
