@@ -8,6 +8,7 @@ use zcmi_mem::lease::Lease;
 use zcmi_mem::pool::PoolPlan;
 use zcmi_net::link::LinkLimits;
 use zcmi_net::outgoing::{QueueLimits, Token};
+use zcmi_net::select::Objective;
 use zcmi_net::slots::SlotPlan;
 use zcmi_net::stream::{StreamOptions, StreamTransport};
 use zcmi_net::transport::{ConnectionId, Destination, Event, Transport};
@@ -27,9 +28,15 @@ const GREETINGS: usize = 128;
 /// a transport keeps half of its slots for those that ask for them.
 const SMALL_SLOTS: u32 = 4;
 
-fn transport(connections: usize, small_bytes: usize, loans: Option<PoolPlan>) -> Result<StreamTransport, LoadError> {
+fn transport(
+    connections: usize,
+    small_bytes: usize,
+    loans: Option<PoolPlan>,
+    objective: Objective,
+) -> Result<StreamTransport, LoadError> {
     let connections = connections as u32;
     Ok(StreamTransport::new(StreamOptions {
+        objective,
         slots: SlotPlan {
             small_bytes: small_bytes as u32,
             small_slots: SMALL_SLOTS * connections + 1024,
@@ -55,7 +62,7 @@ pub(super) fn serve(channel: &Channel) -> RoleResult {
     let (brief, _): (Brief, _) = channel.receive(0)?;
     super::raise_descriptors();
     let _pinned = pin::pin(brief.cpu)?;
-    let mut transport = transport(brief.connections, brief.small_bytes, None)?;
+    let mut transport = transport(brief.connections, brief.small_bytes, None, Objective::ThisEnd)?;
     // Not one of the transport's own, whose sockets nobody can set.
     let listener = super::listener()?;
     listener.set_nonblocking(true)?;
@@ -115,7 +122,7 @@ impl Framed {
         let not_there = |_| LoadError::Closed(format!("{address} is no address"));
         let address: SocketAddr = address.parse().map_err(not_there)?;
         let loans = PoolPlan::single(tally.pattern.len(), 2).ok();
-        let mut transport = transport(options.connections, options.small_bytes, loans)?;
+        let mut transport = transport(options.connections, options.small_bytes, loans, Objective::BothEnds)?;
         let mut message = |bytes: usize| {
             let mut lease = transport.loan(bytes).map_err(|error| LoadError::NotTaken(error.to_string()))?;
             lease.copy_from_slice(&tally.pattern[..bytes]);

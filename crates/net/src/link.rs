@@ -25,7 +25,7 @@ use crate::frame::{Class, HEADER_BYTES, Header, Hello, Kind};
 use crate::incoming::{Incoming, PeerFault};
 use crate::outgoing::{Framed, Front, Kept, NotTaken, Outgoing, Payload, QueueLimits, Token};
 use crate::path::PathKind;
-use crate::select::{self, Choosing, Experience, Selection, Selector};
+use crate::select::{self, Choosing, Experience, Objective, Selection, Selector};
 use crate::slots::{Need, Slots};
 use crate::wire::{Notification, Wire};
 
@@ -274,8 +274,13 @@ impl<W: Wire> Link<W> {
     }
 
     /// Uses the cheapest of these paths, which is found by measuring.
-    pub fn choose_among(&mut self, usable: &[PathKind]) {
-        self.choosing = Choosing::Cheapest { usable: usable.to_vec(), selector: None, learned: None };
+    pub fn choose_among(&mut self, usable: &'static [PathKind], objective: Objective) {
+        self.choosing = Choosing::among(usable, objective);
+    }
+
+    /// Nothing will go on over another wire when this one breaks: see [`Outgoing::never_resumes`].
+    pub fn never_resumes(&mut self) {
+        self.outgoing.never_resumes();
     }
 
     /// Has the choice learn from other connections to the same host, and them from it.
@@ -390,10 +395,8 @@ impl<W: Wire> Link<W> {
         token: Token,
         slots: &Slots,
     ) -> Result<(), NotTaken> {
-        if self.outgoing.unfinished() == 0
-            && let Some(selector) = self.choosing.selector()
-        {
-            selector.rested();
+        if self.outgoing.unfinished() == 0 {
+            self.choosing.tell(Selector::rested);
         }
         let home = slots.home(&payload);
         self.outgoing.submit(stream, tag, payload, home, token)?;
@@ -431,13 +434,13 @@ impl<W: Wire> Link<W> {
             });
             counts.stray_notifications += (notification.last - notification.first + 1).saturating_sub(known);
         });
-        if let Some(selector) = self.choosing.selector() {
-            let all: u32 = told.iter().map(|(count, _)| count).sum();
-            let each = begin.elapsed() / all.max(1);
+        let all: u32 = told.iter().map(|(count, _)| count).sum();
+        let took = begin.elapsed();
+        self.choosing.tell(|selector| {
             for (path, (count, copied)) in PathKind::ALL.into_iter().zip(told).filter(|(_, (count, _))| *count > 0) {
-                selector.notified(path, copied, each * count);
+                selector.notified(path, copied, took / all.max(1) * count);
             }
-        }
+        });
         self.complete(happened);
         read.map_err(|source| LinkError::System { call: "reading notifications", source })
     }
@@ -533,7 +536,9 @@ impl<W: Wire> Link<W> {
     ///
     /// Of those that are not given ahead a peer gets one at a time: it waits for that one, so that none is left over
     /// with a peer that has nothing more to send, while others wait for it.
-    pub fn top_up(&mut self, slots: &mut Slots) {
+    ///
+    /// Others who wait for some come before it, unless it stands at the front of their line.
+    pub fn top_up(&mut self, slots: &mut Slots, at_front: bool) {
         for class in Class::ALL {
             let index = class.index();
             let (open, aim) = (self.incoming.open()[index], self.aim(index));
@@ -543,7 +548,11 @@ impl<W: Wire> Link<W> {
             let waits = open == 0 && self.incoming.wants()[index];
             let mut got = slots.promise(class, aim - open, Need::Ahead);
             if got == 0 && waits {
-                got = slots.promise(class, 1, if self.is_newcomer() { Need::Newcomer } else { Need::Waiting });
+                got = match self.is_newcomer() {
+                    true => slots.promise(class, 1, Need::Newcomer),
+                    false if at_front || !slots.has_line(class) => slots.promise(class, 1, Need::Waiting),
+                    false => 0,
+                };
             }
             self.lent[index] |= got > 0 && waits;
             self.incoming.grant(class, got);
@@ -557,9 +566,7 @@ impl<W: Wire> Link<W> {
             Err(error) if path != PathKind::Write && error.kind() != io::ErrorKind::WouldBlock => {
                 // Whatever is wrong with the path or with the connection, a plain send finds out which.
                 self.counts.paths[path as usize].refused += 1;
-                if let Some(selector) = self.choosing.selector() {
-                    selector.refused(path);
-                }
+                self.choosing.tell(|selector| selector.refused(path));
                 let plain = self.send_by(PathKind::Write, front);
                 if plain.as_ref().map_or_else(|error| error.kind() == io::ErrorKind::WouldBlock, |_| true) {
                     // It was the path's fault.
@@ -584,10 +591,8 @@ impl<W: Wire> Link<W> {
             Choosing::Cheapest { .. } => &|other| Selector::is_alike(first, other),
         };
         let measures = first.payload_bytes >= select::LEAST_BYTES && first.may_share;
-        let most = match &self.choosing {
-            Choosing::Cheapest { selector: Some(selector), .. } if measures => selector.most_pieces().min(SEGMENTS / 2),
-            _ => SEGMENTS / 2,
-        };
+        let most = if measures { self.choosing.tell(|selector| selector.most_pieces()) } else { None };
+        let most = most.unwrap_or(usize::MAX).min(SEGMENTS / 2);
         let left = self.limits.pinned_bytes.saturating_sub(self.outgoing.pinned_bytes());
         let most = self.outgoing.fitting(most, path.shares_pages().then_some(left));
         if measures {
@@ -598,18 +603,19 @@ impl<W: Wire> Link<W> {
         let begin = measures.then(Instant::now);
         let sent = wire.send(path, &segments);
         drop(segments);
-        if let (Err(error), Choosing::Cheapest { selector: Some(selector), .. }) = (&sent, &mut self.choosing)
+        if let Err(error) = &sent
             && error.kind() == io::ErrorKind::WouldBlock
             && measures
         {
-            selector.blocked(path);
+            self.choosing.tell(|selector| selector.blocked(path));
         }
         let sent = sent?;
         self.outgoing.sent(path, sent.bytes, sent.release);
-        if let (Some(begin), Choosing::Cheapest { selector: Some(selector), .. }) = (begin, &mut self.choosing) {
+        if let Some(begin) = begin {
             let (now, each) = (Instant::now(), first.payload_bytes as usize + HEADER_BYTES);
             let pieces = sent.bytes as f64 / each as f64;
-            selector.called(path, pieces, sent.bytes, now.duration_since(begin), now);
+            let took = now.duration_since(begin);
+            self.choosing.tell(|selector| selector.called(path, pieces, sent.bytes, took, now));
         }
         let counts = &mut self.counts.paths[path as usize];
         counts.sends += 1;
@@ -624,9 +630,7 @@ impl<W: Wire> Link<W> {
             Choosing::Cheapest { .. } if front.payload_bytes < select::LEAST_BYTES || !front.may_share => {
                 PathKind::Write
             }
-            Choosing::Cheapest { .. } => {
-                self.choosing.picking().map_or(PathKind::Write, |selector| selector.pick(front))
-            }
+            Choosing::Cheapest { .. } => self.choosing.pick(|selector| selector.pick(front)).unwrap_or(PathKind::Write),
         };
         if !path.shares_pages() {
             return path;
@@ -655,7 +659,7 @@ impl<W: Wire> Link<W> {
         }
         slots.unpromise(core::mem::take(&mut self.used));
         self.complete(happened);
-        self.top_up(slots);
+        self.top_up(slots, false);
         match read? {
             Readiness::Eof if !self.is_finished() => Err(LinkError::CutOff),
             other => Ok(other),
@@ -885,8 +889,8 @@ impl<W: Wire> Link<W> {
     fn take_header(&mut self, happened: &mut Vec<Happened>) -> Result<(), LinkError> {
         let header = Header::decode(&self.header).map_err(PeerFault::from)?;
         self.incoming.check(&header)?;
-        if let (Some(cost), Choosing::Cheapest { selector: Some(selector), .. }) = (header.cost, &mut self.choosing) {
-            selector.received(cost.path, f64::from(cost.kib_ns));
+        if let Some(cost) = header.cost {
+            self.choosing.tell(|selector| selector.received(cost.path, f64::from(cost.kib_ns)));
         }
         self.outgoing.granted(header.granted)?;
         self.outgoing.acknowledged(header.acknowledged, &mut self.tokens)?;

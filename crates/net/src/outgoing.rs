@@ -19,14 +19,16 @@
 //! # Units
 //! Lengths and offsets are bytes, sequences count pieces of a session, credits count slots of one epoch.
 
+mod payload;
+
 use core::fmt;
-use core::ops::Deref;
 use std::collections::{HashMap, VecDeque};
 
 use thiserror::Error;
-use zcmi_mem::lease::{Lease, LeaseMut, Loaned};
+use zcmi_mem::lease::LeaseMut;
 use zcmi_mem::pool::Slot;
 
+pub use self::payload::Payload;
 use crate::frame::{Class, HEADER_BYTES, Header, Hello, Kind, MESSAGE_BYTES, ReceiveCost};
 use crate::incoming::PeerFault;
 use crate::path::{PathKind, Release};
@@ -42,63 +44,6 @@ pub const URING_NUMBERS: u64 = 1 << 63;
 /// The caller's name for a message, given back when the message completes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct Token(pub u64);
-
-/// The bytes of a message to send: a lease that nobody writes any more.
-pub enum Payload {
-    /// One that has no other holder.
-    Unique(LeaseMut<[u8]>),
-    /// One of several.
-    Shared(Lease<[u8]>),
-}
-
-impl Payload {
-    /// Whether the bytes stay where they are when the lease moves.
-    fn stays(&self) -> bool {
-        match self {
-            Self::Unique(lease) => matches!(lease.loaned(), Loaned::Slot(_)),
-            Self::Shared(_) => true,
-        }
-    }
-
-    /// One more holder of the same bytes.
-    fn share(&mut self) -> Self {
-        let shared = match core::mem::replace(self, Self::Unique(LeaseMut::inline(0))) {
-            Self::Unique(lease) => lease.freeze(),
-            Self::Shared(lease) => lease,
-        };
-        *self = Self::Shared(shared.clone());
-        Self::Shared(shared)
-    }
-}
-
-impl Deref for Payload {
-    type Target = [u8];
-
-    fn deref(&self) -> &[u8] {
-        match self {
-            Self::Unique(lease) => lease,
-            Self::Shared(lease) => lease,
-        }
-    }
-}
-
-impl fmt::Debug for Payload {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Payload").field("bytes", &self.len()).finish_non_exhaustive()
-    }
-}
-
-impl From<LeaseMut<[u8]>> for Payload {
-    fn from(lease: LeaseMut<[u8]>) -> Self {
-        Self::Unique(lease)
-    }
-}
-
-impl From<Lease<[u8]>> for Payload {
-    fn from(lease: Lease<[u8]>) -> Self {
-        Self::Shared(lease)
-    }
-}
 
 /// Why a message was not taken.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Error)]
@@ -199,7 +144,11 @@ pub enum Framed {
 }
 
 struct Message {
+    /// Its bytes, or none when they are not needed any more.
     payload: Payload,
+    bytes: u32,
+    /// Pieces that were framed, and not accepted by a path that copies.
+    unsent_pieces: u32,
     home: Option<Home>,
     token: Token,
     stream: u32,
@@ -303,6 +252,8 @@ pub struct Outgoing {
     pinned_bytes: u64,
     closed: bool,
     end_queued: bool,
+    /// Whether what was sent may have to be sent again over another socket.
+    resumes: bool,
 }
 
 impl fmt::Debug for Outgoing {
@@ -349,7 +300,13 @@ impl Outgoing {
             pinned_bytes: 0,
             closed: false,
             end_queued: false,
+            resumes: true,
         }
+    }
+
+    /// Nothing will be sent again: what a socket has copied is not kept until it is acknowledged.
+    pub fn never_resumes(&mut self) {
+        self.resumes = false;
     }
 
     fn next_piece(&self) -> u64 {
@@ -413,7 +370,18 @@ impl Outgoing {
         } else {
             let home = home.filter(|_| payload.stays());
             let number = self.first_message + self.messages.len() as u64;
-            let message = Message { payload, home, token, stream, tag, framed: 0, whole_framed: false, open_pieces: 0 };
+            let message = Message {
+                payload,
+                bytes: bytes as u32,
+                unsent_pieces: 0,
+                home,
+                token,
+                stream,
+                tag,
+                framed: 0,
+                whole_framed: false,
+                open_pieces: 0,
+            };
             push(&mut self.messages, Some(message));
             self.live_messages += 1;
             self.waiting_bytes += bytes as u64;
@@ -436,7 +404,7 @@ impl Outgoing {
     fn make_ready(&mut self, stream: u32) {
         let Some(&number) = self.queues.get(&stream).and_then(VecDeque::front) else { return };
         let Some(message) = self.message(number) else { return };
-        let rest = message.payload.len() as u32 - message.framed;
+        let rest = message.bytes - message.framed;
         let class = self.class_of(rest.min(self.slot_bytes));
         self.ready[class.index()].push_back(stream);
     }
@@ -569,10 +537,11 @@ impl Outgoing {
         let Some((number, message)) = number.and_then(|number| Some((number, self.message_mut(number)?))) else {
             unreachable!("a stream that is ready has a message")
         };
-        let (offset, bytes) = (message.framed, message.payload.len() as u32);
+        let (offset, bytes) = (message.framed, message.bytes);
         let length = (bytes - offset).min(slot_bytes);
         message.framed += length;
         message.open_pieces += 1;
+        message.unsent_pieces += 1;
         message.whole_framed = message.framed == bytes;
         let whole = message.whole_framed;
         let fields = Header { stream, sequence, message_bytes: bytes, offset, length, tag: message.tag, ..template };
@@ -617,7 +586,7 @@ impl Outgoing {
         let Some(mut header) = take_header() else { return Framed::NoHeader };
         let template = self.header(Kind::Data, note);
         if let Some(message) = self.message_mut(number) {
-            let bytes = message.payload.len() as u32;
+            let bytes = message.bytes;
             let (stream, tag) = (message.stream, message.tag);
             let fields = Header { stream, sequence, message_bytes: bytes, offset, length, tag, ..template };
             write_header(&mut header, &fields);
@@ -760,6 +729,9 @@ impl Outgoing {
                 self.queue.pop_front();
                 self.front_sent = 0;
                 self.sent = sequence.map_or(self.sent, |sequence| self.sent.max(sequence + 1));
+                if let (Some(sequence), Release::Now, false) = (sequence, release, self.resumes) {
+                    self.let_go(sequence);
+                }
             }
         }
         let Some((first, last)) = touched else { return };
@@ -791,6 +763,18 @@ impl Outgoing {
                     }
                 }
             }
+        }
+    }
+
+    /// Gives back what nobody needs of a piece whose bytes the socket has copied.
+    fn let_go(&mut self, sequence: u64) {
+        let Some(piece) = self.piece_mut(sequence).filter(|piece| piece.pins == 0 && !piece.shared) else { return };
+        piece.header = None;
+        let number = piece.message;
+        let Some(message) = self.message_mut(number) else { return };
+        message.unsent_pieces -= 1;
+        if message.unsent_pieces == 0 && message.whole_framed {
+            message.payload = Payload::Unique(LeaseMut::inline(0));
         }
     }
 
@@ -908,7 +892,7 @@ impl Outgoing {
             let index = (number - self.first_message) as usize;
             if let Some(message) = self.messages[index].take() {
                 self.live_messages -= 1;
-                self.waiting_bytes -= message.payload.len() as u64;
+                self.waiting_bytes -= u64::from(message.bytes);
                 done.push(message.token);
             }
             while self.messages.front().is_some_and(Option::is_none) {

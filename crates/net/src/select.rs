@@ -250,6 +250,17 @@ impl fmt::Display for Reason {
     }
 }
 
+/// Whose processor time the choice saves.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum Objective {
+    /// That of both ends, and as much throughput as can be had.
+    #[default]
+    BothEnds,
+    /// That of this end alone, whatever it costs its peers: for a server of many, whose processors are what is scarce.
+    ThisEnd,
+}
+
 /// What is chosen, and why.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Selection {
@@ -279,6 +290,7 @@ enum Sign {
 /// The choice for one connection.
 #[derive(Clone, Debug)]
 pub struct Selector {
+    objective: Objective,
     states: [State; PATHS],
     usable: [bool; PATHS],
     path: PathKind,
@@ -312,10 +324,6 @@ pub struct Selector {
     /// When it was decided last, and whether others have not heard of it.
     decided: Instant,
     is_news: bool,
-    /// Whether another connection measures for this one.
-    waits: bool,
-    /// What others call it; 0 for nothing.
-    id: u64,
     switches: u64,
     changes: u64,
     probes: u64,
@@ -325,8 +333,9 @@ pub struct Selector {
 impl Selector {
     /// A choice among these paths.
     #[must_use]
-    pub fn new(usable: &[PathKind], now: Instant) -> Self {
+    pub fn new(usable: &[PathKind], objective: Objective, now: Instant) -> Self {
         let mut selector = Self {
+            objective,
             states: [State::default(); PATHS],
             usable: [false; PATHS],
             path: PathKind::Write,
@@ -350,8 +359,6 @@ impl Selector {
             before: None,
             decided: now,
             is_news: false,
-            waits: false,
-            id: 0,
             switches: 0,
             changes: 0,
             probes: 0,
@@ -405,7 +412,7 @@ impl Selector {
 
     /// Another path that is due to be tried.
     fn due_probe(&mut self) -> Option<PathKind> {
-        if !self.settled && (self.waits || self.is_warming()) {
+        if !self.settled && self.is_warming() {
             return None;
         }
         // At the start, and when the wire has changed, each has its first calls.
@@ -486,17 +493,18 @@ impl Selector {
         None
     }
 
-    /// What a piece of the present size costs at both ends.
+    /// What a piece of the present size costs at the ends that count.
     fn cost_ns(&self, path: usize) -> f64 {
         let [sending, receiving] = self.costs_ns(path);
-        sending + receiving
+        if self.objective == Objective::ThisEnd { sending } else { sending + receiving }
     }
 
     /// How far each path is from the best, by the measure in which it is worse: 1 is the best of both.
     fn scores(&self) -> [f64; PATHS] {
+        let is_own = self.objective == Objective::ThisEnd;
         let costs: [[f64; 2]; PATHS] = core::array::from_fn(|path| {
             let [sending, receiving] = self.costs_ns(path);
-            [sending + receiving, sending.max(receiving)]
+            if is_own { [sending; 2] } else { [sending + receiving, sending.max(receiving)] }
         });
         let best = |which: usize| {
             let known = (0..PATHS).filter(|&path| self.is_known(path));
@@ -506,7 +514,8 @@ impl Selector {
         // A path that was never in use is taken to carry as much as any.
         let best_pace = self.states.iter().filter_map(|state| state.pace).fold(0.0, f64::max);
         core::array::from_fn(|path| {
-            let slowness = self.states[path].pace.map_or(1.0, |pace| (best_pace / pace / SAME_PACE).min(MOST_SLOWNESS));
+            let pace = self.states[path].pace.filter(|_| !is_own);
+            let slowness = pace.map_or(1.0, |pace| (best_pace / pace / SAME_PACE).min(MOST_SLOWNESS));
             (costs[path][0] / best[0]).max(costs[path][1] / best[1]).max(slowness)
         })
     }
@@ -647,7 +656,7 @@ impl Selector {
         self.switches += u64::from(self.path != other.path);
         self.use_path(other.path);
         (self.states, self.reason, self.before) = (other.states, other.reason, None);
-        (self.settled, self.refines, self.waits, self.jumps) = (true, false, false, 0);
+        (self.settled, self.refines, self.jumps) = (true, false, 0);
         (self.since, self.decided) = (self.now, other.decided);
     }
 

@@ -125,6 +125,8 @@ pub struct Slots {
     all: [u32; 2],
     all_headers: usize,
     promised: [u32; 2],
+    /// How many wait in line, by class.
+    in_line: [u32; 2],
     ahead: Vec<Slot>,
     stage: Box<[u8]>,
     guard: ForkGuard,
@@ -171,6 +173,7 @@ impl Slots {
             all: [plan.small_slots, plan.large_slots],
             all_headers: plan.headers as usize,
             promised: [0; 2],
+            in_line: [0; 2],
             ahead: Vec::new(),
             stage: vec![0; STAGE_BYTES].into(),
             guard,
@@ -270,6 +273,21 @@ impl Slots {
         let count = count.min(room);
         self.promised[index] += count;
         count
+    }
+
+    /// Notes that somebody waits in line for these classes.
+    pub(crate) fn join_line(&mut self, classes: [bool; 2]) {
+        self.in_line.iter_mut().zip(classes).for_each(|(count, waits)| *count += u32::from(waits));
+    }
+
+    /// The opposite.
+    pub(crate) fn leave_line(&mut self, classes: [bool; 2]) {
+        self.in_line.iter_mut().zip(classes).for_each(|(count, waits)| *count -= u32::from(waits));
+    }
+
+    /// Whether somebody waits in line for slots of a class, who comes before all that do not.
+    pub(crate) fn has_line(&self, class: Class) -> bool {
+        self.in_line[class.index()] > 0
     }
 
     /// Takes promises back that nobody can claim any more.

@@ -64,7 +64,8 @@ use crate::link::{Happened, Link, LinkCounts, LinkError, LinkLimits, Orphan, Rea
 use crate::links::Board;
 use crate::outgoing::{Kept, NotTaken, Payload, SubmitError, Token};
 use crate::path::PathKind;
-use crate::select::{Experiences, Selection};
+use crate::raw;
+use crate::select::{Experiences, Objective, Selection};
 use crate::shared::{RingHandle, SharedRing};
 use crate::slots::{SlotCounts, SlotPlan, Slots};
 use crate::socket::{self, SocketWire};
@@ -118,6 +119,8 @@ pub struct StreamOptions {
     pub insecure: bool,
     /// The path that is used whenever it can be; none for the best.
     pub path: Option<PathKind>,
+    /// Whose processor time counts when the best is chosen.
+    pub objective: Objective,
     /// How many connections may exist.
     pub connections: usize,
     /// How many sockets may be greeting at a time. When there are as many, one that has greeted for longer than a
@@ -147,6 +150,7 @@ impl Default for StreamOptions {
             key: None,
             insecure: false,
             path: None,
+            objective: Objective::default(),
             connections: 16_384,
             greetings: 256,
             greeting_timeout: Duration::from_secs(5),
@@ -201,13 +205,16 @@ struct Connection {
     in_dirty: bool,
     in_owing: bool,
     starved: bool,
+    /// The classes of slots for which it stands in line.
+    in_line: [bool; 2],
     /// Its row on the board, if it has one, and what that says of its socket: the address here, and there.
     row: Option<u16>,
     addresses: [Option<Address>; 2],
     /// How far the peer was when it was last looked whether it goes on, if that will be looked at again, and when.
     watched: Option<(Instant, (u64, usize))>,
-    /// When it is looked next whether the peer's host acknowledges what is sent.
-    hearing: Option<Instant>,
+    /// When it is looked next whether the peer's host acknowledges what is sent, and how often something had come when
+    /// that was decided.
+    hearing: Option<(Instant, u64)>,
 }
 
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -271,6 +278,13 @@ impl Places {
         match self.get_mut(key)? {
             Entry::Stranger(stranger) => Some(stranger),
             _ => None,
+        }
+    }
+
+    /// Has the processor fetch a connection that is needed soon.
+    fn prefetch(&self, key: u64) {
+        if let Some(Entry::Connection(connection)) = self.get(key) {
+            raw::prefetch(&**connection);
         }
     }
 
@@ -347,6 +361,11 @@ pub struct StreamTransport {
     later: Vec<Event>,
     happened: Vec<Happened>,
     turns: u32,
+    /// Turns of ready connections after which everybody who was ready at the last look has had one.
+    unseen: usize,
+    /// How the slots stood when it was last looked what they do for those who wait, and for how many of these that was
+    /// not looked.
+    fed: Option<(SlotCounts, usize)>,
     board: Option<Board>,
 }
 
@@ -407,6 +426,8 @@ impl StreamTransport {
             later: Vec::new(),
             happened: Vec::new(),
             turns: 0,
+            unseen: 0,
+            fed: None,
             board,
             options,
         };
@@ -521,7 +542,7 @@ impl StreamTransport {
         if let Some(connection) = self.places.connection(connection.0) {
             match path {
                 Some(path) => connection.link.force(path),
-                None => connection.link.choose_among(&PathKind::ALL),
+                None => connection.link.choose_among(&PathKind::ALL, self.options.objective),
             }
         }
     }
@@ -575,7 +596,10 @@ impl StreamTransport {
         let mut link = Link::new(self.options.limits, &self.slots);
         match self.options.path {
             Some(path) => link.force(path),
-            None => link.choose_among(&PathKind::ALL),
+            None => link.choose_among(&PathKind::ALL, self.options.objective),
+        }
+        if self.options.resume_for.is_zero() {
+            link.never_resumes();
         }
         let connection = Connection {
             accepted,
@@ -595,6 +619,7 @@ impl StreamTransport {
             in_dirty: false,
             in_owing: false,
             starved: false,
+            in_line: [false; 2],
             watched: None,
             row: None,
             addresses: [const { None }; 2],
@@ -736,14 +761,14 @@ impl StreamTransport {
                 _ if key == RING => self.hear_ring(events),
                 Some(Entry::Listener(_)) => self.accept(key)?,
                 Some(Entry::Stranger(_)) => self.ready.push_back(key),
-                Some(Entry::Connection(_)) => {
+                Some(Entry::Connection(connection)) => {
                     let flags = event.flags;
                     let hung_up = flags.intersects(EventFlags::HUP | EventFlags::RDHUP);
-                    if flags.intersects(EventFlags::OUT) {
+                    connection.hung_up |= hung_up;
+                    // Every edge says that the socket takes something, which is news only if it did not.
+                    let is_news = connection.link.has_queued() || !matches!(connection.stage, Stage::Open);
+                    if flags.intersects(EventFlags::OUT) && is_news {
                         self.make_dirty(key);
-                    }
-                    if hung_up && let Some(connection) = self.places.connection(key) {
-                        connection.hung_up = true;
                     }
                     if flags.intersects(EventFlags::IN | EventFlags::ERR | EventFlags::HUP | EventFlags::RDHUP) {
                         self.make_ready(key);
@@ -753,6 +778,7 @@ impl StreamTransport {
             }
         }
         self.gathered = gathered;
+        (self.turns, self.unseen) = (0, self.ready.len());
         Ok(count)
     }
 
@@ -876,8 +902,8 @@ impl Transport for StreamTransport {
         events.append(&mut self.later);
         let deadline = timeout.and_then(|timeout| Instant::now().checked_add(timeout));
         // Whoever always has something ready must not keep the others from being seen.
-        self.turns = self.turns.wrapping_add(1);
-        if self.turns.is_multiple_of(LOOKS) {
+        self.turns += 1;
+        if self.turns >= LOOKS && self.unseen == 0 {
             self.gather(Some(Duration::ZERO), events)?;
         }
         let mut late = 0;

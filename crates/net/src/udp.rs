@@ -64,7 +64,7 @@ use crate::key::Key;
 use crate::link::{Happened, LinkLimits};
 use crate::outgoing::{Kept, NotTaken, Payload, SubmitError, Token};
 use crate::path::PathKind;
-use crate::select::{self, Choosing, Experiences, Selection};
+use crate::select::{self, Choosing, Experiences, Objective, Selection, Selector};
 use crate::shared::{RingHandle, SharedRing};
 use crate::slots::{SlotPlan, Slots};
 use crate::transport::{Capabilities, Closed, ConnectionId, Destination, Event, ListenerId, Transport, TransportError};
@@ -85,7 +85,7 @@ const LEAVING: Nanos = 2_000 * pace::MS;
 const GONE: usize = 4096;
 
 /// The paths that datagrams can go by, of which the cheapest is looked for.
-const PATHS: [PathKind; 4] = [PathKind::Write, PathKind::ZeroCopy, PathKind::UringZeroCopy, PathKind::UringFixed];
+const PATHS: &[PathKind] = &[PathKind::Write, PathKind::ZeroCopy, PathKind::UringZeroCopy, PathKind::UringFixed];
 /// The key of the ring among what is watched.
 const RING: u64 = u64::MAX;
 
@@ -558,11 +558,11 @@ impl UdpTransport {
             choosing: match self.options.path {
                 Some(PathKind::SendFile | PathKind::Splice) => Choosing::Forced(PathKind::Write),
                 Some(path) => Choosing::Forced(path),
-                None => Choosing::Cheapest {
-                    usable: PATHS.to_vec(),
-                    selector: None,
-                    learned: Some(self.experiences.borrow_mut().of(peer.ip())),
-                },
+                None => {
+                    let mut choosing = Choosing::among(PATHS, Objective::default());
+                    choosing.learn_from(&self.experiences.borrow_mut().of(peer.ip()));
+                    choosing
+                }
             },
         }
     }
@@ -655,10 +655,8 @@ impl Transport for UdpTransport {
         let Some(connection) = self.connections.get_mut(&key) else {
             return Err(NotTaken { payload, reason: SubmitError::NoConnection(key) });
         };
-        if connection.session.sender.unfinished() == 0
-            && let Some(selector) = connection.choosing.selector()
-        {
-            selector.rested();
+        if connection.session.sender.unfinished() == 0 {
+            connection.choosing.tell(Selector::rested);
         }
         connection.session.sender.submit(to.stream, to.tag, payload, token)?;
         self.make_dirty(key);

@@ -322,7 +322,13 @@ fn every_message_arrives_once_in_order_and_whole_whatever_the_kernel_does() {
     let (mut messages, mut wires) = (0, 0);
     while left > 0 {
         let steps = each.min(left);
-        match Run::new(seed, temper(Mutant::None)).verdict(steps, 10) {
+        let mut run = Run::new(seed, temper(Mutant::None));
+        // In every third run nothing is sent again, and what was copied is given back and overwritten at once.
+        let resumes = !seed.is_multiple_of(3);
+        if !resumes {
+            run.sides.iter_mut().for_each(|side| side.link.never_resumes());
+        }
+        match run.verdict(steps, if resumes { 10 } else { 0 }) {
             Verdict::Well { messages: some, wires: more } => (messages, wires) = (messages + some, wires + more),
             Verdict::Wrong(wrong) => panic!("seed {seed}: {wrong}"),
         }

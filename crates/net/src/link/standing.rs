@@ -36,6 +36,12 @@ impl<W: Wire> Link<W> {
         self.has_turn
     }
 
+    /// Whether frames wait for the socket to take them.
+    #[must_use]
+    pub fn has_queued(&self) -> bool {
+        self.outgoing.has_queued()
+    }
+
     /// Whether the peer will send nothing more.
     #[must_use]
     pub fn is_ended(&self) -> bool {
@@ -51,8 +57,14 @@ impl<W: Wire> Link<W> {
     /// Whether the peer waits for credits that could not be given.
     #[must_use]
     pub fn is_short(&self) -> bool {
+        self.lacking() != [false; 2]
+    }
+
+    /// The classes of these credits.
+    #[must_use]
+    pub fn lacking(&self) -> [bool; 2] {
         let (wants, open) = (self.incoming.wants(), self.incoming.open());
-        self.wire.is_some() && [0, 1].into_iter().any(|class| wants[class] && open[class] == 0)
+        [0, 1].map(|class| self.wire.is_some() && wants[class] && open[class] == 0)
     }
 
     /// Whether pieces wait for headers that other connections have.

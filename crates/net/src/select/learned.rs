@@ -6,32 +6,36 @@ use std::collections::HashMap;
 use std::rc::Rc;
 use std::time::Instant;
 
-use super::{LEAST_DATAGRAM, Selection, Selector};
+use super::{LEAST_DATAGRAM, Objective, Selection, Selector};
 use crate::path::PathKind;
 
 /// Hosts of which something is remembered.
 const HOSTS: usize = 1024;
-/// A connection that waits for another one to measure asks so often before it measures itself.
-pub(super) const PATIENCE: u32 = 256;
-
 /// How the path is chosen.
 pub(crate) enum Choosing {
     /// This one, wherever it can be.
     Forced(PathKind),
     /// The cheapest of these, once there are pieces for which it matters.
-    Cheapest { usable: Vec<PathKind>, selector: Option<Box<Selector>>, learned: Option<Experience> },
+    Cheapest {
+        usable: &'static [PathKind],
+        objective: Objective,
+        /// What was decided, and is looked after for this connection alone; none before.
+        own: Option<Box<Selector>>,
+        /// Whether a path was asked for.
+        has_asked: bool,
+        learned: Experience,
+    },
 }
 
-/// What the connections to one host have learned, for each other: who comes later need not measure everything anew, and
-/// of those that begin together one measures.
+/// What the connections to one host have learned, for each other. Until something is decided they measure together, so
+/// that those that begin together do not all try everything, and those that send little come to an end; who comes later
+/// takes over what was decided last.
 #[derive(Debug, Default)]
 pub(crate) struct Learned {
     /// The selection that was decided last.
     latest: Option<Box<Selector>>,
-    /// Who measures, and how often others have asked since.
-    explorer: Option<u64>,
-    asked: u32,
-    next_id: u64,
+    /// The one that is under way.
+    exploring: Option<Box<Selector>>,
 }
 
 /// The same, as connections hold it.
@@ -61,72 +65,80 @@ impl<H: Eq + Hash> Experiences<H> {
     }
 }
 
-impl Learned {
-    /// Exchanges what is known with a selection that is about to pick a path.
-    pub(super) fn meet(&mut self, selector: &mut Selector) {
-        if selector.id == 0 {
-            self.next_id += 1;
-            selector.id = self.next_id;
-        }
-        if selector.settled {
-            if core::mem::take(&mut selector.is_news) {
-                self.latest = Some(Box::new(selector.clone()));
-            }
-            if self.explorer == Some(selector.id) {
-                self.explorer = None;
-            }
-            return;
-        }
-        if let Some(latest) = &self.latest
-            && (selector.changes == 0 || latest.decided > selector.changed)
-        {
-            selector.adopt(latest);
-            return;
-        }
-        match self.explorer {
-            Some(explorer) if explorer != selector.id => {
-                self.asked += 1;
-                selector.waits = self.asked < PATIENCE;
-                if !selector.waits {
-                    (self.explorer, self.asked) = (Some(selector.id), 0);
-                }
-            }
-            _ => (self.explorer, self.asked, selector.waits) = (Some(selector.id), 0, false),
-        }
-    }
-}
-
 impl Choosing {
-    /// What measures, before a path is picked.
-    pub(crate) fn picking(&mut self) -> Option<&mut Selector> {
-        let Self::Cheapest { usable, selector, learned } = self else { return None };
-        let selector = selector.get_or_insert_with(|| Box::new(Selector::new(usable, Instant::now())));
-        if let Some(learned) = learned.as_ref().filter(|_| !selector.settled || selector.is_news) {
-            learned.borrow_mut().meet(selector);
+    /// The cheapest of these paths.
+    pub(crate) fn among(usable: &'static [PathKind], objective: Objective) -> Self {
+        Self::Cheapest { usable, objective, own: None, has_asked: false, learned: Experience::default() }
+    }
+
+    /// A path, picked by what measures; none if one is forced.
+    pub(crate) fn pick(&mut self, pick: impl FnOnce(&mut Selector) -> PathKind) -> Option<PathKind> {
+        let Self::Cheapest { usable, objective, own, has_asked, learned } = self else { return None };
+        *has_asked = true;
+        let mut learned = learned.borrow_mut();
+        let learned = &mut *learned;
+        match own {
+            Some(own) if own.settled => {
+                if core::mem::take(&mut own.is_news) {
+                    learned.latest = Some(own.clone());
+                }
+                return Some(pick(own));
+            }
+            // The wire has changed: others may know of it already, or find it out together with this one.
+            Some(changed) => match &learned.latest {
+                Some(latest) if latest.decided > changed.changed => changed.adopt(latest),
+                _ if learned.exploring.is_none() => learned.exploring = own.take(),
+                _ => *own = None,
+            },
+            None => {}
         }
-        Some(selector)
+        if own.is_none()
+            && learned.exploring.is_none()
+            && let Some(latest) = &learned.latest
+        {
+            let mut new = Box::new(Selector::new(usable, *objective, Instant::now()));
+            new.adopt(latest);
+            *own = Some(new);
+        }
+        let new = || Box::new(Selector::new(usable, *objective, Instant::now()));
+        Some(pick(own.as_mut().unwrap_or_else(|| learned.exploring.get_or_insert_with(new))))
+    }
+
+    /// Tells what measures, if anything does, of what became of a call.
+    pub(crate) fn tell<T>(&mut self, tell: impl FnOnce(&mut Selector) -> T) -> Option<T> {
+        match self {
+            Self::Cheapest { own: Some(own), .. } => Some(tell(own)),
+            Self::Cheapest { has_asked: true, own, learned, .. } => {
+                let mut learned = learned.borrow_mut();
+                let told = learned.exploring.as_mut().map(|exploring| tell(exploring));
+                // Something was decided: this one looks at it more closely, and the others take it over.
+                if let Some(mut settled) = learned.exploring.take_if(|exploring| exploring.settled) {
+                    settled.is_news = false;
+                    learned.latest = Some(settled.clone());
+                    *own = Some(settled);
+                }
+                told
+            }
+            _ => None,
+        }
     }
 
     /// Has the selection learn from others, and they from it.
     pub(crate) fn learn_from(&mut self, others: &Experience) {
         if let Self::Cheapest { learned, .. } = self {
-            *learned = Some(Rc::clone(others));
-        }
-    }
-
-    /// What measures, if there is a choice and anything was measured.
-    pub(crate) fn selector(&mut self) -> Option<&mut Selector> {
-        match self {
-            Self::Forced(_) => None,
-            Self::Cheapest { selector, .. } => selector.as_deref_mut(),
+            *learned = Rc::clone(others);
         }
     }
 
     /// What is chosen, if there is a choice and anything was measured.
     pub(crate) fn selection(&self) -> Option<Selection> {
         match self {
-            Self::Forced(_) => None,
-            Self::Cheapest { selector, .. } => Some(selector.as_ref()?.selection()),
+            Self::Cheapest { own: Some(own), .. } => Some(own.selection()),
+            Self::Cheapest { has_asked: true, learned, .. } => {
+                let learned = learned.borrow();
+                Some(learned.exploring.as_ref().or(learned.latest.as_ref())?.selection())
+            }
+            _ => None,
         }
     }
 
@@ -136,7 +148,7 @@ impl Choosing {
             Self::Forced(_) if bytes == 0 => PathKind::Write,
             Self::Forced(path) => *path,
             Self::Cheapest { .. } if bytes < LEAST_DATAGRAM => PathKind::Write,
-            Self::Cheapest { .. } => self.picking().map_or(PathKind::Write, |selector| selector.pick_for(bytes)),
+            Self::Cheapest { .. } => self.pick(|selector| selector.pick_for(bytes)).unwrap_or(PathKind::Write),
         }
     }
 }

@@ -333,18 +333,20 @@ impl UdpTransport {
                 homes: &homes,
                 slots: &mut self.slots,
             });
-            let measured = choosing.selector().filter(|_| part >= select::LEAST_DATAGRAM && path == wanted);
-            let begin = measured.is_some().then(Instant::now);
+            let measures = !matches!(choosing, Choosing::Forced(_)) && part >= select::LEAST_DATAGRAM && path == wanted;
+            let begin = measures.then(Instant::now);
             match place.socket.send_train(to.as_ref(), heads, &payloads[..count], sharing) {
                 Ok(sent) => {
-                    if let (Some(begin), Some(selector)) = (begin, choosing.selector()) {
+                    if let Some(begin) = begin {
                         let bytes = train.items[..sent.count].iter().map(|item| item.length as usize).sum();
                         let end = Instant::now();
-                        if path != PathKind::Write && sent.path == PathKind::Write {
-                            selector.refused(path);
-                        } else {
-                            selector.called(path, sent.count as f64, bytes, end.duration_since(begin), end);
-                        }
+                        choosing.tell(|selector| {
+                            if path == PathKind::Write || sent.path != PathKind::Write {
+                                selector.called(path, sent.count as f64, bytes, end.duration_since(begin), end);
+                            } else {
+                                selector.refused(path);
+                            }
+                        });
                     }
                     let pinned = sent.path.is_notified();
                     session.sender.sent(train, sent.count, pinned, now, &mut session.done);
@@ -354,8 +356,8 @@ impl UdpTransport {
                     }
                 }
                 Err(Errno::AGAIN) => {
-                    if let Some(selector) = choosing.selector().filter(|_| begin.is_some()) {
-                        selector.blocked(path);
+                    if begin.is_some() {
+                        choosing.tell(|selector| selector.blocked(path));
                     }
                     session.sender.put_back(train, 0);
                     place.blocked.push(key);
@@ -457,9 +459,8 @@ impl UdpTransport {
             let all: u32 = told.iter().map(|(_, count, _)| count).sum();
             let took = begin.elapsed() / all.max(1);
             for (path, (key, count, copied)) in PathKind::ALL.into_iter().zip(told).filter(|(_, told)| told.1 > 0) {
-                let connection = self.connections.get_mut(&key);
-                if let Some(selector) = connection.and_then(|connection| connection.choosing.selector()) {
-                    selector.notified(path, copied, took * count);
+                if let Some(connection) = self.connections.get_mut(&key) {
+                    connection.choosing.tell(|selector| selector.notified(path, copied, took * count));
                 }
             }
         }
