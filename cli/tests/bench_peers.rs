@@ -39,14 +39,22 @@ fn row<'a>(report: &'a Value, name: &str) -> &'a Value {
     rows.iter().find(|row| row["row"] == name).unwrap_or_else(|| panic!("no row {name}: {report}"))
 }
 
-/// Waits until a side that serves has received by such a socket; a plain loop tells nobody.
+/// Waits until a side that serves has received by such a socket. Of a plain loop it is seen that its thread is there.
 fn wait_until_it_receives(scratch: &Scratch, server: &Running, row: &str) {
+    let begin = Instant::now();
+    let has_thread = || {
+        let threads = std::fs::read_dir(format!("/proc/{}/task", server.pid())).expect("it lives").flatten();
+        let mut names = threads.filter_map(|thread| std::fs::read_to_string(thread.path().join("comm")).ok());
+        names.any(|name| name.trim() == "zcmi-bench-far")
+    };
+    while !has_thread() {
+        assert!(begin.elapsed() < rig::LIMIT, "no measurement begins");
+    }
     let socket = match row {
         "raw" => return,
         "udp" => "udp",
         _ => "tcp",
     };
-    let begin = Instant::now();
     let is_it = |link: &Value| {
         link["pid"] == server.pid() && link["socket"] == socket && link["bytes_received"].as_u64() > Some(1 << 20)
     };
