@@ -459,8 +459,8 @@ impl Span {
 
 /// Bytes that the kernel copied at the sender for each byte sent, as far as that is known without an oracle.
 fn copied_at_sender(sender: &Sender<StreamTransport>, completions: Option<f64>) -> Result<f64, &'static str> {
-    const UNKNOWN: &str = "whether a path copies cannot be asked over a network of others, and neither its cost nor the \
-                           kernel tells";
+    const UNKNOWN: &str = "whether a path copies cannot be asked over a network of others, and neither its cost nor \
+                           the kernel tells";
     let (mut copied, mut all) = (0.0, 0.0);
     for &connection in &sender.connections {
         let Some(facts) = sender.transport.facts(connection) else { return Err("a connection was gone") };

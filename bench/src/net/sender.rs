@@ -13,7 +13,8 @@ use crate::stats::Latencies;
 
 /// What sends as fast as it can.
 pub(super) trait Sends {
-    /// Sends for so long. Returns how many bytes were sent, of messages those that were completed, and how long it took.
+    /// Sends for so long. Returns how many bytes were sent, of messages those that were completed, and how long it
+    /// took.
     fn send_for(&mut self, length: Duration) -> Result<(u64, Duration), CellError>;
 
     /// The same after a warm-up, with the processor time of this process and of others.

@@ -410,8 +410,8 @@ impl UdpTransport {
         Ok((self.listener(place), bound))
     }
 
-    /// Accepts no more connections; those that exist stay, and are mended when they break. The socket goes with the last
-    /// of them.
+    /// Accepts no more connections; those that exist stay, and are mended when they break. The socket goes some seconds
+    /// after the last of them, so that a last word that was lost can be said again.
     pub fn stop_listening(&mut self, listener: ListenerId) {
         let (index, now) = ((listener.0 & 0xffff_ffff) as usize, self.now());
         if self.listener(index) == listener
