@@ -8,27 +8,34 @@
 
 mod datagrams;
 pub mod flips;
+pub mod peer;
+mod plain;
+mod receiver;
+mod sender;
 
 use std::io;
+use std::net::SocketAddr;
 use std::os::fd::{AsFd, OwnedFd};
 use std::path::PathBuf;
-use std::time::{Duration, Instant};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::time::Duration;
 
-use rustix::event::{PollFd, PollFlags, Timespec};
 use rustix::io::Errno;
 use rustix::process::Pid;
 use serde::{Deserialize, Serialize};
-use zcmi_mem::lease::Lease;
 use zcmi_mem::pool::PoolPlan;
 use zcmi_net::link::LinkLimits;
-use zcmi_net::outgoing::{QueueLimits, Token};
+use zcmi_net::outgoing::QueueLimits;
 use zcmi_net::path::PathKind;
 use zcmi_net::slots::SlotPlan;
 use zcmi_net::stream::{StreamOptions, StreamTransport};
-use zcmi_net::transport::{Closed, ConnectionId, Destination, Event, Transport, TransportError};
+use zcmi_net::transport::TransportError;
 
+use self::plain::PlainSender;
+use self::receiver::{Received, Receiver};
+use self::sender::{Sender, Sends as _};
 use crate::child::{Channel, Child, ChildError, Role, RoleResult};
-use crate::cpu::{CpuError, CpuMeter};
+use crate::cpu::CpuError;
 use crate::host::Host;
 use crate::oracle::OracleError;
 use crate::pin::{self, PinError};
@@ -75,6 +82,8 @@ const RAW: &str = "raw";
 /// The rows of datagrams on wires that have a receiver.
 const UDP: &str = "udp";
 const UDP_UNRELIABLE: &str = "udp-unreliable";
+/// Connections at a time at the most.
+pub const MOST_STREAMS: usize = 8;
 /// How much the oracle has sent at a time.
 const ORACLE_BYTES: usize = 60_000;
 /// The longest message of which round trips are measured.
@@ -83,8 +92,6 @@ const MOST_ROUND_TRIP_BYTES: usize = 1 << 20;
 const WINDOW_BYTES: usize = 2 << 20;
 /// Messages under way at the most.
 const WINDOW_MESSAGES: usize = 256;
-/// What a plain loop reads at a time, as iperf3 does.
-const RAW_READ_BYTES: usize = 128 << 10;
 /// The longest piece of a message.
 const SLOT_BYTES: u32 = 256 << 10;
 /// What a relay does to the packets of either side. All rows have one seed, so they lose packets of the same numbers.
@@ -142,8 +149,15 @@ impl NetOptions {
         }
     }
 
-    fn wants(&self, row: &str) -> bool {
-        self.rows.is_empty() || self.rows.iter().any(|wanted| wanted == row)
+    /// The rows to measure.
+    fn rows(&self) -> Result<Vec<RowKind>, NetBenchError> {
+        let mut all = RowKind::all();
+        if let Some(name) = self.rows.iter().find(|name| !all.iter().any(|row| row.name() == *name)) {
+            let known: Vec<&str> = all.into_iter().map(RowKind::name).collect();
+            return Err(NetBenchError::UnknownRow { name: name.clone(), known: known.join(", ") });
+        }
+        all.retain(|row| self.rows.is_empty() || self.rows.iter().any(|wanted| wanted == row.name()));
+        Ok(all)
     }
 }
 
@@ -171,7 +185,7 @@ pub enum NetBenchError {
         /// Which row.
         row: String,
         /// On which wire.
-        wire: WireKind,
+        wire: &'static str,
         /// The size of its messages.
         bytes: usize,
         /// What failed.
@@ -184,6 +198,24 @@ pub enum NetBenchError {
     /// The measurements do not make a report.
     #[error("the measurements do not make a report")]
     Report(#[from] ReportError),
+    /// Nobody serves measurements there, or not for us.
+    #[error("{address} serves no measurement; start `zcmi bench net --serve` there")]
+    Peer {
+        /// Where.
+        address: SocketAddr,
+        /// What came of it.
+        #[source]
+        source: Box<dyn std::error::Error + Send + Sync>,
+    },
+    /// Measurements cannot be served.
+    #[error("measurements cannot be served at {address}")]
+    Serve {
+        /// Where.
+        address: SocketAddr,
+        /// Why not.
+        #[source]
+        source: Box<dyn std::error::Error + Send + Sync>,
+    },
     /// What was measured before cannot be read, or what was measured cannot be kept.
     #[error("{} cannot be used: {source}", path.display())]
     File {
@@ -225,6 +257,10 @@ pub(crate) enum CellError {
     NotTaken(String),
     #[error("{call} failed")]
     System { call: &'static str, source: io::Error },
+    #[error("the other side said what makes no sense: {0}")]
+    Senseless(String),
+    #[error("the other side says: {0}")]
+    Far(String),
 }
 
 fn system(call: &'static str) -> impl Fn(Errno) -> CellError {
@@ -241,11 +277,25 @@ struct Brief {
     cpu: usize,
 }
 
-/// What the receiving process tells at its end.
-#[derive(Clone, Copy, Debug, Default, Serialize, Deserialize)]
-struct FarCounts {
-    bytes: u64,
-    copied_user: u64,
+/// How far a receiving loop is, for others to see, and whether it is to end.
+#[derive(Debug, Default)]
+struct Progress {
+    received: AtomicU64,
+    over: AtomicBool,
+}
+
+impl Progress {
+    fn has_received(&self, bytes: u64) {
+        self.received.store(bytes, Ordering::Relaxed);
+    }
+
+    fn received(&self) -> u64 {
+        self.received.load(Ordering::Relaxed)
+    }
+
+    fn is_over(&self) -> bool {
+        self.over.load(Ordering::Relaxed)
+    }
 }
 
 /// One thing that is measured.
@@ -290,10 +340,7 @@ impl RowKind {
 /// # Errors
 /// [`NetBenchError::Unavailable`] where the suite cannot run (print it after `SKIP: `), and whatever breaks a cell.
 pub fn run(options: &NetOptions) -> Result<Report, NetBenchError> {
-    let known: Vec<&str> = RowKind::all().into_iter().map(RowKind::name).collect();
-    if let Some(name) = options.rows.iter().find(|name| !known.contains(&name.as_str())) {
-        return Err(NetBenchError::UnknownRow { name: name.clone(), known: known.join(", ") });
-    }
+    let wanted = options.rows()?;
     let host = Host::here();
     let pair = pin::pair().map_err(NetBenchError::of_pin)?;
     let _pinned = pin::pin(pair.near).map_err(NetBenchError::Pin)?;
@@ -301,8 +348,7 @@ pub fn run(options: &NetOptions) -> Result<Report, NetBenchError> {
     for &wire in &options.wires {
         for &streams in &options.streams {
             for &bytes in &options.sizes {
-                let rows = RowKind::all().into_iter().filter(|row| options.wants(row.name()));
-                cells.extend(rows.map(|row| Cell { wire, row, bytes, streams }));
+                cells.extend(wanted.iter().map(|&row| Cell { wire, row, bytes, streams }));
             }
         }
     }
@@ -310,15 +356,20 @@ pub fn run(options: &NetOptions) -> Result<Report, NetBenchError> {
     for cell in cells {
         contenders.push(Box::new(move || Ok(vec![cell.observe(options, pair.far)?])));
     }
-    let progress = options.progress;
-    let rows = rounds::alternate(options.rounds, &mut contenders, |done, total| {
-        if let Some(tell) = progress {
-            tell(done, total);
-        }
-    })?;
+    let rows = rounds::alternate(options.rounds, &mut contenders, progressing(options))?;
     let report = Report::new(host, rows);
     report.check()?;
     Ok(report)
+}
+
+/// Tells how much is done.
+fn progressing(options: &NetOptions) -> impl FnMut(usize, usize) {
+    let progress = options.progress;
+    move |done, total| {
+        if let Some(tell) = progress {
+            tell(done, total);
+        }
+    }
 }
 
 impl Cell {
@@ -352,7 +403,7 @@ impl Cell {
     /// Names the cell of an error.
     pub(crate) fn failed(self, source: CellError) -> NetBenchError {
         let row = self.row.name().to_owned();
-        NetBenchError::Cell { row, wire: self.wire, bytes: self.bytes, source: Box::new(source) }
+        NetBenchError::Cell { row, wire: self.wire.name(), bytes: self.bytes, source: Box::new(source) }
     }
 
     /// Why this pair of path and wire is not measured.
@@ -371,31 +422,6 @@ impl Cell {
             (WireKind::Unix | WireKind::Tbf, RowKind::Udp | RowKind::UdpUnreliable) => Some("this wire has no UDP"),
             _ => None,
         }
-    }
-
-    fn transport(self, connections: usize) -> Result<StreamTransport, TransportError> {
-        let slot_bytes = SLOT_BYTES;
-        StreamTransport::new(StreamOptions {
-            slots: SlotPlan {
-                slot_bytes,
-                large_slots: 64 * connections as u32,
-                small_slots: 512 * connections as u32,
-                headers: 8192,
-                loans: PoolPlan::single(self.bytes, 4).ok(),
-                ..SlotPlan::default()
-            },
-            limits: LinkLimits {
-                queue: QueueLimits { messages: WINDOW_MESSAGES, bytes: (WINDOW_BYTES + 2 * self.bytes) as u64 },
-                credits: [512, 32],
-                ..LinkLimits::default()
-            },
-            path: match self.row {
-                RowKind::Forced(path) => Some(path),
-                _ => None,
-            },
-            resume_for: Duration::ZERO,
-            ..StreamOptions::default()
-        })
     }
 
     /// The sockets of the cell, and the process that has their far ends.
@@ -437,61 +463,78 @@ impl Cell {
         let mut congestion = None;
         let (sockets, child) = self.begin(wire, false, cpu, &mut congestion)?;
         let pid = Pid::from_raw(child.id() as i32).ok_or(CellError::Late("a process number was not there"))?;
-        let (bytes, elapsed, cpu_ns, sent) = if self.row == RowKind::Raw {
-            raw_stream(sockets, self.bytes, pid, length)?
+        let ((bytes, elapsed, cpu_ns), sent) = if self.row == RowKind::Raw {
+            let mut sender = PlainSender::new(sockets, self.bytes)?;
+            let measured = sender.measure(length, &[pid])?;
+            (measured, Sent::written(measured.0))
         } else {
-            self.message_stream(sockets, pid, length)?
+            let mut sender = self.sender(sockets)?;
+            let measured = sender.measure(length, &[pid])?;
+            let sent = sender.sent();
+            sender.end()?;
+            (measured, sent)
         };
-        let far: FarCounts = child.channel().receive(0)?.0;
+        let far: Received = child.channel().receive(0)?.0;
         child.finish()?;
         // What is received is copied out of the kernel; what is sent, unless its pages are shared.
-        let copied = [far.copied_user as f64 / far.bytes.max(1) as f64, 1.0 + sent.copied_share(wire)?];
+        let copied = [far.copied_per_byte(), 1.0 + sent.copied_share(wire)?];
         Ok(Measured { bytes, elapsed, cpu_ns, copied, completions: sent.completions, congestion })
     }
 
-    fn message_stream(
-        self,
-        sockets: Vec<OwnedFd>,
-        pid: Pid,
-        length: Duration,
-    ) -> Result<(u64, Duration, u64, Sent), CellError> {
-        let mut sender = Sender::new(self, sockets)?;
-        let warm = Instant::now() + length / 4;
-        while Instant::now() < warm {
-            sender.turn()?;
-        }
-        let meter = CpuMeter::start(&[pid])?;
-        let (begin, before) = (Instant::now(), sender.completed);
-        while begin.elapsed() < length {
-            sender.turn()?;
-        }
-        let (elapsed, cpu_ns) = (begin.elapsed(), meter.read()?.total_ns());
-        let bytes = (sender.completed - before) * self.bytes as u64;
-        let sent = sender.sent();
-        sender.end()?;
-        Ok((bytes, elapsed, cpu_ns, sent))
+    fn sender(self, sockets: Vec<OwnedFd>) -> Result<Sender<StreamTransport>, CellError> {
+        stream_sender(stream_options(self.row, self.bytes, sockets.len()), sockets, self.bytes)
     }
 
     fn latency(self, wire: &Wire, options: &NetOptions, cpu: usize) -> Result<Latencies, CellError> {
         let (sockets, child) = self.begin(wire, true, cpu, &mut None)?;
-        let mut latencies = Latencies::of_round_trips();
-        if self.row == RowKind::Raw {
-            raw_latency(sockets, self.bytes, options.samples, &mut latencies)?;
+        let latencies = if self.row == RowKind::Raw {
+            PlainSender::new(sockets, self.bytes)?.round_trips(options.samples)?
         } else {
-            let mut sender = Sender::new(self, sockets)?;
-            for sample in 0..options.samples + options.samples / 10 {
-                let begin = Instant::now();
-                sender.round_trip()?;
-                if sample >= options.samples / 10 {
-                    latencies.record_ns(begin.elapsed().as_nanos() as u64);
-                }
-            }
+            let mut sender = self.sender(sockets)?;
+            let latencies = sender.round_trips(options.samples)?;
             sender.end()?;
-        }
-        let _: (FarCounts, _) = child.channel().receive(0)?;
+            latencies
+        };
+        let _: (Received, _) = child.channel().receive(0)?;
         child.finish()?;
         Ok(latencies)
     }
+}
+
+/// How a transport over streams for that row is made.
+fn stream_options(row: RowKind, bytes: usize, connections: usize) -> StreamOptions {
+    StreamOptions {
+        slots: SlotPlan {
+            slot_bytes: SLOT_BYTES,
+            large_slots: 64 * connections as u32,
+            small_slots: 512 * connections as u32,
+            headers: 8192,
+            loans: PoolPlan::single(bytes, 4).ok(),
+            ..SlotPlan::default()
+        },
+        limits: LinkLimits {
+            queue: QueueLimits { messages: WINDOW_MESSAGES, bytes: (WINDOW_BYTES + 2 * bytes) as u64 },
+            credits: [512, 32],
+            ..LinkLimits::default()
+        },
+        path: match row {
+            RowKind::Forced(path) => Some(path),
+            _ => None,
+        },
+        resume_for: Duration::ZERO,
+        ..StreamOptions::default()
+    }
+}
+
+/// Connections over these sockets, as the side that connects.
+fn stream_sender(
+    options: StreamOptions,
+    sockets: Vec<OwnedFd>,
+    bytes: usize,
+) -> Result<Sender<StreamTransport>, CellError> {
+    let mut transport = StreamTransport::new(options)?;
+    let connections = sockets.into_iter().map(|socket| transport.adopt_connecting(socket)).collect::<Result<_, _>>()?;
+    Sender::new(transport, connections, bytes)
 }
 
 /// What a measurement of throughput gave.
@@ -529,6 +572,13 @@ struct Sent {
 }
 
 impl Sent {
+    /// All of it by `write`.
+    fn written(written: u64) -> Self {
+        let mut bytes = [0; PathKind::ALL.len()];
+        bytes[PathKind::Write as usize] = written;
+        Self { bytes, completions: None }
+    }
+
     /// The share of bytes that the kernel copied before the receiver read them: what the oracle says of each path, for
     /// completions are wrong on some wires.
     fn copied_share(&self, wire: &Wire) -> Result<f64, CellError> {
@@ -549,148 +599,53 @@ impl Sent {
     }
 }
 
-/// The sending side of messages.
-struct Sender {
-    transport: StreamTransport,
-    connections: Vec<ConnectionId>,
-    message: Lease<[u8]>,
-    bytes: usize,
-    window: usize,
-    open: Vec<usize>,
-    completed: u64,
-    events: Vec<Event>,
+/// The receiving process.
+fn far(channel: &Channel) -> RoleResult {
+    let (brief, _): (Brief, _) = channel.receive(0)?;
+    let ((), sockets) = channel.receive(brief.streams)?;
+    let _pinned = pin::pin(brief.cpu)?;
+    let progress = Progress::default();
+    let received = match (brief.raw, brief.echo) {
+        (true, true) => plain::echo(&sockets, brief.bytes, &progress)?,
+        (true, false) => plain::receive(&sockets, &progress)?,
+        (false, _) => receive(brief, sockets)?,
+    };
+    channel.send(&received, &[])?;
+    Ok(())
 }
 
-impl Sender {
-    fn new(cell: Cell, sockets: Vec<OwnedFd>) -> Result<Self, CellError> {
-        let mut transport = cell.transport(sockets.len())?;
-        let connections: Vec<ConnectionId> =
-            sockets.into_iter().map(|socket| transport.adopt_connecting(socket)).collect::<Result<_, _>>()?;
-        let mut lease = transport.loan(cell.bytes).map_err(|error| CellError::NotTaken(error.to_string()))?;
-        lease.fill(0x5a);
-        let mut sender = Self {
-            window: (WINDOW_BYTES / cell.bytes).clamp(2, WINDOW_MESSAGES),
-            open: vec![0; connections.len()],
-            transport,
-            connections,
-            message: lease.freeze(),
-            bytes: cell.bytes,
-            completed: 0,
-            events: Vec::new(),
-        };
-        let (mut connected, deadline) = (0, Instant::now() + PATIENCE);
-        while connected < sender.connections.len() {
-            sender.transport.poll(&mut sender.events, Some(Duration::from_millis(100)))?;
-            for event in sender.events.drain(..) {
-                match event {
-                    Event::Connected { .. } => connected += 1,
-                    Event::Closed { reason, .. } => return Err(CellError::Closed(reason.to_string())),
-                    _ => {}
-                }
-            }
-            if Instant::now() > deadline {
-                return Err(CellError::Late("no greeting came"));
-            }
-        }
-        Ok(sender)
+fn receive(brief: Brief, sockets: Vec<OwnedFd>) -> Result<Received, CellError> {
+    let mut transport = StreamTransport::new(stream_options(RowKind::Adaptive, brief.bytes, sockets.len()))?;
+    for socket in sockets {
+        transport.adopt_accepting(socket)?;
     }
-
-    fn submit(&mut self, connection: ConnectionId) -> Result<bool, CellError> {
-        let to = Destination::new(connection);
-        match self.transport.submit(
-            to,
-            self.message.clone().into(),
-            Token(connection_number(&self.connections, connection)),
-        ) {
-            Ok(()) => Ok(true),
-            Err(refused) => match refused.reason {
-                zcmi_net::outgoing::SubmitError::Full { .. } | zcmi_net::outgoing::SubmitError::FullBytes { .. } => {
-                    Ok(false)
-                }
-                other => Err(CellError::NotTaken(other.to_string())),
-            },
+    let mut receiver = Receiver::new(transport, brief.echo);
+    while receiver.closed() < brief.streams {
+        if receiver.turn(PATIENCE)? == 0 {
+            return Err(CellError::Late("nothing came"));
         }
     }
+    Ok(receiver.received())
+}
 
-    /// Fills the windows, and waits until something happens.
-    fn turn(&mut self) -> Result<(), CellError> {
-        for number in 0..self.connections.len() {
-            while self.open[number] < self.window && self.submit(self.connections[number])? {
-                self.open[number] += 1;
-            }
-        }
-        self.transport.poll(&mut self.events, Some(PATIENCE))?;
-        for event in self.events.drain(..) {
-            match event {
-                Event::Completed { token, .. } => {
-                    self.open[token.0 as usize] -= 1;
-                    self.completed += 1;
-                }
-                Event::Closed { reason, .. } => return Err(CellError::Closed(reason.to_string())),
-                _ => {}
-            }
-        }
-        Ok(())
-    }
-
-    /// One message there, and one back.
-    fn round_trip(&mut self) -> Result<(), CellError> {
-        if !self.submit(self.connections[0])? {
-            return Err(CellError::NotTaken("a single message found no room".into()));
-        }
-        // Each piece comes back as a message of its own.
-        let mut answered = 0;
-        loop {
-            if self.transport.poll(&mut self.events, Some(PATIENCE))? == 0 {
-                return Err(CellError::Late("no answer came"));
-            }
-            for event in self.events.drain(..) {
-                match event {
-                    Event::Received { piece, .. } => answered += piece.lease.len(),
-                    Event::Closed { reason, .. } => return Err(CellError::Closed(reason.to_string())),
-                    _ => {}
-                }
-            }
-            if answered >= self.bytes {
-                return Ok(());
-            }
-        }
-    }
-
-    /// Ends all connections in good order.
-    fn end(mut self) -> Result<(), CellError> {
-        self.connections.iter().for_each(|&connection| self.transport.close(connection));
-        let mut open = self.connections.len();
-        while open > 0 {
-            if self.transport.poll(&mut self.events, Some(PATIENCE))? == 0 {
-                return Err(CellError::Late("no end came"));
-            }
-            for event in self.events.drain(..) {
-                match event {
-                    Event::Closed { reason: Closed::Ended, .. } => open -= 1,
-                    Event::Closed { reason, .. } => return Err(CellError::Closed(reason.to_string())),
-                    _ => {}
-                }
-            }
-        }
-        Ok(())
-    }
-
+impl Sender<StreamTransport> {
     fn sent(&self) -> Sent {
-        let (mut bytes, mut notified, mut said_copied) = ([0; PathKind::ALL.len()], 0, 0);
+        let mut sent = Sent { bytes: [0; PathKind::ALL.len()], completions: None };
+        let (mut notified, mut said_copied) = (0, 0);
         for &connection in &self.connections {
             let Some(facts) = self.transport.facts(connection) else { continue };
-            for (bytes, counts) in bytes.iter_mut().zip(&facts.counts.paths) {
+            for (bytes, counts) in sent.bytes.iter_mut().zip(&facts.counts.paths) {
                 *bytes += counts.bytes;
                 notified += counts.notified;
                 said_copied += counts.copied;
             }
         }
-        Sent { bytes, completions: (notified > 0).then(|| said_copied as f64 / notified as f64) }
+        sent.completions = (notified > 0).then(|| said_copied as f64 / notified as f64);
+        sent
     }
 }
 
-impl flips::Watched for Sender {
+impl flips::Watched for Sender<StreamTransport> {
     fn turn(&mut self) -> Result<(), CellError> {
         Self::turn(self)
     }
@@ -702,186 +657,5 @@ impl flips::Watched for Sender {
 
     fn selection(&self) -> Option<zcmi_net::select::Selection> {
         self.transport.facts(self.connections[0])?.selection
-    }
-}
-
-/// The place of a connection among the sender's.
-fn connection_number(connections: &[ConnectionId], connection: ConnectionId) -> u64 {
-    connections.iter().position(|other| *other == connection).unwrap_or(0) as u64
-}
-
-/// A plain loop of `write`.
-fn raw_stream(
-    sockets: Vec<OwnedFd>,
-    bytes: usize,
-    pid: Pid,
-    length: Duration,
-) -> Result<(u64, Duration, u64, Sent), CellError> {
-    let message = vec![0x5a; bytes];
-    let mut at = vec![0; sockets.len()];
-    for socket in &sockets {
-        rustix::io::ioctl_fionbio(socket, sockets.len() > 1).map_err(system("ioctl(FIONBIO)"))?;
-    }
-    let mut turn = || -> Result<u64, CellError> {
-        let mut sent = 0;
-        for (socket, at) in sockets.iter().zip(&mut at) {
-            match rustix::io::write(socket, &message[*at..]) {
-                Ok(count) => {
-                    *at = (*at + count) % bytes;
-                    sent += count as u64;
-                }
-                Err(Errno::AGAIN) => {}
-                Err(errno) => return Err(system("write")(errno)),
-            }
-        }
-        if sent == 0 {
-            let mut waited: Vec<PollFd<'_>> =
-                sockets.iter().map(|socket| PollFd::new(socket, PollFlags::OUT)).collect();
-            rustix::event::poll(&mut waited, None).map_err(system("poll"))?;
-        }
-        Ok(sent)
-    };
-    let warm = Instant::now() + length / 4;
-    while Instant::now() < warm {
-        turn()?;
-    }
-    let meter = CpuMeter::start(&[pid])?;
-    let (begin, mut sent) = (Instant::now(), 0);
-    while begin.elapsed() < length {
-        sent += turn()?;
-    }
-    let mut bytes = [0; PathKind::ALL.len()];
-    bytes[PathKind::Write as usize] = sent;
-    Ok((sent, begin.elapsed(), meter.read()?.total_ns(), Sent { bytes, completions: None }))
-}
-
-fn raw_latency(sockets: Vec<OwnedFd>, bytes: usize, samples: u64, latencies: &mut Latencies) -> Result<(), CellError> {
-    let Some(socket) = sockets.first() else { return Ok(()) };
-    let mut message = vec![0x5a; bytes];
-    for sample in 0..samples + samples / 10 {
-        let begin = Instant::now();
-        let mut at = 0;
-        while at < bytes {
-            at += rustix::io::write(socket, &message[at..]).map_err(system("write"))?;
-        }
-        at = 0;
-        while at < bytes {
-            at += rustix::io::read(socket, &mut message[at..]).map_err(system("read"))?;
-        }
-        if sample >= samples / 10 {
-            latencies.record_ns(begin.elapsed().as_nanos() as u64);
-        }
-    }
-    Ok(())
-}
-
-/// The receiving process.
-fn far(channel: &Channel) -> RoleResult {
-    let (brief, _): (Brief, _) = channel.receive(0)?;
-    let ((), sockets) = channel.receive(brief.streams)?;
-    let _pinned = pin::pin(brief.cpu)?;
-    let counts = match (brief.raw, brief.echo) {
-        (true, true) => raw_echo(&sockets, brief.bytes)?,
-        (true, false) => raw_receive(&sockets)?,
-        (false, _) => receive(brief, sockets)?,
-    };
-    channel.send(&counts, &[])?;
-    Ok(())
-}
-
-fn receive(brief: Brief, sockets: Vec<OwnedFd>) -> Result<FarCounts, Box<dyn std::error::Error + Send + Sync>> {
-    let cell = Cell { wire: WireKind::Lo, row: RowKind::Adaptive, bytes: brief.bytes, streams: brief.streams };
-    let mut transport = cell.transport(sockets.len())?;
-    for socket in sockets {
-        transport.adopt_accepting(socket)?;
-    }
-    let (mut events, mut closed) = (Vec::new(), 0);
-    let mut accepted = Vec::new();
-    while closed < brief.streams {
-        transport.poll(&mut events, Some(PATIENCE))?;
-        if events.is_empty() {
-            return Err("nothing came".into());
-        }
-        for event in events.drain(..) {
-            match event {
-                Event::Received { connection, piece } if brief.echo => {
-                    transport
-                        .submit(Destination::new(connection), piece.lease.into(), Token(0))
-                        .map_err(|e| e.reason)?;
-                }
-                Event::Received { .. } => {}
-                Event::Accepted { connection, .. } => accepted.push((connection, FarCounts::default())),
-                Event::Ended { connection } => transport.close(connection),
-                Event::Closed { .. } => closed += 1,
-                _ => {}
-            }
-        }
-        // What a connection has done is told as long as it is there.
-        for (connection, counts) in &mut accepted {
-            if let Some(facts) = transport.facts(*connection) {
-                let counted = facts.counts;
-                *counts = FarCounts { bytes: counted.bytes_received, copied_user: counted.copied_user };
-            }
-        }
-    }
-    let sum = |of: fn(&FarCounts) -> u64| accepted.iter().map(|(_, counts)| of(counts)).sum();
-    Ok(FarCounts { bytes: sum(|counts| counts.bytes), copied_user: sum(|counts| counts.copied_user) })
-}
-
-fn raw_receive(sockets: &[OwnedFd]) -> Result<FarCounts, CellError> {
-    let mut buffer = vec![0; RAW_READ_BYTES];
-    let mut open: Vec<&OwnedFd> = sockets.iter().collect();
-    let mut counts = FarCounts::default();
-    while !open.is_empty() {
-        if open.len() > 1 {
-            let mut waited: Vec<PollFd<'_>> = open.iter().map(|socket| PollFd::new(*socket, PollFlags::IN)).collect();
-            let patience = Timespec { tv_sec: PATIENCE.as_secs() as i64, tv_nsec: 0 };
-            rustix::event::poll(&mut waited, Some(&patience)).map_err(system("poll"))?;
-            let ready: Vec<bool> = waited.iter().map(|one| !one.revents().is_empty()).collect();
-            let mut ready = ready.into_iter();
-            let mut ended = Vec::new();
-            for (index, socket) in open.iter().enumerate() {
-                if ready.next() == Some(true) {
-                    match rustix::io::read(socket, &mut buffer[..]) {
-                        Ok(0) | Err(Errno::CONNRESET) => ended.push(index),
-                        Ok(read) => counts.bytes += read as u64,
-                        Err(errno) => return Err(system("read")(errno)),
-                    }
-                }
-            }
-            for index in ended.into_iter().rev() {
-                open.remove(index);
-            }
-        } else {
-            match rustix::io::read(open[0], &mut buffer[..]) {
-                Ok(0) | Err(Errno::CONNRESET) => open.clear(),
-                Ok(read) => counts.bytes += read as u64,
-                Err(errno) => return Err(system("read")(errno)),
-            }
-        }
-    }
-    Ok(counts)
-}
-
-fn raw_echo(sockets: &[OwnedFd], bytes: usize) -> Result<FarCounts, CellError> {
-    let mut message = vec![0; bytes];
-    let Some(socket) = sockets.first() else { return Ok(FarCounts::default()) };
-    loop {
-        let mut at = 0;
-        while at < bytes {
-            match rustix::io::read(socket, &mut message[at..]) {
-                Ok(0) | Err(Errno::CONNRESET) => return Ok(FarCounts::default()),
-                Ok(read) => at += read,
-                Err(errno) => return Err(system("read")(errno)),
-            }
-        }
-        at = 0;
-        while at < bytes {
-            match rustix::io::write(socket, &message[at..]) {
-                Ok(written) => at += written,
-                Err(Errno::PIPE | Errno::CONNRESET) => return Ok(FarCounts::default()),
-                Err(errno) => return Err(system("write")(errno)),
-            }
-        }
     }
 }

@@ -1,5 +1,7 @@
 //! A report for people: one line a row, figures with units, a dash where a figure is absent.
 
+use std::collections::BTreeSet;
+
 use comfy_table::{CellAlignment, Table, presets};
 
 use crate::report::{Report, Row};
@@ -37,6 +39,10 @@ pub fn render(report: &Report) -> String {
         host.date,
         time(Some(host.clock_ns)),
     );
+    let congestion: BTreeSet<&str> = report.rows.iter().filter_map(|row| row.congestion.as_deref()).collect();
+    if !congestion.is_empty() {
+        text += &format!("congestion control: {}\n", congestion.into_iter().collect::<Vec<_>>().join("; "));
+    }
     for row in &report.rows {
         if let (Some(rate), Some(fresh), Some(rested), Some(all)) =
             (row.msgs_per_server_cpu_s, row.fresh_connection_bytes, row.rested_connection_bytes, row.server_bytes)

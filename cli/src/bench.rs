@@ -8,6 +8,7 @@ use clap::{Args, Subcommand};
 use indicatif::ProgressBar;
 use zcmi_bench::connections::{self, ConnectionsError, ConnectionsOptions};
 use zcmi_bench::ipc::{self, BenchError, IpcOptions};
+use zcmi_bench::net::peer::{self, PeerOptions, ServeOptions, Served};
 use zcmi_bench::net::{self, NetBenchError, NetOptions};
 use zcmi_bench::regret::{self, Regret, RegretCell, RegretOptions};
 use zcmi_bench::report::Report;
@@ -15,7 +16,8 @@ use zcmi_bench::table;
 use zcmi_bench::wires::WireKind;
 
 use crate::failure::Failure;
-use crate::say::{self, Tell};
+use crate::say::{self, Tell, harmless};
+use crate::transfer::reach::{Trust, tcp_addresses};
 
 const EXAMPLES: &str = "\
 Examples:
@@ -70,6 +72,8 @@ Examples:
   zcmi bench net --regret --quick             the choice beside the best path, a look in under three minutes
   zcmi bench net --regret --resume cells.json all cells, hours; goes on where it was cut off
   zcmi bench net --flips                      wires that change under a connection
+  zcmi bench net --serve 10.0.0.2:7071 --key-file k    on one host: serve measurements until Ctrl-C
+  zcmi bench net --peer 10.0.0.2:7071 --key-file k --quick    on the other: measure the network between the two
 
 Rows: raw is a plain loop without messages; write, zerocopy, uring-send, uring-zc, uring-fixed, sendfile and splice are
 the paths, forced; adaptive chooses; udp and udp-unreliable are datagrams by the cheapest path. Wires: lo, veth,
@@ -77,10 +81,33 @@ veth-xdp (which lies about copies), unix, and ifb, where nobody receives and all
 and if asked for relay, which loses one packet in a thousand and takes 20 ms there and back (take a --length of some
 seconds). All but unix and the host's own loopback take root, whose namespaces are gone with the bench. Two processors
 are needed; with fewer it says SKIP.
+With --peer the wire is called peer. Throughput is what the other host received, and processor time is that of both.
+Both ends ask for cubic; the table says what was in force. One TCP port, and for datagrams the UDP port of the same
+number, must be open. Without a key only loopback addresses and explicit --insecure are served. A host serves one
+measurement at a time; datagrams that do not pass, and copies in the kernel that nobody can know, have a reason in the
+document.
 Exit codes: 0 measured, or skipped with a reason; 1 failed; 2 usage; 130 interrupted.";
 
 /// What a change of a wire under a connection has no use for.
 const NOT_WITH_FLIPS: [&str; 8] = ["regret", "row", "wire", "bytes", "streams", "rounds", "length", "no_latency"];
+
+/// What measures wires that are made here, and what a host that only serves has no use for.
+const NOT_WITH_PEER: [&str; 4] = ["wire", "regret", "flips", "resume"];
+const NOT_WITH_SERVE: [&str; 13] = [
+    "peer",
+    "quick",
+    "json",
+    "row",
+    "wire",
+    "bytes",
+    "streams",
+    "rounds",
+    "length",
+    "no_latency",
+    "regret",
+    "flips",
+    "resume",
+];
 
 /// Measure what it costs to send messages over a wire, by each path
 #[derive(Args, Debug)]
@@ -122,6 +149,14 @@ struct Net {
     /// Keep what the comparison measured in FILE, and go on from what is there
     #[arg(long, value_name = "FILE", requires = "regret")]
     resume: Option<PathBuf>,
+    /// Measure the network between this host and one that serves there
+    #[arg(long, value_name = "HOST:PORT", conflicts_with_all = NOT_WITH_PEER)]
+    peer: Option<String>,
+    /// Serve measurements there until Ctrl-C, one at a time; port 0 takes a free one
+    #[arg(long, value_name = "HOST:PORT", conflicts_with_all = NOT_WITH_SERVE)]
+    serve: Option<String>,
+    #[command(flatten)]
+    trust: Trust,
 }
 
 const CONNECTIONS_EXAMPLES: &str = "\
@@ -328,7 +363,44 @@ impl Net {
         }
     }
 
+    /// Serves measurements; it ends only when it cannot.
+    fn serve(&self, address: &str) -> Result<Measured, Failure> {
+        let options = ServeOptions {
+            address: tcp_addresses(address)?.swap_remove(0),
+            key: self.trust.key()?,
+            insecure: self.trust.insecure,
+        };
+        let tell = |served: &Served| {
+            say::line(match served {
+                Served::Listening(address) => {
+                    format!("zcmi: listening at {address}; run `zcmi bench net --peer {address}`")
+                }
+                Served::Began => "zcmi: somebody measures".into(),
+                Served::Ended { measurements, why } => {
+                    format!("zcmi: {} over: {}", say::counted(*measurements as usize, "measurement"), harmless(why))
+                }
+                Served::TurnedAway { count, why } => {
+                    format!(
+                        "zcmi: {} turned away so far, the last because {}",
+                        say::counted(*count as usize, "connection"),
+                        harmless(why)
+                    )
+                }
+                _ => return,
+            });
+        };
+        match peer::serve(&options, &mut { tell }) {
+            Err(error) => Err(Failure::of("the bench failed", &error)),
+        }
+    }
+
     fn measure(&self) -> Result<Measured, Failure> {
+        if let Some(address) = &self.serve {
+            return self.serve(address);
+        }
+        if self.peer.is_none() && self.trust.is_said() {
+            return Err(Failure::usage("--key-file and --insecure are for --peer and --serve"));
+        }
         if self.regret {
             return self.regret();
         }
@@ -340,7 +412,14 @@ impl Net {
                 Err(error) => Err(Failure::of("the bench failed", &error)),
             };
         }
-        match net::run(&self.options()) {
+        let measured = match &self.peer {
+            Some(address) => {
+                let (addresses, key) = (tcp_addresses(address)?, self.trust.key()?);
+                peer::run(&self.options(), &PeerOptions { addresses, key, insecure: self.trust.insecure })
+            }
+            None => net::run(&self.options()),
+        };
+        match measured {
             Ok(report) => Ok(Measured::Report(Box::new(report))),
             Err(NetBenchError::Unavailable { reason }) => Ok(Measured::Skipped(reason)),
             Err(error @ NetBenchError::UnknownRow { .. }) => Err(Failure::usage_of(&error)),

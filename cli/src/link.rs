@@ -120,8 +120,8 @@ fn word(reason: Reason) -> &'static str {
 fn document(all: &AllLinks) -> Value {
     let links: Vec<Value> = found(all)
         .map(|link| {
-            let (facts, counts) = (link.facts, &link.facts.counts);
-            json!({
+            let facts = link.facts;
+            let mut document = json!({
                 "pid": link.process.pid,
                 "state": link.state(),
                 "transport": link.transport,
@@ -133,21 +133,12 @@ fn document(all: &AllLinks) -> Value {
                 "remote": harmless(&facts.remote),
                 "path": facts.path.map(PathKind::name),
                 "reason": facts.reason.map(word),
-                "switches": counts.switches,
-                "changes": counts.changes,
-                "probes": counts.probes,
-                "unfinished": counts.unfinished,
-                "mended": counts.epoch,
-                "submitted": counts.submitted,
-                "pieces_received": counts.pieces_received,
-                "bytes_received": counts.bytes_received,
-                "copied_user": counts.copied_user,
-                "pinned_bytes": counts.pinned_bytes,
-                "over_budget": counts.over_budget,
-                "receives": counts.receives,
-                "stray_notifications": counts.stray_notifications,
                 "paths": link.paths().map(|(path, facts)| path_document(path, facts)).collect::<Vec<_>>(),
-            })
+            });
+            for (name, count) in facts.counts.named() {
+                document[name] = count.into();
+            }
+            document
         })
         .collect();
     let (unlisted, unsettled) = not_shown(all);

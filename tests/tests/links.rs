@@ -3,13 +3,14 @@
 use std::io::{self, Read, Write};
 use std::time::{Duration, Instant};
 
-use zcmi_net::links::{LinkFacts, LinkStage, ROWS, all_links};
+use zcmi_net::links::{LinkFacts, LinkSocket, LinkStage, ROWS, all_links};
 use zcmi_net::outgoing::Token;
 use zcmi_net::path::PathKind;
 use zcmi_net::select::Reason;
 use zcmi_net::slots::SlotPlan;
 use zcmi_net::stream::{Address, StreamOptions, StreamTransport};
 use zcmi_net::transport::{ConnectionId, Destination, Event, Transport};
+use zcmi_net::udp::{UdpOptions, UdpTransport};
 use zcmi_tests::content;
 use zcmi_tests::rig::wait_until;
 use zcmi_tests::sys::{Forked, end_now, fork, wait_for};
@@ -61,12 +62,90 @@ impl Pair {
     }
 }
 
-/// What this process shows of the connections that it began.
-fn near() -> Vec<LinkFacts> {
+/// What this process shows of the connections that it began, or of those that it accepted.
+fn shown(accepted: bool) -> Vec<LinkFacts> {
     let all = all_links().expect("/proc can be read");
     let ours = all.processes.iter().filter(|process| process.pid == std::process::id());
     let links = ours.flat_map(|process| &process.boards).flat_map(|board| board.links.clone());
-    links.filter(|link| !link.accepted).collect()
+    links.filter(|link| link.accepted == accepted).collect()
+}
+
+/// What this process shows of the connections that it began.
+fn near() -> Vec<LinkFacts> {
+    shown(false)
+}
+
+#[test]
+fn both_ends_of_a_session_over_udp_are_shown_with_their_path_and_counts_until_it_is_gone() {
+    let _alone = ALONE.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+    let slots = SlotPlan { loans: zcmi_mem::pool::PoolPlan::single(65_536, 4).ok(), ..SlotPlan::default() };
+    let begin = Instant::now();
+    for path in [None, Some(PathKind::ZeroCopy)] {
+        let options = UdpOptions { slots: slots.clone(), path, ..UdpOptions::default() };
+        let [mut one, mut two] = [0, 1].map(|_| UdpTransport::new(options.clone()).expect("a transport"));
+        let (_, address) = two.listen("127.0.0.1:0".parse().expect("an address")).expect("a listener");
+        let connection = one.connect(address).expect("a connection");
+        one.poll(&mut Vec::new(), Some(Duration::ZERO)).expect("it goes on");
+        let [link] = &near()[..] else { panic!("one connection: {:#?}", near()) };
+        // Nobody answers yet.
+        assert_eq!((link.stage, link.socket), (LinkStage::Greeting, Some(LinkSocket::Udp)));
+        let until = |one: &mut UdpTransport, two: &mut UdpTransport, what: &str, is_it: &dyn Fn(&Event) -> bool| {
+            let mut events = Vec::new();
+            while !events.iter().any(is_it) {
+                assert!(begin.elapsed() < PATIENCE, "{what}");
+                two.poll(&mut Vec::new(), Some(Duration::ZERO)).expect("it goes on");
+                one.poll(&mut events, Some(Duration::from_millis(1))).expect("it goes on");
+            }
+        };
+        until(&mut one, &mut two, "it connects", &|event| matches!(event, Event::Connected { .. }));
+        assert_eq!((near()[0].stage, shown(true)[0].stage), (LinkStage::Open, LinkStage::Open));
+        // What paths cost is known after some messages.
+        let messages = if path.is_none() { 200 } else { 1 };
+        for _ in 0..messages {
+            let mut message = one.loan(60_000).expect("a slot");
+            content::fill(&mut message, 0, 0);
+            one.submit(Destination::new(connection), message.into(), Token(0)).expect("it is taken");
+            until(&mut one, &mut two, "it arrives", &|event| matches!(event, Event::Completed { .. }));
+        }
+        // They have nothing to do, and wait for longer than rows may be old.
+        for transport in [&mut one, &mut two] {
+            transport.poll(&mut Vec::new(), Some(Duration::from_millis(400))).expect("it goes on");
+        }
+        let ([link], [other]) = (&near()[..], &shown(true)[..]) else { panic!("a connection: {:#?}", near()) };
+        assert_eq!((&link.local, &link.remote), (&other.remote, &other.local));
+        assert_eq!((link.counts.submitted, link.counts.unfinished, link.counts.mended), (messages, 0, 0), "{link:#?}");
+        assert_eq!(
+            (other.counts.pieces_received, other.counts.bytes_received),
+            (messages, messages * 60_000),
+            "{other:#?}"
+        );
+        assert!(other.counts.receives > 0);
+        let sent: u64 = link.paths.iter().map(|path| path.bytes).sum();
+        assert!(sent > 60_000, "{link:#?}");
+        match path {
+            Some(path) => {
+                assert_eq!((link.path, link.reason), (Some(path), Some(Reason::Forced)));
+                let path = &link.paths[path as usize];
+                assert!(path.sends > 0 && path.notified == path.sends, "{link:#?}");
+            }
+            None => {
+                let write = &link.paths[PathKind::Write as usize];
+                assert!(write.kib_ns.is_some() && write.samples > 0, "{link:#?}");
+                assert!(link.reason.is_some_and(|reason| reason != Reason::Forced), "{link:#?}");
+            }
+        }
+        // Nothing is heard any more.
+        one.break_off(connection);
+        one.abort(connection);
+        assert_eq!(near(), []);
+        drop((one, two));
+        assert_eq!(shown(true), []);
+    }
+    let silent = UdpTransport::new(UdpOptions { told: false, ..UdpOptions::default() }).expect("a transport");
+    let regions = || zcmi_tests::look::memfds(&[std::process::id()]);
+    let before = regions();
+    drop(silent);
+    assert_eq!(before - regions(), 1, "one that tells nothing has no board");
 }
 
 #[test]

@@ -12,7 +12,7 @@ use rustix::process::Pid;
 use zcmi_net::path::PathKind;
 use zcmi_net::select::Selection;
 
-use super::{Cell, CellError, NetBenchError, RowKind, Sender, datagrams};
+use super::{Cell, CellError, NetBenchError, RowKind, datagrams};
 use crate::pin;
 use crate::wires::{Route, Unavailable, Wire, WireKind};
 
@@ -156,7 +156,7 @@ pub fn run(tell: fn(&Flipped)) -> Result<Vec<Flipped>, NetBenchError> {
         } else {
             let (sockets, child) = cell.begin(&wire, false, pair.far, &mut None).map_err(|error| cell.failed(error))?;
             let _alive = Pid::from_raw(child.id() as i32);
-            Sender::new(cell, sockets).and_then(|mut sender| {
+            cell.sender(sockets).and_then(|mut sender| {
                 watch(&mut sender)?;
                 sender.end()
             })

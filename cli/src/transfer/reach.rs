@@ -24,15 +24,34 @@ const TRY: Duration = Duration::from_secs(1);
 /// Between two rounds over the addresses of a name.
 const AGAIN: Duration = Duration::from_millis(50);
 
-/// What both commands are told about their peer.
+/// Which peers are trusted.
 #[derive(Args, Debug)]
-pub(crate) struct Reach {
+pub(crate) struct Trust {
     /// Shared secret of at least 16 bytes in a file that only you can read; the other side needs the same
     #[arg(long, value_name = "FILE")]
     key_file: Option<PathBuf>,
     /// Talk with other hosts although there is no key: whoever answers is trusted
     #[arg(long, conflicts_with = "key_file")]
-    insecure: bool,
+    pub(crate) insecure: bool,
+}
+
+impl Trust {
+    /// The key, if there is to be one.
+    pub(crate) fn key(&self) -> Result<Option<Key>, Failure> {
+        self.key_file.as_deref().map(read_key).transpose()
+    }
+
+    /// Whether anything was said about it.
+    pub(crate) fn is_said(&self) -> bool {
+        self.insecure || self.key_file.is_some()
+    }
+}
+
+/// What both commands are told about their peer.
+#[derive(Args, Debug)]
+pub(crate) struct Reach {
+    #[command(flatten)]
+    trust: Trust,
     /// How long a connection that broke is mended, and one that is not there yet waited for
     #[arg(long, value_name = "SECONDS", default_value_t = 10)]
     resume_for: u32,
@@ -52,13 +71,13 @@ impl Reach {
 
     /// A transport with room for so many pieces that are received and that are sent.
     pub(crate) fn options(&self, received: u32, loaned: u32) -> Result<StreamOptions, Failure> {
-        let key = self.key_file.as_deref().map(read_key).transpose()?;
+        let key = self.trust.key()?;
         let slots = talk::slots(received, loaned)?;
         let resume_for = self.resume_for();
         Ok(StreamOptions {
             slots,
             key,
-            insecure: self.insecure,
+            insecure: self.trust.insecure,
             resume_for,
             connections: 64,
             ..StreamOptions::default()
@@ -110,6 +129,15 @@ fn addresses(text: &str) -> Result<Vec<Address>, Failure> {
         return Err(Failure::new(Fault::System, format!("{shown} has no address")));
     }
     Ok(found.into_iter().map(Address::from).collect())
+}
+
+/// The addresses of a word that must be TCP's.
+pub(crate) fn tcp_addresses(text: &str) -> Result<Vec<SocketAddr>, Failure> {
+    let of_tcp = |address| match address {
+        Address::Tcp(address) => Ok(address),
+        Address::Unix(_) => Err(Failure::usage(format!("`{}` is no HOST:PORT", harmless(text)))),
+    };
+    addresses(text)?.into_iter().map(of_tcp).collect()
 }
 
 /// Where to listen: the first address of a word.

@@ -33,8 +33,9 @@ use zcmi_mem::region::{HEADER_BYTES, Region};
 use zcmi_ring::View;
 use zcmi_ring::sync::{AtomicU64, Ordering, fence};
 
+use crate::link::PathCounts;
 use crate::path::PathKind;
-use crate::select::Reason;
+use crate::select::{Reason, Selection};
 use crate::slots::SlotsError;
 
 pub use find::{AllLinks, ProcessLinks, all_links};
@@ -144,10 +145,12 @@ pub enum LinkSocket {
     Tcp,
     /// A Unix stream socket.
     Unix,
+    /// UDP.
+    Udp,
 }
 
 impl LinkSocket {
-    const ALL: [Self; 2] = [Self::Tcp, Self::Unix];
+    const ALL: [Self; 3] = [Self::Tcp, Self::Unix, Self::Udp];
 
     /// The word for people.
     #[must_use]
@@ -155,85 +158,65 @@ impl LinkSocket {
         match self {
             Self::Tcp => "tcp",
             Self::Unix => "unix",
+            Self::Udp => "udp",
         }
     }
 }
 
 const REASONS: [Reason; 4] = [Reason::First, Reason::Forced, Reason::Cheaper, Reason::WireChanged];
-/// The fields of [`Counts`].
-const COUNTS: usize = 13;
+/// The counts of a connection: each is named once here, in the order in which they lie in a row.
+macro_rules! counts {
+    ($($(#[$doc:meta])+ $name:ident,)+) => {
+        /// What a connection counted.
+        #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+        pub struct Counts {
+            $($(#[$doc])+ pub $name: u64,)+
+        }
 
-/// What a connection counted.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Counts {
-    /// How often the path was changed.
-    pub switches: u64,
-    /// How often the wire was found to have changed.
-    pub changes: u64,
-    /// Calls that tried another path.
-    pub probes: u64,
-    /// Messages that have not completed.
-    pub unfinished: u64,
-    /// How often the connection was mended.
-    pub epoch: u64,
-    /// Messages taken for sending.
-    pub submitted: u64,
-    /// Pieces received.
-    pub pieces_received: u64,
-    /// Bytes of payload received.
-    pub bytes_received: u64,
-    /// Of these, how many were copied in user space.
-    pub copied_user: u64,
-    /// Bytes that the kernel may be reading now.
-    pub pinned_bytes: u64,
-    /// Sends by a path that copies because too much was pinned.
-    pub over_budget: u64,
-    /// Calls that received something.
-    pub receives: u64,
-    /// Notifications for what was not owed.
-    pub stray_notifications: u64,
+        /// The fields of [`Counts`].
+        const COUNTS: usize = [$(stringify!($name)),+].len();
+
+        impl Counts {
+            /// Each count with its name, in the order of the row.
+            #[must_use]
+            pub fn named(&self) -> [(&'static str, u64); COUNTS] {
+                [$((stringify!($name), self.$name)),+]
+            }
+
+            fn of([$($name),+]: [u64; COUNTS]) -> Self {
+                Self { $($name),+ }
+            }
+        }
+    };
 }
 
-impl Counts {
-    fn words(&self) -> [u64; COUNTS] {
-        let Self { switches, changes, probes, unfinished, epoch, submitted, pieces_received, .. } = *self;
-        let Self { bytes_received, copied_user, pinned_bytes, over_budget, receives, stray_notifications, .. } = *self;
-        [
-            switches,
-            changes,
-            probes,
-            unfinished,
-            epoch,
-            submitted,
-            pieces_received,
-            bytes_received,
-            copied_user,
-            pinned_bytes,
-            over_budget,
-            receives,
-            stray_notifications,
-        ]
-    }
-
-    fn of(words: [u64; COUNTS]) -> Self {
-        let [switches, changes, probes, unfinished, epoch, submitted, pieces_received, ..] = words;
-        let [.., bytes_received, copied_user, pinned_bytes, over_budget, receives, stray_notifications] = words;
-        Self {
-            switches,
-            changes,
-            probes,
-            unfinished,
-            epoch,
-            submitted,
-            pieces_received,
-            bytes_received,
-            copied_user,
-            pinned_bytes,
-            over_budget,
-            receives,
-            stray_notifications,
-        }
-    }
+counts! {
+    /// How often the path was changed.
+    switches,
+    /// How often the wire was found to have changed.
+    changes,
+    /// Calls that tried another path.
+    probes,
+    /// Messages that have not completed.
+    unfinished,
+    /// How often the connection was mended.
+    mended,
+    /// Messages taken for sending.
+    submitted,
+    /// Pieces received.
+    pieces_received,
+    /// Bytes of payload received.
+    bytes_received,
+    /// Of these, how many were copied in user space.
+    copied_user,
+    /// Bytes that the kernel may be reading now.
+    pinned_bytes,
+    /// Sends by a path that copies because too much was pinned.
+    over_budget,
+    /// Calls that received something; over UDP those of its socket, which the connections of a listener share.
+    receives,
+    /// Notifications for what was not owed.
+    stray_notifications,
 }
 
 /// What was done by one path, and what the selection believes of it.
@@ -309,6 +292,32 @@ impl PathFacts {
     }
 }
 
+/// What is told of paths: what was done by each, and what the selection believes of it.
+pub(crate) fn path_facts(counts: &[PathCounts; PATHS], selection: Option<&Selection>) -> [PathFacts; PATHS] {
+    let mut paths = counts.map(|done| PathFacts {
+        sends: done.sends,
+        bytes: done.bytes,
+        refused: done.refused,
+        notified: done.notified,
+        copied: done.copied,
+        ..PathFacts::default()
+    });
+    for model in selection.iter().flat_map(|selection| &selection.models) {
+        let path = &mut paths[model.path as usize];
+        (path.piece_ns, path.kib_ns, path.receiver_kib_ns) =
+            (Some(model.piece_ns), Some(model.kib_ns), model.receiver_kib_ns);
+        (path.samples, path.refused_in_a_row) = (model.calls.into(), model.refused.into());
+        path.says_copied = model.says_copied;
+    }
+    paths
+}
+
+/// The path for large pieces, and why it is this one. Before anything is measured, everything is written.
+pub(crate) fn path_and_reason(forced: Option<PathKind>, selection: Option<&Selection>) -> (PathKind, Reason) {
+    let chosen = selection.map(|selection| (selection.path, selection.reason));
+    forced.map(|path| (path, Reason::Forced)).or(chosen).unwrap_or((PathKind::Write, Reason::First))
+}
+
 /// What one connection says of itself.
 #[derive(Clone, Debug, PartialEq)]
 pub struct LinkFacts {
@@ -371,7 +380,7 @@ impl LinkFacts {
         words[word::ACCEPTED] = self.accepted.into();
         words[word::PATH] = number(&PathKind::ALL, self.path.as_ref());
         words[word::REASON] = number(&REASONS, self.reason.as_ref());
-        words[word::COUNTS..word::COUNTS + COUNTS].copy_from_slice(&self.counts.words());
+        words[word::COUNTS..word::COUNTS + COUNTS].copy_from_slice(&self.counts.named().map(|(_, count)| count));
         words[word::LOCAL..word::REMOTE].copy_from_slice(&text_words(&self.local));
         words[word::REMOTE..word::PATHS].copy_from_slice(&text_words(&self.remote));
         for (place, path) in words[word::PATHS..].chunks_exact_mut(word::PATH_WORDS).zip(&self.paths) {

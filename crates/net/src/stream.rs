@@ -578,7 +578,12 @@ impl StreamTransport {
         self.slots.check_fork().is_err()
     }
 
-    fn check_trust(&self, address: &Address) -> Result<(), TransportError> {
+    /// Whether sockets of that address may be [connected](Self::connect) and [listened](Self::listen) at: without a key
+    /// only this host's own, unless others are trusted. For whoever brings sockets of its own.
+    ///
+    /// # Errors
+    /// [`TransportError::Address`] if they may not.
+    pub fn check_trust(&self, address: &Address) -> Result<(), TransportError> {
         if self.options.key.is_some() || self.options.insecure || address.is_local() {
             return Ok(());
         }

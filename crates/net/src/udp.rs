@@ -35,6 +35,7 @@ mod sender;
 mod session;
 mod socket;
 mod sys;
+mod told;
 
 use core::fmt;
 use std::cell::RefCell;
@@ -61,7 +62,8 @@ use self::session::Session;
 use self::socket::DatagramSocket;
 use crate::frame::{Hello, MESSAGE_BYTES};
 use crate::key::Key;
-use crate::link::{Happened, LinkLimits};
+use crate::link::{Happened, LinkLimits, PathCounts};
+use crate::links::Board;
 use crate::outgoing::{Kept, NotTaken, Payload, SubmitError, Token};
 use crate::path::PathKind;
 use crate::select::{self, Choosing, Experiences, Objective, Selection, Selector};
@@ -136,6 +138,8 @@ pub struct UdpOptions {
     pub keep_alive: Duration,
     /// Room asked for in each socket, for either direction. What came of it is in the facts.
     pub socket_bytes: usize,
+    /// Whether other processes of this user may read how each connection does ([`links`](crate::links)).
+    pub told: bool,
 }
 
 impl Default for UdpOptions {
@@ -155,6 +159,7 @@ impl Default for UdpOptions {
             resume_for: Duration::from_secs(10),
             keep_alive: Duration::from_secs(10),
             socket_bytes: 4 << 20,
+            told: true,
         }
     }
 }
@@ -254,6 +259,14 @@ struct Connection {
     /// Nothing passes, for tests.
     is_deaf: bool,
     choosing: Choosing,
+    /// What was sent by each path, in the order of [`PathKind::ALL`].
+    done: [PathCounts; PathKind::ALL.len()],
+    submitted: u64,
+    /// Trains that were copied because too much was pinned.
+    over_budget: u64,
+    /// Its row on the board, if it has one, and the address here that the row names.
+    row: Option<u16>,
+    local: Option<SocketAddr>,
 }
 
 struct Place {
@@ -261,6 +274,8 @@ struct Place {
     /// Whose it is; none of a listener's.
     owner: Option<u64>,
     listens: bool,
+    /// Whether it listens and takes new sessions.
+    accepts: bool,
     /// The connection whose bytes are expected next.
     expects: Option<u64>,
     /// Connections that wait until the socket takes more.
@@ -309,6 +324,7 @@ pub struct UdpTransport {
     released: Vec<(u64, u64, u32)>,
     /// Resets that this poll may still send.
     resets: u32,
+    board: Option<Board>,
 }
 
 impl fmt::Debug for UdpTransport {
@@ -376,6 +392,7 @@ impl UdpTransport {
             flat: Vec::new(),
             released: Vec::new(),
             resets: 0,
+            board: if options.told { Some(Board::new()?) } else { None },
             options,
         })
     }
@@ -390,7 +407,25 @@ impl UdpTransport {
         socket.bind(&address).map_err(failed("bind"))?;
         let bound = socket.address().unwrap_or(address);
         let place = self.place(socket, None, true)?;
-        Ok((ListenerId(place as u64), bound))
+        Ok((self.listener(place), bound))
+    }
+
+    /// Accepts no more connections; those that exist stay, and are mended when they break. The socket goes some seconds
+    /// after the last of them, so that a last word that was lost can be said again.
+    pub fn stop_listening(&mut self, listener: ListenerId) {
+        let (index, now) = ((listener.0 & 0xffff_ffff) as usize, self.now());
+        if self.listener(index) == listener
+            && let Some(Some(place)) = self.places.get_mut(index)
+        {
+            place.accepts = false;
+            self.see_off_if_unused(index, now);
+        }
+    }
+
+    /// What a listener is called: its place, and what tells its socket from those that had the place before.
+    fn listener(&self, index: usize) -> ListenerId {
+        let place = self.places.get(index).and_then(Option::as_ref).filter(|place| place.listens);
+        ListenerId(place.map_or(u64::MAX, |place| u64::from(place.socket.key()) << 32 | index as u64))
     }
 
     /// Begins a connection. [`Event::Connected`] or [`Event::Closed`] tells what came of it; messages may be submitted
@@ -399,6 +434,7 @@ impl UdpTransport {
     /// # Errors
     /// [`TransportError`] if it cannot even be tried.
     pub fn connect(&mut self, address: SocketAddr) -> Result<ConnectionId, TransportError> {
+        self.slots.check_fork()?;
         self.check_trust(&address)?;
         if self.connections.len() >= self.options.connections {
             return Err(TransportError::TooMany { connections: self.connections.len() });
@@ -491,8 +527,16 @@ impl UdpTransport {
         let index = self.places.iter().position(Option::is_none).unwrap_or(self.places.len());
         epoll::add(&self.epoll, &socket, EventData::new_u64(index as u64), EventFlags::IN)
             .map_err(failed("epoll_ctl"))?;
-        let place =
-            Place { socket, owner, listens, expects: owner, blocked: Vec::new(), is_readable: false, leaves_at: None };
+        let place = Place {
+            socket,
+            owner,
+            listens,
+            accepts: listens,
+            expects: owner,
+            blocked: Vec::new(),
+            is_readable: false,
+            leaves_at: None,
+        };
         if index == self.places.len() {
             self.places.push(None);
         }
@@ -555,6 +599,11 @@ impl UdpTransport {
             is_dirty: false,
             is_starved: false,
             is_deaf: false,
+            done: [PathCounts::default(); PathKind::ALL.len()],
+            submitted: 0,
+            over_budget: 0,
+            row: None,
+            local: None,
             choosing: match self.options.path {
                 Some(PathKind::SendFile | PathKind::Splice) => Choosing::Forced(PathKind::Write),
                 Some(path) => Choosing::Forced(path),
@@ -571,6 +620,7 @@ impl UdpTransport {
         let key = self.next_key;
         self.next_key += 1;
         self.connections.insert(key, Box::new(connection));
+        self.enter_board(key);
         self.make_dirty(key);
         key
     }
@@ -659,6 +709,7 @@ impl Transport for UdpTransport {
             connection.choosing.tell(Selector::rested);
         }
         connection.session.sender.submit(to.stream, to.tag, payload, token)?;
+        connection.submitted += 1;
         self.make_dirty(key);
         Ok(())
     }

@@ -12,7 +12,7 @@ use zcmi_net::link::LinkLimits;
 use zcmi_net::outgoing::{QueueLimits, Token};
 use zcmi_net::path::PathKind;
 use zcmi_net::slots::SlotPlan;
-use zcmi_net::transport::{Event, Transport};
+use zcmi_net::transport::{Destination, Event, Transport};
 use zcmi_net::udp::{Reliability, UdpOptions, UdpTransport};
 
 /// Datagrams of one size, by one path or the cheapest.
@@ -239,4 +239,55 @@ fn a_session_of_unreliable_messages_outlives_all_credits() {
             }
         }
     }
+}
+
+#[test]
+fn a_listener_that_has_stopped_takes_nobody_new_keeps_those_it_has_and_goes_with_the_last() {
+    let mut two = UdpTransport::new(UdpOptions::default()).expect("a transport");
+    let (listener, bound) = two.listen("127.0.0.1:0".parse().expect("an address")).expect("a listener");
+    let greeting_timeout = Duration::from_millis(300);
+    let options = UdpOptions { greeting_timeout, silence: Duration::from_millis(100), ..UdpOptions::default() };
+    let mut one = UdpTransport::new(options).expect("a transport");
+    let deadline = Instant::now() + conformance::PATIENCE;
+    let until = |one: &mut UdpTransport, two: &mut UdpTransport, what: &str, is_it: &dyn Fn(&Event) -> bool| {
+        let mut events = Vec::new();
+        while !events.iter().any(is_it) {
+            assert!(Instant::now() < deadline, "{what}: {events:?}");
+            two.poll(&mut Vec::new(), Some(Duration::ZERO)).expect("it goes on");
+            one.poll(&mut events, Some(Duration::from_millis(1))).expect("it goes on");
+        }
+    };
+    let kept = one.connect(bound).expect("a connection");
+    until(&mut one, &mut two, "it connects", &|event| matches!(event, Event::Connected { .. }));
+    two.stop_listening(listener);
+    two.stop_listening(listener);
+    let late = one.connect(bound).expect("a connection");
+    let is_refused = |event: &Event| matches!(event, Event::Closed { connection, .. } if *connection == late);
+    until(&mut one, &mut two, "nobody new is taken", &is_refused);
+    assert!(two.strays().unknown > 0, "{:?}", two.strays());
+    // Who is there goes on, and is mended.
+    one.break_off(kept);
+    let message = one.loan(100).expect("a slot");
+    one.submit(Destination::new(kept), message.into(), Token(7)).expect("it is taken");
+    until(&mut one, &mut two, "it is mended", &|event| matches!(event, Event::Resumed { .. }));
+    until(&mut one, &mut two, "it arrives", &|event| matches!(event, Event::Completed { .. }));
+    one.abort(kept);
+    let mut third = UdpTransport::new(UdpOptions::default()).expect("a transport");
+    let (other, _) = loop {
+        assert!(Instant::now() < deadline, "the address is free again");
+        one.poll(&mut Vec::new(), Some(Duration::ZERO)).expect("it goes on");
+        two.poll(&mut Vec::new(), Some(Duration::from_millis(10))).expect("it goes on");
+        match third.listen(bound) {
+            Ok(listening) => break listening,
+            Err(error) => assert!(error.to_string().contains("bind"), "{error}"),
+        }
+    };
+    // A listener's name is never another's: the place of the one that went is used again.
+    let (again, _) = two.listen("127.0.0.1:0".parse().expect("an address")).expect("a listener");
+    assert_ne!(again, listener);
+    two.stop_listening(listener);
+    third.stop_listening(other);
+    let (_, bound) = two.listen("127.0.0.1:0".parse().expect("an address")).expect("a listener");
+    one.connect(bound).expect("a connection");
+    until(&mut one, &mut two, "others listen as before", &|event| matches!(event, Event::Connected { .. }));
 }

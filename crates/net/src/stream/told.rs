@@ -1,8 +1,7 @@
 //! What a transport tells of its connections to other processes.
 
 use super::*;
-use crate::links::{Counts, LinkFacts, LinkSocket, LinkStage, PathFacts};
-use crate::select::Reason;
+use crate::links::{Counts, LinkFacts, LinkSocket, LinkStage, path_and_reason, path_facts};
 
 impl StreamTransport {
     /// Writes the rows that are due. Returns when it wants to be called again.
@@ -29,21 +28,6 @@ impl StreamTransport {
 fn told(key: u64, connection: &Connection) -> LinkFacts {
     let link = &connection.link;
     let (counts, selection) = (link.counts(), link.selection());
-    let mut paths = counts.paths.map(|done| PathFacts {
-        sends: done.sends,
-        bytes: done.bytes,
-        refused: done.refused,
-        notified: done.notified,
-        copied: done.copied,
-        ..PathFacts::default()
-    });
-    for model in selection.iter().flat_map(|selection| &selection.models) {
-        let path = &mut paths[model.path as usize];
-        (path.piece_ns, path.kib_ns, path.receiver_kib_ns) =
-            (Some(model.piece_ns), Some(model.kib_ns), model.receiver_kib_ns);
-        (path.samples, path.refused_in_a_row) = (model.calls.into(), model.refused.into());
-        path.says_copied = model.says_copied;
-    }
     let stage = match connection.stage {
         Stage::Greeting { .. } => LinkStage::Greeting,
         Stage::Open => LinkStage::Open,
@@ -55,10 +39,7 @@ fn told(key: u64, connection: &Connection) -> LinkFacts {
         Address::Tcp(_) => LinkSocket::Tcp,
         Address::Unix(_) => LinkSocket::Unix,
     });
-    let chosen = selection.as_ref().map(|selection| (selection.path, selection.reason));
-    // Before anything is measured, everything is written.
-    let (path, reason) =
-        link.forced().map(|path| (path, Reason::Forced)).or(chosen).unwrap_or((PathKind::Write, Reason::First));
+    let (path, reason) = path_and_reason(link.forced(), selection.as_ref());
     let of = |count: fn(&Selection) -> u64| selection.as_ref().map_or(0, count);
     LinkFacts {
         connection: key,
@@ -74,7 +55,7 @@ fn told(key: u64, connection: &Connection) -> LinkFacts {
             changes: of(|selection| selection.changes),
             probes: of(|selection| selection.probes),
             unfinished: link.unfinished() as u64,
-            epoch: connection.epoch.into(),
+            mended: connection.epoch.into(),
             submitted: counts.submitted,
             pieces_received: counts.pieces_received,
             bytes_received: counts.bytes_received,
@@ -84,6 +65,6 @@ fn told(key: u64, connection: &Connection) -> LinkFacts {
             receives: counts.receives,
             stray_notifications: counts.stray_notifications,
         },
-        paths,
+        paths: path_facts(&counts.paths, selection.as_ref()),
     }
 }

@@ -50,12 +50,16 @@ impl UdpTransport {
                 self.make_dirty(key);
             }
         }
+        if let Some(board) = self.board.as_mut().filter(|_| !self.dirty.is_empty()) {
+            board.note();
+        }
         for key in core::mem::take(&mut self.dirty) {
             if let Some(connection) = self.connections.get_mut(&key) {
                 connection.is_dirty = false;
                 self.turn(key, events);
             }
         }
+        self.tell_links();
         Ok(())
     }
 
@@ -237,6 +241,7 @@ impl UdpTransport {
         } else if !accepted {
             events.push(Event::Connected { connection });
         }
+        self.tell_link(key);
         self.make_dirty(key);
     }
 
@@ -273,7 +278,7 @@ impl UdpTransport {
     fn send(&mut self, key: u64, now: Nanos) -> bool {
         let Some(connection) = self.connections.get_mut(&key) else { return false };
         let Some(Some(place)) = self.places.get_mut(connection.socket) else { return false };
-        let Connection { session, to, is_deaf, broken, choosing, .. } = &mut **connection;
+        let Connection { session, to, is_deaf, broken, choosing, done, over_budget, .. } = &mut **connection;
         let mut bytes = [0; CONTROL_BYTES];
         if let Some(length) = session.speak(&mut bytes, true, now)
             && !*is_deaf
@@ -323,6 +328,7 @@ impl UdpTransport {
                     path = PathKind::Write;
                 } else if session.sender.pinned_bytes() >= self.options.limits.pinned_bytes {
                     place.socket.counts.over_budget += 1;
+                    *over_budget += 1;
                     path = PathKind::Write;
                 }
             }
@@ -335,8 +341,13 @@ impl UdpTransport {
             });
             let measures = !matches!(choosing, Choosing::Forced(_)) && part >= select::LEAST_DATAGRAM && path == wanted;
             let begin = measures.then(Instant::now);
+            let before = place.socket.counts;
             match place.socket.send_train(to.as_ref(), heads, &payloads[..count], sharing) {
                 Ok(sent) => {
+                    let now_done = &mut done[sent.path as usize];
+                    now_done.sends += place.socket.counts.sends - before.sends;
+                    now_done.bytes += place.socket.counts.bytes - before.bytes;
+                    done[path as usize].refused += u64::from(sent.path != path);
                     if let Some(begin) = begin {
                         let bytes = train.items[..sent.count].iter().map(|item| item.length as usize).sum();
                         let end = Instant::now();
@@ -387,6 +398,10 @@ impl UdpTransport {
     pub(super) fn close_with(&mut self, key: u64, reason: Closed, events: &mut Vec<Event>) {
         let now = self.now();
         let Some(mut connection) = self.connections.remove(&key) else { return };
+        // In a forked child the board is not there.
+        if let Some(board) = self.board.as_mut().filter(|_| self.slots.check_fork().is_ok()) {
+            board.leave(connection.row);
+        }
         connection.session.receiver.forget(&mut self.slots);
         if let Some(timer) = connection.timer {
             self.timers.remove(&(timer, key));
@@ -410,6 +425,7 @@ impl UdpTransport {
             let connection = ConnectionId(key);
             events.extend(tokens.into_iter().map(|token| Event::Failed { connection, token }));
         }
+        self.see_off_if_unused(connection.socket, now);
         if self.words.get(&word) == Some(&key) {
             self.words.remove(&word);
             self.gone.push_back(word);
@@ -421,6 +437,16 @@ impl UdpTransport {
             }
         }
         events.push(Event::Closed { connection: ConnectionId(key), reason });
+    }
+
+    /// Has a socket that takes no new sessions go, once it has none.
+    pub(super) fn see_off_if_unused(&mut self, index: usize, now: Nanos) {
+        let Some(Some(place)) = self.places.get_mut(index) else { return };
+        let has_stopped = place.listens && !place.accepts && place.leaves_at.is_none();
+        if has_stopped && !self.connections.values().any(|connection| connection.socket == index) {
+            place.leaves_at = Some(now + LEAVING);
+            self.timers.insert((now + LEAVING, u64::MAX));
+        }
     }
 
     /// Lets go of sockets whose time is over and of which the kernel reads nothing more.
@@ -449,7 +475,11 @@ impl UdpTransport {
             let begin = Instant::now();
             let mut told = [(u64::MAX, 0, false); PathKind::ALL.len()];
             place.socket.notifications(&mut |flight, copied| {
-                if !self.connections.contains_key(&flight.connection) {
+                if let Some(connection) = self.connections.get_mut(&flight.connection) {
+                    let done = &mut connection.done[flight.path as usize];
+                    done.notified += 1;
+                    done.copied += u64::from(copied);
+                } else {
                     released.push((flight.connection, u64::MAX, 0));
                 }
                 let told = &mut told[flight.path as usize];
@@ -493,6 +523,8 @@ impl UdpTransport {
         let due = self.timers.first().map(|&(due, _)| Duration::from_nanos(due.saturating_sub(now)));
         let deadline = deadline.map(|deadline| deadline.saturating_duration_since(Instant::now()));
         let look_again = (!self.starved.is_empty()).then_some(LOOK_AGAIN);
-        [due, deadline, look_again].into_iter().flatten().min()
+        let told = self.board.as_ref().and_then(Board::due);
+        let told = told.map(|told| told.saturating_duration_since(Instant::now()));
+        [due, deadline, look_again, told].into_iter().flatten().min()
     }
 }

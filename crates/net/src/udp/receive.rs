@@ -200,9 +200,11 @@ impl UdpTransport {
         let body = &bytes[HEAD_BYTES..];
         let Some(Some(place)) = self.places.get(index) else { return };
         let (listens, owner) = (place.listens, place.owner);
+        // A socket that is about to go greets nobody.
+        let greets = listens && place.leaves_at.is_none();
         match head.kind {
-            Kind::Hello if listens => return self.asked(index, from, bytes.len(), body),
-            Kind::Proof if listens => return self.proved(index, from, body, events),
+            Kind::Hello if greets => return self.asked(index, from, bytes.len(), body),
+            Kind::Proof if greets => return self.proved(index, from, body, events),
             Kind::Hello | Kind::Proof => {
                 self.strays.unproved += 1;
                 return;
@@ -342,6 +344,10 @@ impl UdpTransport {
             self.strays.untrusted += 1;
             return;
         }
+        if !self.is_welcome(index, &theirs) {
+            self.strays.unknown += 1;
+            return;
+        }
         let ours = self.answer_to(&theirs);
         let answer = self.cookies.answer(self.now(), &from, &theirs, ours, self.options.key.as_ref());
         if let Some(Some(place)) = self.places.get_mut(index) {
@@ -355,6 +361,12 @@ impl UdpTransport {
         let is_known = self.known_session(theirs).is_some();
         let epoch = if is_known || theirs.epoch == 0 { theirs.epoch } else { crate::greeting::UNKNOWN_SESSION };
         self.hello(theirs.session, epoch, [0; 32])
+    }
+
+    /// Whether a listener takes whoever says this: when it has stopped, only those whom it knows.
+    fn is_welcome(&self, index: usize, theirs: &Hello) -> bool {
+        let accepts = self.places.get(index).and_then(Option::as_ref).is_some_and(|place| place.accepts);
+        accepts || self.known_session(theirs).is_some()
     }
 
     fn known_session(&self, theirs: &Hello) -> Option<u64> {
@@ -391,12 +403,17 @@ impl UdpTransport {
                 return;
             }
             (connection.peer, connection.to) = (from, Some(from.into()));
-            connection.socket = index;
+            let before = core::mem::replace(&mut connection.socket, index);
             if matches!(connection.stage, Stage::Open) {
                 let reason = "the peer connected anew".into();
                 events.push(Event::Interrupted { connection: ConnectionId(key), reason });
             }
+            self.see_off_if_unused(before, now);
             return self.open(key, theirs.epoch, events);
+        }
+        if !self.is_welcome(index, &theirs) {
+            self.strays.unknown += 1;
+            return;
         }
         let word = word_of(&theirs.session);
         if self.words.contains_key(&word) || self.gone_words.contains_key(&word) {
@@ -415,7 +432,7 @@ impl UdpTransport {
         connection.theirs = Some(peer);
         let key = self.keep(connection);
         self.words.insert(word, key);
-        events.push(Event::Accepted { listener: Some(ListenerId(index as u64)), connection: ConnectionId(key) });
+        events.push(Event::Accepted { listener: Some(self.listener(index)), connection: ConnectionId(key) });
         self.open(key, theirs.epoch, events);
     }
 }
