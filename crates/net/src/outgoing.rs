@@ -22,8 +22,9 @@
 mod payload;
 
 use core::fmt;
-use std::collections::{HashMap, VecDeque};
+use std::collections::VecDeque;
 
+use rustc_hash::FxHashMap;
 use thiserror::Error;
 use zcmi_mem::lease::LeaseMut;
 use zcmi_mem::pool::Slot;
@@ -233,7 +234,7 @@ pub struct Outgoing {
     first_message: u64,
     live_messages: usize,
     waiting_bytes: u64,
-    queues: HashMap<u32, VecDeque<u64>>,
+    queues: FxHashMap<u32, VecDeque<u64>>,
     spare: Vec<VecDeque<u64>>,
     /// Streams whose next piece is of a class.
     ready: [VecDeque<u32>; 2],
@@ -285,7 +286,7 @@ impl Outgoing {
             first_message: 0,
             live_messages: 0,
             waiting_bytes: 0,
-            queues: HashMap::new(),
+            queues: FxHashMap::default(),
             spare: Vec::new(),
             ready: [VecDeque::new(), VecDeque::new()],
             turn: 0,

@@ -199,11 +199,6 @@ struct Connection {
     attempt: Option<Instant>,
     /// How long until the next attempt to mend it.
     wait: Duration,
-    /// Whether the socket has ended: no other edge tells of it, so it is read until the end is seen.
-    hung_up: bool,
-    in_ready: bool,
-    in_dirty: bool,
-    in_owing: bool,
     starved: bool,
     /// The classes of slots for which it stands in line.
     in_line: [bool; 2],
@@ -239,32 +234,81 @@ enum Entry {
     Listener(OwnedFd),
 }
 
+/// What is to be known of a connection without a look at it, which among thousands is in no cache.
+mod mark {
+    /// It is in the queue of those that are ready.
+    pub(super) const READY: u8 = 1;
+    /// It is among those that have something to send.
+    pub(super) const DIRTY: u8 = 2;
+    /// It is among those that owe a note.
+    pub(super) const OWING: u8 = 4;
+    /// It waits for its socket to take something.
+    pub(super) const BLOCKED: u8 = 8;
+    /// The socket has ended: no other edge tells of it, so it is read until the end is seen.
+    pub(super) const HUNG_UP: u8 = 16;
+}
+
+#[derive(Default)]
+struct Place {
+    generation: u32,
+    marks: u8,
+    entry: Option<Entry>,
+}
+
 /// Numbered places; a number is never used twice.
 #[derive(Default)]
 struct Places {
-    entries: Vec<(u32, Option<Entry>)>,
+    entries: Vec<Place>,
     free: Vec<u32>,
 }
 
 impl Places {
     fn insert(&mut self, entry: Entry) -> u64 {
         let index = self.free.pop().unwrap_or_else(|| {
-            self.entries.push((0, None));
+            self.entries.push(Place::default());
             self.entries.len() as u32 - 1
         });
         let place = &mut self.entries[index as usize];
-        place.1 = Some(entry);
-        u64::from(place.0) << 32 | u64::from(index)
+        (place.entry, place.marks) = (Some(entry), 0);
+        u64::from(place.generation) << 32 | u64::from(index)
+    }
+
+    fn place(&mut self, key: u64) -> Option<&mut Place> {
+        let place = self.entries.get_mut((key & 0xffff_ffff) as usize)?;
+        (u64::from(place.generation) == key >> 32).then_some(place)
     }
 
     fn get_mut(&mut self, key: u64) -> Option<&mut Entry> {
-        let (generation, entry) = self.entries.get_mut((key & 0xffff_ffff) as usize)?;
-        if u64::from(*generation) == key >> 32 { entry.as_mut() } else { None }
+        self.place(key)?.entry.as_mut()
     }
 
     fn get(&self, key: u64) -> Option<&Entry> {
-        let (generation, entry) = self.entries.get((key & 0xffff_ffff) as usize)?;
-        if u64::from(*generation) == key >> 32 { entry.as_ref() } else { None }
+        let place = self.entries.get((key & 0xffff_ffff) as usize)?;
+        if u64::from(place.generation) == key >> 32 { place.entry.as_ref() } else { None }
+    }
+
+    /// Marks a connection; `false` if it is marked so already, or there is none.
+    fn mark(&mut self, key: u64, mark: u8) -> bool {
+        match self.place(key) {
+            Some(Place { marks, entry: Some(Entry::Connection(_)), .. }) if *marks & mark == 0 => {
+                *marks |= mark;
+                true
+            }
+            _ => false,
+        }
+    }
+
+    /// Takes a mark away; whether it was there.
+    fn unmark(&mut self, key: u64, mark: u8) -> bool {
+        self.place(key).is_some_and(|place| {
+            let was = place.marks & mark != 0;
+            place.marks &= !mark;
+            was
+        })
+    }
+
+    fn is_marked(&mut self, key: u64, mark: u8) -> bool {
+        self.place(key).is_some_and(|place| place.marks & mark != 0)
     }
 
     fn connection(&mut self, key: u64) -> Option<&mut Connection> {
@@ -292,15 +336,14 @@ impl Places {
         self.get(key)?;
         let index = (key & 0xffff_ffff) as u32;
         let place = &mut self.entries[index as usize];
-        place.0 = place.0.wrapping_add(1);
+        place.generation = place.generation.wrapping_add(1);
         self.free.push(index);
-        place.1.take()
+        place.entry.take()
     }
 
     fn keys(&self) -> Vec<u64> {
-        let key =
-            |(index, (generation, _)): (usize, &(u32, Option<Entry>))| u64::from(*generation) << 32 | index as u64;
-        self.entries.iter().enumerate().filter(|(_, (_, entry))| entry.is_some()).map(key).collect()
+        let key = |(index, place): (usize, &Place)| u64::from(place.generation) << 32 | index as u64;
+        self.entries.iter().enumerate().filter(|(_, place)| place.entry.is_some()).map(key).collect()
     }
 }
 
@@ -619,10 +662,6 @@ impl StreamTransport {
             broken: None,
             attempt: None,
             wait: FIRST_REDIAL,
-            hung_up: false,
-            in_ready: false,
-            in_dirty: false,
-            in_owing: false,
             starved: false,
             in_line: [false; 2],
             watched: None,
@@ -695,13 +734,15 @@ impl StreamTransport {
         if let Some(connection) = self.places.connection(key) {
             connection.stage =
                 Stage::Greeting { wire: Box::new(wire), greeting: Box::new(greeting), promised: granted };
-            connection.hung_up = false;
             // The kernel tries a connection ever more rarely: one that was begun while the network was away would come
             // about long after that is back.
             let due = if connection.announced { &mut connection.attempt } else { &mut connection.deadline };
             *due = Some(deadline);
             self.timers.insert((deadline, key));
         }
+        // That it takes something says that it is connected.
+        self.places.unmark(key, mark::HUNG_UP);
+        self.places.mark(key, mark::BLOCKED);
         self.make_ready(key);
         Ok(())
     }
@@ -726,17 +767,13 @@ impl StreamTransport {
     }
 
     fn make_ready(&mut self, key: u64) {
-        if let Some(connection) = self.places.connection(key)
-            && !core::mem::replace(&mut connection.in_ready, true)
-        {
+        if self.places.mark(key, mark::READY) {
             self.ready.push_back(key);
         }
     }
 
     fn make_dirty(&mut self, key: u64) {
-        if let Some(connection) = self.places.connection(key)
-            && !core::mem::replace(&mut connection.in_dirty, true)
-        {
+        if self.places.mark(key, mark::DIRTY) {
             self.dirty.push(key);
         }
     }
@@ -762,17 +799,17 @@ impl StreamTransport {
         };
         for event in &gathered {
             let key = event.data.u64();
-            match self.places.get_mut(key) {
+            match self.places.get(key) {
                 _ if key == RING => self.hear_ring(events),
                 Some(Entry::Listener(_)) => self.accept(key)?,
                 Some(Entry::Stranger(_)) => self.ready.push_back(key),
-                Some(Entry::Connection(connection)) => {
+                Some(Entry::Connection(_)) => {
                     let flags = event.flags;
-                    let hung_up = flags.intersects(EventFlags::HUP | EventFlags::RDHUP);
-                    connection.hung_up |= hung_up;
-                    // Every edge says that the socket takes something, which is news only if it did not.
-                    let is_news = connection.link.has_queued() || !matches!(connection.stage, Stage::Open);
-                    if flags.intersects(EventFlags::OUT) && is_news {
+                    if flags.intersects(EventFlags::HUP | EventFlags::RDHUP) {
+                        self.places.mark(key, mark::HUNG_UP);
+                    }
+                    // Every edge says that the socket takes something, which is news only to who waits for that.
+                    if flags.intersects(EventFlags::OUT) && self.places.is_marked(key, mark::BLOCKED) {
                         self.make_dirty(key);
                     }
                     if flags.intersects(EventFlags::IN | EventFlags::ERR | EventFlags::HUP | EventFlags::RDHUP) {
@@ -895,9 +932,7 @@ impl Transport for StreamTransport {
             return Err(NotTaken { payload, reason: SubmitError::NoConnection(key) });
         };
         connection.link.submit(to.stream, to.tag, payload, token, &self.slots)?;
-        if !core::mem::replace(&mut connection.in_dirty, true) {
-            self.dirty.push(key);
-        }
+        self.make_dirty(key);
         Ok(())
     }
 

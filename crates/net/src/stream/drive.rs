@@ -68,7 +68,7 @@ impl StreamTransport {
                 Some(Entry::Connection(connection)) => match connection.stage {
                     Stage::Greeting { .. } => self.turn_greeting(key, events),
                     Stage::Open => self.turn_receiving(key, events),
-                    Stage::Broken { .. } => self.not_ready(key),
+                    Stage::Broken { .. } => _ = self.places.unmark(key, mark::READY),
                 },
                 Some(Entry::Listener(_)) | None => {}
             }
@@ -83,16 +83,10 @@ impl StreamTransport {
         Ok(())
     }
 
-    fn not_ready(&mut self, key: u64) {
-        if let Some(connection) = self.places.connection(key) {
-            connection.in_ready = false;
-        }
-    }
-
     /// Sends what a connection has to send.
     fn turn_sending(&mut self, key: u64, saying: Saying, events: &mut Vec<Event>) {
+        self.places.unmark(key, mark::DIRTY);
         let Some(connection) = self.places.connection(key) else { return };
-        connection.in_dirty = false;
         match connection.stage {
             Stage::Open => {}
             Stage::Greeting { .. } => return self.make_ready(key),
@@ -106,7 +100,13 @@ impl StreamTransport {
         match sent {
             Ok(()) => {
                 let (has_turn, is_heard) = (connection.link.has_turn(), connection.hearing.is_some());
+                let is_blocked = connection.link.has_queued();
                 let waits = saying == Saying::Expecting && connection.link.has_due_note();
+                if is_blocked {
+                    self.places.mark(key, mark::BLOCKED);
+                } else {
+                    self.places.unmark(key, mark::BLOCKED);
+                }
                 if waits || has_turn {
                     self.make_dirty(key);
                 }
@@ -121,9 +121,10 @@ impl StreamTransport {
 
     /// Receives what a connection has to receive.
     fn turn_receiving(&mut self, key: u64, events: &mut Vec<Event>) {
+        self.places.unmark(key, mark::READY);
+        let hung_up = self.places.is_marked(key, mark::HUNG_UP);
         let Some(connection) = self.places.connection(key) else { return };
-        connection.in_ready = false;
-        let (owed, hung_up, before) = (connection.link.is_owed(), connection.hung_up, events.len());
+        let (owed, before) = (connection.link.is_owed(), events.len());
         let told = if owed { connection.link.take_notifications(&mut self.happened) } else { Ok(()) };
         let read = connection.link.receive(&mut self.slots, &mut self.happened);
         self.tell(key, events);
@@ -228,11 +229,12 @@ impl StreamTransport {
     /// Notes what a connection owes its peer, and closes it when both sides are done.
     fn after_turn(&mut self, key: u64, events: &mut Vec<Event>) {
         let Some(connection) = self.places.connection(key) else { return };
-        if connection.link.owes_note() && !core::mem::replace(&mut connection.in_owing, true) {
-            self.owing.push(key);
-        }
+        let owes = connection.link.owes_note();
         let waits = connection.link.is_short() || connection.link.lacks_header();
         let finished = connection.link.is_finished();
+        if owes && self.places.mark(key, mark::OWING) {
+            self.owing.push(key);
+        }
         if waits {
             self.make_starved(key);
         }
@@ -256,8 +258,7 @@ impl StreamTransport {
     pub(super) fn flush(&mut self, events: &mut Vec<Event>) {
         for _ in 0..self.owing.len() {
             let Some(key) = self.owing.pop() else { break };
-            if let Some(connection) = self.places.connection(key) {
-                connection.in_owing = false;
+            if self.places.unmark(key, mark::OWING) {
                 self.turn_sending(key, Saying::All, events);
             }
         }
@@ -348,8 +349,8 @@ impl StreamTransport {
 
     /// Goes on with the greeting of the side that connects.
     fn turn_greeting(&mut self, key: u64, events: &mut Vec<Event>) {
+        self.places.unmark(key, mark::READY);
         let Some(connection) = self.places.connection(key) else { return };
-        connection.in_ready = false;
         let Stage::Greeting { wire, greeting, .. } = &mut connection.stage else { return };
         match greeting.go_on(&mut **wire) {
             Ok(Greeted::Waiting | Greeted::Asked(_)) => {}
@@ -520,7 +521,8 @@ impl StreamTransport {
         let deadline = now + resume_for;
         let next = connection.origin.is_some().then_some(now);
         connection.stage = Stage::Broken { next };
-        connection.hung_up = false;
+        self.places.unmark(key, mark::HUNG_UP | mark::BLOCKED);
+        let Some(connection) = self.places.connection(key) else { return };
         (connection.deadline, connection.broken) = (Some(deadline), Some(reason.to_string()));
         self.timers.insert((deadline, key));
         self.timers.extend(next.map(|next| (next, key)));

@@ -14,7 +14,9 @@
 
 mod under_way;
 
-use std::collections::{HashMap, VecDeque};
+use std::collections::VecDeque;
+
+use rustc_hash::FxHashMap;
 
 use super::Reliability;
 use super::datagram::{ELICITS, END, HEAD_BYTES, Head, Kind, UNRELIABLE, WANTS_LARGE, WANTS_SMALL};
@@ -125,11 +127,11 @@ pub(crate) struct Sender {
     first_message: u64,
     live_messages: usize,
     waiting_bytes: u64,
-    queues: HashMap<u32, VecDeque<u64>>,
+    queues: FxHashMap<u32, VecDeque<u64>>,
     ready: [VecDeque<u32>; 2],
     turn: usize,
     /// The last piece of each stream that is not wholly arrived.
-    last_of: HashMap<u32, u64>,
+    last_of: FxHashMap<u32, u64>,
     pieces: VecDeque<Piece>,
     first_piece: u64,
     /// The piece that is being sent for the first time, and how far.
@@ -204,10 +206,10 @@ impl Sender {
             first_message: 0,
             live_messages: 0,
             waiting_bytes: 0,
-            queues: HashMap::new(),
+            queues: FxHashMap::default(),
             ready: [VecDeque::new(), VecDeque::new()],
             turn: 0,
-            last_of: HashMap::new(),
+            last_of: FxHashMap::default(),
             pieces: VecDeque::new(),
             first_piece: 0,
             fresh: None,

@@ -12,7 +12,9 @@
 //!   the entry from its predecessors at that index.
 //! - Nothing here allocates once every socket and every entry was used once.
 
-use std::collections::{HashMap, VecDeque};
+use std::collections::VecDeque;
+
+use rustc_hash::FxHashMap;
 
 use crate::wire::Notification;
 
@@ -72,7 +74,7 @@ struct Socket {
 pub(super) struct Owed<U> {
     entries: Vec<Entry<U>>,
     free: u32,
-    sockets: HashMap<u32, Socket>,
+    sockets: FxHashMap<u32, Socket>,
     /// Sockets that have had news, in the order in which they got them.
     told: VecDeque<u32>,
     requests: usize,
@@ -96,7 +98,7 @@ impl<U> Owed<U> {
         Self {
             entries: entries.collect(),
             free,
-            sockets: HashMap::new(),
+            sockets: FxHashMap::default(),
             told: VecDeque::new(),
             requests: 0,
             next_number: first_number,
