@@ -33,6 +33,7 @@
 
 mod address;
 mod drive;
+mod places;
 mod told;
 mod wire;
 
@@ -64,7 +65,6 @@ use crate::link::{Happened, Link, LinkCounts, LinkError, LinkLimits, Orphan, Rea
 use crate::links::Board;
 use crate::outgoing::{Kept, NotTaken, Payload, SubmitError, Token};
 use crate::path::PathKind;
-use crate::raw;
 use crate::select::{Experiences, Objective, Selection};
 use crate::shared::{RingHandle, SharedRing};
 use crate::slots::{SlotCounts, SlotPlan, Slots};
@@ -72,6 +72,7 @@ use crate::socket::{self, SocketWire};
 use crate::transport::{Capabilities, Closed, ConnectionId, Destination, Event, ListenerId, Transport, TransportError};
 use crate::uring;
 use crate::wire::Wire;
+use places::{Places, mark};
 use wire::StreamWire;
 
 /// Events of one look at the descriptor.
@@ -232,119 +233,6 @@ enum Entry {
     Connection(Box<Connection>),
     Stranger(Box<Stranger>),
     Listener(OwnedFd),
-}
-
-/// What is to be known of a connection without a look at it, which among thousands is in no cache.
-mod mark {
-    /// It is in the queue of those that are ready.
-    pub(super) const READY: u8 = 1;
-    /// It is among those that have something to send.
-    pub(super) const DIRTY: u8 = 2;
-    /// It is among those that owe a note.
-    pub(super) const OWING: u8 = 4;
-    /// It waits for its socket to take something.
-    pub(super) const BLOCKED: u8 = 8;
-    /// The socket has ended: no other edge tells of it, so it is read until the end is seen.
-    pub(super) const HUNG_UP: u8 = 16;
-}
-
-#[derive(Default)]
-struct Place {
-    generation: u32,
-    marks: u8,
-    entry: Option<Entry>,
-}
-
-/// Numbered places; a number is never used twice.
-#[derive(Default)]
-struct Places {
-    entries: Vec<Place>,
-    free: Vec<u32>,
-}
-
-impl Places {
-    fn insert(&mut self, entry: Entry) -> u64 {
-        let index = self.free.pop().unwrap_or_else(|| {
-            self.entries.push(Place::default());
-            self.entries.len() as u32 - 1
-        });
-        let place = &mut self.entries[index as usize];
-        (place.entry, place.marks) = (Some(entry), 0);
-        u64::from(place.generation) << 32 | u64::from(index)
-    }
-
-    fn place(&mut self, key: u64) -> Option<&mut Place> {
-        let place = self.entries.get_mut((key & 0xffff_ffff) as usize)?;
-        (u64::from(place.generation) == key >> 32).then_some(place)
-    }
-
-    fn get_mut(&mut self, key: u64) -> Option<&mut Entry> {
-        self.place(key)?.entry.as_mut()
-    }
-
-    fn get(&self, key: u64) -> Option<&Entry> {
-        let place = self.entries.get((key & 0xffff_ffff) as usize)?;
-        if u64::from(place.generation) == key >> 32 { place.entry.as_ref() } else { None }
-    }
-
-    /// Marks a connection; `false` if it is marked so already, or there is none.
-    fn mark(&mut self, key: u64, mark: u8) -> bool {
-        match self.place(key) {
-            Some(Place { marks, entry: Some(Entry::Connection(_)), .. }) if *marks & mark == 0 => {
-                *marks |= mark;
-                true
-            }
-            _ => false,
-        }
-    }
-
-    /// Takes a mark away; whether it was there.
-    fn unmark(&mut self, key: u64, mark: u8) -> bool {
-        self.place(key).is_some_and(|place| {
-            let was = place.marks & mark != 0;
-            place.marks &= !mark;
-            was
-        })
-    }
-
-    fn is_marked(&mut self, key: u64, mark: u8) -> bool {
-        self.place(key).is_some_and(|place| place.marks & mark != 0)
-    }
-
-    fn connection(&mut self, key: u64) -> Option<&mut Connection> {
-        match self.get_mut(key)? {
-            Entry::Connection(connection) => Some(connection),
-            _ => None,
-        }
-    }
-
-    fn stranger(&mut self, key: u64) -> Option<&mut Stranger> {
-        match self.get_mut(key)? {
-            Entry::Stranger(stranger) => Some(stranger),
-            _ => None,
-        }
-    }
-
-    /// Has the processor fetch a connection that is needed soon.
-    fn prefetch(&self, key: u64) {
-        if let Some(Entry::Connection(connection)) = self.get(key) {
-            raw::prefetch(&**connection);
-        }
-    }
-
-    fn remove(&mut self, key: u64) -> Option<Entry> {
-        self.get(key)?;
-        let index = (key & 0xffff_ffff) as u32;
-        let place = &mut self.entries[index as usize];
-        place.generation = place.generation.wrapping_add(1);
-        self.free.push(index);
-        place.entry.take()
-    }
-
-    fn keys(&self) -> Vec<u64> {
-        let key = |(index, place): (usize, &Place)| u64::from(place.generation) << 32 | index as u64;
-        self.entries.iter().enumerate().filter(|(_, place)| place.entry.is_some()).map(key).collect()
-    }
 }
 
 /// What a connection has done, and how it stands.
