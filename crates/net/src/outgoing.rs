@@ -19,14 +19,16 @@
 //! # Units
 //! Lengths and offsets are bytes, sequences count pieces of a session, credits count slots of one epoch.
 
+mod files;
+mod payload;
+
 use core::fmt;
-use core::ops::Deref;
 use std::collections::{HashMap, VecDeque};
 
 use thiserror::Error;
-use zcmi_mem::lease::{Lease, LeaseMut, Loaned};
 use zcmi_mem::pool::Slot;
 
+pub use self::payload::Payload;
 use crate::frame::{Class, HEADER_BYTES, Header, Hello, Kind, MESSAGE_BYTES, ReceiveCost};
 use crate::incoming::PeerFault;
 use crate::path::{PathKind, Release};
@@ -42,63 +44,6 @@ pub const URING_NUMBERS: u64 = 1 << 63;
 /// The caller's name for a message, given back when the message completes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct Token(pub u64);
-
-/// The bytes of a message to send: a lease that nobody writes any more.
-pub enum Payload {
-    /// One that has no other holder.
-    Unique(LeaseMut<[u8]>),
-    /// One of several.
-    Shared(Lease<[u8]>),
-}
-
-impl Payload {
-    /// Whether the bytes stay where they are when the lease moves.
-    fn stays(&self) -> bool {
-        match self {
-            Self::Unique(lease) => matches!(lease.loaned(), Loaned::Slot(_)),
-            Self::Shared(_) => true,
-        }
-    }
-
-    /// One more holder of the same bytes.
-    fn share(&mut self) -> Self {
-        let shared = match core::mem::replace(self, Self::Unique(LeaseMut::inline(0))) {
-            Self::Unique(lease) => lease.freeze(),
-            Self::Shared(lease) => lease,
-        };
-        *self = Self::Shared(shared.clone());
-        Self::Shared(shared)
-    }
-}
-
-impl Deref for Payload {
-    type Target = [u8];
-
-    fn deref(&self) -> &[u8] {
-        match self {
-            Self::Unique(lease) => lease,
-            Self::Shared(lease) => lease,
-        }
-    }
-}
-
-impl fmt::Debug for Payload {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Payload").field("bytes", &self.len()).finish_non_exhaustive()
-    }
-}
-
-impl From<LeaseMut<[u8]>> for Payload {
-    fn from(lease: LeaseMut<[u8]>) -> Self {
-        Self::Unique(lease)
-    }
-}
-
-impl From<Lease<[u8]>> for Payload {
-    fn from(lease: Lease<[u8]>) -> Self {
-        Self::Shared(lease)
-    }
-}
 
 /// Why a message was not taken.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Error)]
@@ -148,6 +93,9 @@ pub enum SubmitError {
     /// There is no such connection.
     #[error("there is no connection {0}; it was closed")]
     NoConnection(u64),
+    /// The message lies in a file, and the transport sends none from there.
+    #[error("this transport sends nothing from files; read the bytes into a slot")]
+    FromFile,
 }
 
 /// A message that was not taken, and why.
@@ -207,6 +155,8 @@ struct Message {
     framed: u32,
     whole_framed: bool,
     open_pieces: u32,
+    /// Whether zeros were sent in the place of bytes that could not be read.
+    spoilt: bool,
 }
 
 struct Piece {
@@ -398,7 +348,7 @@ impl Outgoing {
         home: Option<Home>,
         token: Token,
     ) -> Result<(), NotTaken> {
-        let bytes = payload.len();
+        let bytes = payload.byte_len();
         let limit = self.limits.bytes;
         let reason = if self.closed {
             SubmitError::Closed
@@ -413,7 +363,8 @@ impl Outgoing {
         } else {
             let home = home.filter(|_| payload.stays());
             let number = self.first_message + self.messages.len() as u64;
-            let message = Message { payload, home, token, stream, tag, framed: 0, whole_framed: false, open_pieces: 0 };
+            let (framed, whole_framed, open_pieces, spoilt) = (0, false, 0, false);
+            let message = Message { payload, home, token, stream, tag, framed, whole_framed, open_pieces, spoilt };
             push(&mut self.messages, Some(message));
             self.live_messages += 1;
             self.waiting_bytes += bytes as u64;
@@ -436,7 +387,7 @@ impl Outgoing {
     fn make_ready(&mut self, stream: u32) {
         let Some(&number) = self.queues.get(&stream).and_then(VecDeque::front) else { return };
         let Some(message) = self.message(number) else { return };
-        let rest = message.payload.len() as u32 - message.framed;
+        let rest = message.payload.byte_len() as u32 - message.framed;
         let class = self.class_of(rest.min(self.slot_bytes));
         self.ready[class.index()].push_back(stream);
     }
@@ -569,7 +520,7 @@ impl Outgoing {
         let Some((number, message)) = number.and_then(|number| Some((number, self.message_mut(number)?))) else {
             unreachable!("a stream that is ready has a message")
         };
-        let (offset, bytes) = (message.framed, message.payload.len() as u32);
+        let (offset, bytes) = (message.framed, message.payload.byte_len() as u32);
         let length = (bytes - offset).min(slot_bytes);
         message.framed += length;
         message.open_pieces += 1;
@@ -617,7 +568,7 @@ impl Outgoing {
         let Some(mut header) = take_header() else { return Framed::NoHeader };
         let template = self.header(Kind::Data, note);
         if let Some(message) = self.message_mut(number) {
-            let bytes = message.payload.len() as u32;
+            let bytes = message.payload.byte_len() as u32;
             let (stream, tag) = (message.stream, message.tag);
             let fields = Header { stream, sequence, message_bytes: bytes, offset, length, tag, ..template };
             write_header(&mut header, &fields);
@@ -718,9 +669,13 @@ impl Outgoing {
                     let Some(piece) = self.piece(sequence) else { break };
                     let Some(message) = self.message(piece.message) else { break };
                     let Some(header) = &piece.header else { break };
+                    if matches!(message.payload, Payload::File(_)) {
+                        // It goes alone: [`file_frame`](Self::file_frame).
+                        break;
+                    }
                     let (begin, end) = (piece.offset as usize, (piece.offset + piece.length) as usize);
                     let home = message.home.map(|home| Home { offset: home.offset + begin, ..home });
-                    (header.bytes(HEADER_BYTES), &message.payload[begin..end], home)
+                    (header.bytes(HEADER_BYTES), &message.payload.bytes()[begin..end], home)
                 }
             };
             let front = Front { payload_bytes: payload.len() as u32, may_share: home.is_some() };
@@ -739,7 +694,8 @@ impl Outgoing {
         }
     }
 
-    /// Notes that the socket accepted the first bytes of the [segments](Self::segments), and when they are free.
+    /// Notes that the socket accepted the first bytes of the [segments](Self::segments) or of the
+    /// [frame from a file](Self::file_frame), and when they are free.
     pub fn sent(&mut self, path: PathKind, mut bytes: usize, release: Release) {
         let mut touched: Option<(u64, u64)> = None;
         while bytes > 0 {
@@ -908,7 +864,7 @@ impl Outgoing {
             let index = (number - self.first_message) as usize;
             if let Some(message) = self.messages[index].take() {
                 self.live_messages -= 1;
-                self.waiting_bytes -= message.payload.len() as u64;
+                self.waiting_bytes -= message.payload.byte_len() as u64;
                 done.push(message.token);
             }
             while self.messages.front().is_some_and(Option::is_none) {
