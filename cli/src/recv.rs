@@ -23,8 +23,9 @@ use crate::transfer::receiver::{Session, Target, print_line};
 use crate::transfer::talk::{Talk, words};
 use crate::transfer::tree::{Allowed, Tree};
 
-/// Pieces that may wait to be written.
-const RECEIVED: u32 = 16;
+/// Pieces that may wait to be written. The sender is given half of them ahead, and told of more when it has used half
+/// of those, so that it never waits for a word of ours as long as they are written.
+const RECEIVED: u32 = 32;
 /// The answers are short; a slot of a piece is for those that are not.
 const LOANED: u32 = 2;
 /// How long a sender may take until it says what it is.

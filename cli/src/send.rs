@@ -20,7 +20,7 @@ use crate::transfer::talk::{Talk, path_in_use};
 use crate::transfer::walk::Walk;
 
 /// Pieces that are on their way at a time.
-const LOANED: u32 = 8;
+const LOANED: u32 = 16;
 /// How often everything is begun anew because the other side was.
 const BEGINS: u32 = 16;
 /// The answers are short.
@@ -37,7 +37,7 @@ A directory arrives under its own name; of `.` the content does. Permission bits
 kept, owners are not. An argument that is a link is followed; links inside a directory are sent as links. Devices,
 sockets and pipes are left out.
 After a break, run the same command again: what arrived is compared by its hash and not sent again. A file that changes
-while it is sent is left out.
+while it is sent is left out. With --no-hash a large file is not read here: the kernel sends it from where it lies.
 A key proves to each side who the other is; it does not encrypt. Without one, only this host's own addresses are used.
 Exit codes: 0 everything arrived, and its hashes are right; 1 something did not; 2 usage; 130 interrupted.";
 
@@ -93,7 +93,8 @@ impl Send {
                 .map_err(|error| Failure::of(format_args!("{} cannot be reached", harmless(&self.to)), &error))?;
             talk.turn_to(connection);
             let walked = walk.take().map_or_else(|| Walk::new(&self.files), Ok)?;
-            let mut sender = Sender::new(&mut talk, walked, self.reach.is_hashed(), harmless(&self.to), tell);
+            let (hashed, to) = (self.reach.is_hashed(), harmless(&self.to));
+            let mut sender = Sender::new(&mut talk, walked, hashed, self.path, to, tell);
             match sender.run() {
                 Ok(()) => return self.report(&sender, begin.elapsed().as_secs_f64(), tell),
                 // What came from stdin is gone.

@@ -43,44 +43,51 @@ fn expect_whole(out: &Path, content: &[u8]) {
     assert_eq!(fs::read_dir(out).expect("a directory").count(), 1, "no part and no journal is left");
 }
 
+/// A file is read and hashed, or leaves from where it lies.
+const WAYS: [&[&str]; 2] = [&[], &["--no-hash"]];
+
 #[test]
 fn a_killed_sender_goes_on_where_it_was_with_the_receiver_that_waits() {
-    let scratch = Scratch::new();
-    let (content, out) = prepare(&scratch);
-    let part = out.join("large.zcmi-part");
-    let mut receiver = scratch.start(&["recv", "unix:socket", "-o", "out"]);
-    let sender = scratch.start(&["send", "unix:socket", "large"]);
-    wait_for_part(&part, 4 << 20);
-    sender.signal(Signal::KILL);
-    sender.end();
-    receiver.wait_for_words("the connection broke");
-    let came = fs::metadata(&part).expect("the part").len();
-    assert!(came < BYTES as u64, "it was killed in the middle");
-    let sent = scratch.run(&["send", "unix:socket", "large", "--json"]);
-    sent.expect_code(0);
-    receiver.end().expect_code(0).expect_words("large goes on at ");
-    assert_eq!(last(&sent.stdout)["bytes_already_there"], came);
-    expect_whole(&out, &content);
+    for way in WAYS {
+        let scratch = Scratch::new();
+        let (content, out) = prepare(&scratch);
+        let part = out.join("large.zcmi-part");
+        let mut receiver = scratch.start(&["recv", "unix:socket", "-o", "out"]);
+        let sender = scratch.start(&[&["send", "unix:socket", "large"], way].concat());
+        wait_for_part(&part, 4 << 20);
+        sender.signal(Signal::KILL);
+        sender.end();
+        receiver.wait_for_words("the connection broke");
+        let came = fs::metadata(&part).expect("the part").len();
+        assert!(came < BYTES as u64, "it was killed in the middle");
+        let sent = scratch.run(&[&["send", "unix:socket", "large", "--json"], way].concat());
+        sent.expect_code(0);
+        receiver.end().expect_code(0).expect_words("large goes on at ");
+        assert_eq!(last(&sent.stdout)["bytes_already_there"], came);
+        expect_whole(&out, &content);
+    }
 }
 
 #[test]
 fn a_killed_receiver_that_is_started_again_gets_the_rest_from_the_sender_that_waits() {
-    let scratch = Scratch::new();
-    let (content, out) = prepare(&scratch);
-    let part = out.join("large.zcmi-part");
-    let receiver = scratch.start(&["recv", "unix:socket", "-o", "out"]);
-    let sender = scratch.start(&["send", "unix:socket", "large", "--json"]);
-    wait_for_part(&part, 4 << 20);
-    receiver.signal(Signal::KILL);
-    receiver.end();
-    let came = fs::metadata(&part).expect("the part").len();
-    assert!(came < BYTES as u64, "it was killed in the middle");
-    assert!(!out.join("large").exists(), "what is not whole has not the name of the whole");
-    scratch.run(&["recv", "unix:socket", "-o", "out"]).expect_code(0).expect_words("large goes on at ");
-    let sent = sender.end();
-    sent.expect_code(0);
-    assert_eq!(last(&sent.stdout)["bytes_already_there"], came);
-    expect_whole(&out, &content);
+    for way in WAYS {
+        let scratch = Scratch::new();
+        let (content, out) = prepare(&scratch);
+        let part = out.join("large.zcmi-part");
+        let receiver = scratch.start(&["recv", "unix:socket", "-o", "out"]);
+        let sender = scratch.start(&[&["send", "unix:socket", "large", "--json"], way].concat());
+        wait_for_part(&part, 4 << 20);
+        receiver.signal(Signal::KILL);
+        receiver.end();
+        let came = fs::metadata(&part).expect("the part").len();
+        assert!(came < BYTES as u64, "it was killed in the middle");
+        assert!(!out.join("large").exists(), "what is not whole has not the name of the whole");
+        scratch.run(&["recv", "unix:socket", "-o", "out"]).expect_code(0).expect_words("large goes on at ");
+        let sent = sender.end();
+        sent.expect_code(0);
+        assert_eq!(last(&sent.stdout)["bytes_already_there"], came);
+        expect_whole(&out, &content);
+    }
 }
 
 #[test]

@@ -3,7 +3,7 @@
 mod rig;
 
 use std::fs;
-use std::io::Write as _;
+use std::io::{Read as _, Write as _};
 use std::os::unix::fs::{MetadataExt as _, PermissionsExt as _, symlink};
 use std::path::Path;
 use std::process::Stdio;
@@ -240,6 +240,77 @@ fn a_file_that_changes_while_it_is_sent_is_left_out() {
     received.expect_code(1).expect_words("a changed while it was sent");
     let there: Vec<_> = read_tree(&scratch.path("out")).into_iter().map(|(path, _)| path).collect();
     assert_eq!(there, [Path::new("b")]);
+}
+
+#[test]
+fn a_large_file_that_is_not_hashed_leaves_from_where_it_lies() {
+    let scratch = Scratch::new();
+    let content = noise(40_000_000, 3);
+    scratch.file("large", &content);
+    scratch.file("small", b"behind it");
+    scratch.directory("out");
+    for (path, by) in [(None, "sendfile"), (Some("write"), "write")] {
+        let forced = path.map_or(Vec::new(), |path| vec!["--path", path]);
+        let send = [&["large", "small", "--no-hash", "--json"], &forced[..]].concat();
+        let (sent, received) = hand_over(&scratch, &send, &["-o", "out", "--no-hash", "--force"]);
+        sent.expect_code(0);
+        received.expect_code(0);
+        assert!(fs::read(scratch.path("out/large")).expect("a file") == content);
+        assert_eq!(fs::read(scratch.path("out/small")).expect("a file"), b"behind it");
+        let end = lines(&sent.stdout).pop().expect("the end");
+        assert!(end["paths"][by].as_u64().is_some_and(|bytes| bytes > 40_000_000), "{end}");
+        fs::remove_file(scratch.path("out/large")).expect("it is there");
+    }
+}
+
+#[test]
+fn a_large_file_that_changes_while_it_leaves_from_where_it_lies_is_left_out() {
+    type Change = fn(&fs::File) -> std::io::Result<()>;
+    let changes: [(Change, &str); 2] = [
+        (|file| file.set_len(1_000_000), "became shorter while it was sent, at byte 1000000"),
+        (|mut file| file.write_all(b"x"), "changed while it was sent"),
+    ];
+    for (change, words) in changes {
+        let scratch = Scratch::new();
+        scratch.file("large", &noise(40_000_000, 1));
+        scratch.file("b", b"stays");
+        scratch.directory("out");
+        // Nobody receives yet, but the file is open: its size is what is promised.
+        let sender = scratch.start(&["send", "unix:socket", "large", "b", "--no-hash"]);
+        wait_until(|| has_open(sender.pid(), "/large"));
+        let file = fs::File::options().write(true).open(scratch.path("large")).expect("the file");
+        change(&file).expect("a change");
+        let received = scratch.run(&["recv", "unix:socket", "-o", "out", "--no-hash"]);
+        sender.end().expect_code(1).expect_words(&format!("left out: large {words}"));
+        received.expect_code(1).expect_words(&format!("large {words}"));
+        let there: Vec<_> = read_tree(&scratch.path("out")).into_iter().map(|(path, _)| path).collect();
+        assert_eq!(there, [Path::new("b")], "neither the file nor a part of it");
+    }
+}
+
+#[test]
+fn a_file_that_leaves_from_where_it_lies_is_looked_at_when_all_of_it_has_arrived() {
+    let scratch = Scratch::new();
+    // All of it is handed over at once.
+    let content = noise(16 << 20, 2);
+    scratch.file("large", &content);
+    let fifo = scratch.path("fifo");
+    let mode = rustix::fs::Mode::from_raw_mode(0o600);
+    rustix::fs::mknodat(rustix::fs::CWD, &fifo, rustix::fs::FileType::Fifo, mode, 0).expect("a fifo");
+    let receiver = scratch.start(&["recv", "unix:socket", "-o", "fifo", "--no-hash"]);
+    let sender = scratch.start(&["send", "unix:socket", "large", "--no-hash"]);
+    let mut arrived = [0; 1];
+    let mut fifo = fs::File::open(&fifo).expect("a reader");
+    fifo.read_exact(&mut arrived).expect("the first byte");
+    // The fifo is full, so that the receiver takes no more, and most of the file still lies in its own pages.
+    let room = rustix::pipe::fcntl_getpipe_size(&fifo).expect("its size") as u64;
+    wait_until(|| rustix::io::ioctl_fionread(&fifo).expect("how much is in it") + 8192 >= room);
+    fs::File::options().append(true).open(scratch.path("large")).and_then(|mut file| file.write_all(b"x")).expect("x");
+    let mut rest = Vec::new();
+    fifo.read_to_end(&mut rest).expect("the rest");
+    assert!(arrived[0] == content[0] && rest == content[1..], "{} bytes came", rest.len());
+    sender.end().expect_code(1).expect_words("large changed while it was sent");
+    receiver.end().expect_code(1).expect_words("the stream cannot be whole: large changed while it was sent");
 }
 
 /// Whether a process has a file open whose path ends so.

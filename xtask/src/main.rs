@@ -55,7 +55,7 @@ const TASKS: &[Task] = &[
     },
     Task {
         name: "peers",
-        usage: "peers ipc|net [--rounds N] [--out FILE] [-- ARGS]",
+        usage: "peers ipc|net|send [--rounds N] [--out FILE] [-- ARGS]",
         purpose: "Measure other systems and zcmi in turns",
         run: peers::run,
     },

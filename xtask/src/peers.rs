@@ -4,7 +4,7 @@
 //! runs its program `peers-SUITE` and then `zcmi bench SUITE` (for `net` `zcmi bench connections` too), in alternating
 //! order, so that a drift of the machine meets both. Both write a document of the schema `zcmi-bench/1`; what is
 //! printed is, for each row, size and figure, the median of the rounds and their range, and then what the [targets]
-//! say.
+//! say. The suite `send` is all in `peers-send`, which starts `zcmi send` and `zcmi recv` itself.
 
 use std::collections::BTreeMap;
 use std::error::Error;
@@ -39,8 +39,8 @@ impl Plan {
         let mut rest = arguments.iter();
         let suite = rest
             .next()
-            .filter(|suite| ["ipc", "net"].contains(&suite.as_str()))
-            .ok_or("name the suite: ipc or net")?
+            .filter(|suite| ["ipc", "net", "send"].contains(&suite.as_str()))
+            .ok_or("name the suite: ipc, net or send")?
             .clone();
         let mut plan = Self { suite, rounds: 10, out: None, passed_on: Vec::new() };
         while let Some(argument) = rest.next() {
@@ -79,7 +79,7 @@ pub(crate) fn run(arguments: &[String]) -> Outcome {
     if !peers.join("Cargo.toml").is_file() {
         return Err("bench/peers is not part of this tree".into());
     }
-    if plan.suite == "net" {
+    if plan.suite != "ipc" {
         packages::install_peers();
     }
     let theirs_target = peers.join("target");
@@ -130,6 +130,13 @@ fn measure(plan: &Plan, theirs: &Path, ours: &Path, scratch: &Path) -> Result<Ve
             }
             Ok(document)
         };
+        if plan.suite == "send" {
+            let with = ["--zcmi".into(), ours.to_string_lossy().into_owned()];
+            let reversed = (round % 2 == 1).then(|| "--reversed".to_string());
+            let arguments: Vec<String> = plan.passed_on.iter().cloned().chain(with).chain(reversed).collect();
+            measured.push(Turn { ours: json!({ "rows": [] }), theirs: run(theirs, None, &arguments)? });
+            continue;
+        }
         let run_theirs = || run(theirs, None, &plan.passed_on);
         let run_ours = || -> Result<Value, Box<dyn Error>> {
             let mut document = run(ours, Some(&plan.suite), &plan.passed_on)?;
@@ -201,6 +208,8 @@ mod tests {
         let plan = Plan::parse(&text).expect("well formed");
         assert_eq!((plan.rounds, plan.passed_on), (3, vec!["--row".to_string(), "pubsub".to_string()]));
         assert!(Plan::parse(&["other".to_string()]).is_err());
+        let plan = Plan::parse(&["send", "--", "--bytes", "1048576"].map(String::from)).expect("well formed");
+        assert_eq!(plan.passed_on, ["--bytes", "1048576"]);
         let plan = Plan::parse(&["net", "--", "--quick"].map(String::from)).expect("well formed");
         assert_eq!(plan.passed_on, ["--quick", "--rounds", "1"]);
         assert_eq!(plan.for_connections(), ["--rounds", "1", "--quick"]);

@@ -140,6 +140,15 @@ fn ipc() -> Vec<Target> {
     targets
 }
 
+/// The targets of the suite `send`, for the size of file that was sent.
+fn send(turns: &[Turn]) -> Vec<Target> {
+    let bytes = turns.first().and_then(|turn| turn.theirs["rows"][0]["bytes"].as_u64()).unwrap_or(0);
+    let cpu = "cpu_s_per_gb";
+    [("zcmi-null", "iperf3-z"), ("zcmi-file", "iperf3-z-file")]
+        .map(|(ours, theirs)| Target::new((ours, bytes, cpu), (theirs, bytes, cpu), Bound::AtMost(1.05)))
+        .into()
+}
+
 /// The lines that compare a suite's figures with their targets, and how many were not met, be it for want of a row.
 ///
 /// What a bench does not measure is not here: instructions (`cargo xtask xray`), descriptors, and the number of
@@ -148,6 +157,7 @@ pub(crate) fn compare(suite: &str, turns: &[Turn]) -> (Vec<String>, usize) {
     let lines: Vec<(bool, String)> = match suite {
         "ipc" => ipc().iter().map(|target| target.line(turns)).collect(),
         "net" => net::lines(turns),
+        "send" => send(turns).iter().map(|target| target.line(turns)).collect(),
         _ => Vec::new(),
     };
     let missed = lines.iter().filter(|(met, _)| !met).count();
@@ -194,6 +204,16 @@ mod tests {
             line.rsplit(": ").next().expect("a verdict").to_owned()
         };
         assert_eq!([4, 6, 10].map(slow), ["met", "missed, within the spread", "MISSED"]);
+    }
+
+    #[test]
+    fn a_sent_file_is_compared_with_iperf3_of_the_same_size() {
+        let row = |row: &str, cpu: f64| json!({ "row": row, "bytes": 7, "cpu_s_per_gb": cpu });
+        let rows = [row("iperf3-z", 0.2), row("zcmi-null", 0.3), row("iperf3-z-file", 0.5), row("zcmi-file", 0.4)];
+        let (lines, missed) = compare("send", &[Turn { ours: json!({ "rows": [] }), theirs: json!({ "rows": rows }) }]);
+        assert_eq!((lines.len(), missed), (2, 1));
+        assert!(lines[0].contains("zcmi-null 7 B") && lines[0].ends_with("MISSED"), "{lines:?}");
+        assert!(lines[1].contains("  0.800  ") && lines[1].ends_with("met"), "{lines:?}");
     }
 
     #[test]

@@ -26,8 +26,9 @@ use crate::failure::Failure;
 use crate::interrupt::Interrupt;
 use crate::say::Tell;
 
-/// Bytes that are read, sent and written at a time.
-pub(crate) const PIECE_BYTES: usize = 1 << 20;
+/// Bytes that are read, sent and written at a time: many enough that the calls cost little, few enough that they are in
+/// a processor's cache when they are hashed or written.
+pub(crate) const PIECE_BYTES: usize = 512 << 10;
 /// Bytes that are hashed between two looks at whether somebody wants us to end.
 const HASH_BYTES: usize = 1 << 20;
 

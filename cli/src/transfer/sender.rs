@@ -1,12 +1,16 @@
-//! The side that sends: entries are offered ahead, files are read into slots when the other side says from where.
+//! The side that sends: entries are offered ahead, and files are sent when the other side says from where. They are
+//! read into slots, hashed there and sent from there; large ones that are not hashed leave from where they lie.
 //!
 //! # Invariants
 //! - At most [`WINDOW`] entries are offered and not answered.
 //! - Data belongs to the first entry of `ahead`; entries leave `ahead` in order.
 //! - A file is whole when as many bytes as its size were read, and afterwards it has the size and time it had before.
+//!   What leaves from where it lies is read until the other side has received it, so that such a file is looked at when
+//!   all of it has arrived, and not before.
 
 use std::collections::VecDeque;
 use std::os::fd::{AsFd as _, OwnedFd};
+use std::sync::Arc;
 use std::time::Duration;
 
 use indicatif::ProgressBar;
@@ -14,6 +18,9 @@ use rustix::fs::Advice;
 use rustix::io::Errno;
 use serde_json::json;
 use xxhash_rust::xxh3::Xxh3;
+use zcmi::net::file::FileBytes;
+use zcmi::net::outgoing::Token;
+use zcmi::net::path::PathKind;
 use zcmi::net::transport::{Closed, Event, Transport as _};
 
 use super::message::{Message, Source, Stamp, TransferFault, WINDOW};
@@ -29,7 +36,13 @@ use crate::say::{Tell, print};
 /// The number of what was not yet said.
 const UNSAID: u64 = u64::MAX;
 /// Bytes that are read between two turns of the transport.
-const TURN_BYTES: u64 = 2 * PIECE_BYTES as u64;
+const TURN_BYTES: u64 = 4 * PIECE_BYTES as u64;
+/// A file of which so much is to be sent leaves from where it lies, if it is not hashed. At its end all of it must have
+/// arrived before the next file begins, which is too long for a small one.
+const FROM_FILE_BYTES: u64 = 16 << 20;
+/// How much of it is handed over at a time, and how much may be on its way: what is said last goes behind it.
+const RANGE_BYTES: u64 = 4 << 20;
+const AHEAD_BYTES: u64 = 16 << 20;
 /// Steps between two turns of the transport.
 const TURN_STEPS: usize = 64;
 
@@ -52,7 +65,7 @@ enum Work {
 }
 
 struct Outgoing {
-    file: OwnedFd,
+    file: Arc<OwnedFd>,
     source: Source,
     /// How many bytes the other side seemed to have, and their hash.
     proved: Option<(u64, Xxh3)>,
@@ -62,6 +75,10 @@ struct Outgoing {
     hash: Xxh3,
     /// The hash of the whole, once it is sent.
     digest: Option<u128>,
+    /// What leaves from where it lies and has not arrived: the messages, and their bytes.
+    leaving: VecDeque<(Token, u64)>,
+    /// Why some of that could not be read.
+    unreadable: Option<String>,
 }
 
 /// How far a turn came.
@@ -98,6 +115,8 @@ pub(crate) struct Sender<'a> {
     is_walked: bool,
     /// Whether this side wants hashes; both must.
     hashed: bool,
+    /// The only path that may be used, if there is one.
+    forced: Option<PathKind>,
     is_greeted: bool,
     ahead: VecDeque<Entry>,
     behind: VecDeque<Entry>,
@@ -118,12 +137,20 @@ pub(crate) struct Sender<'a> {
 }
 
 impl<'a> Sender<'a> {
-    pub(crate) fn new(talk: &'a mut Talk, walk: Walk, hashed: bool, peer: String, tell: Tell) -> Self {
+    pub(crate) fn new(
+        talk: &'a mut Talk,
+        walk: Walk,
+        hashed: bool,
+        forced: Option<PathKind>,
+        peer: String,
+        tell: Tell,
+    ) -> Self {
         Self {
             talk,
             walk,
             is_walked: false,
             hashed,
+            forced,
             is_greeted: false,
             ahead: VecDeque::new(),
             behind: VecDeque::new(),
@@ -212,7 +239,9 @@ impl<'a> Sender<'a> {
                 Found::File { path, shown, file, source } => {
                     self.talk.say(&Message::File { number, source, path: &path })?;
                     let hash = Xxh3::new();
-                    let work = Outgoing { file, source, proved: None, go: None, at: 0, hash, digest: None };
+                    let (file, leaving) = (Arc::new(file), VecDeque::new());
+                    let (go, at, digest, unreadable) = (None, 0, None, None);
+                    let work = Outgoing { file, source, proved: None, go, at, hash, digest, leaving, unreadable };
                     (shown, Work::File(Box::new(work)))
                 }
                 Found::Leave { path, mtime, mode } => {
@@ -251,7 +280,13 @@ impl<'a> Sender<'a> {
                 if file.go.is_none() {
                     return Ok(Pumped::Blocked);
                 }
-                let piece = match read_piece(self.talk, file, self.hashed, &self.bar)? {
+                let leaves = !self.hashed && matches!(self.forced, None | Some(PathKind::SendFile)) && file.is_large();
+                let piece = if leaves {
+                    hand_over(self.talk, file)?
+                } else {
+                    read_piece(self.talk, file, self.hashed, &self.bar)?
+                };
+                let piece = match piece {
                     Piece::Wait(pumped) => return Ok(pumped),
                     Piece::Sent(bytes) => {
                         self.read += bytes;
@@ -295,6 +330,21 @@ impl<'a> Sender<'a> {
                 self.answer(message)?;
                 if let Some((path, _)) = self.facts.as_ref().and_then(path_in_use) {
                     self.bar.set_message(path.name());
+                }
+            }
+            Event::Completed { token, .. } => {
+                if let Some(Work::File(file)) = self.ahead.front_mut().map(|entry| &mut entry.work)
+                    && let Some(index) = file.leaving.iter().position(|(leaving, _)| *leaving == token)
+                    && let Some((_, bytes)) = file.leaving.remove(index)
+                {
+                    self.bar.inc(bytes);
+                }
+            }
+            Event::Unreadable { token, reason, .. } => {
+                if let Some(Work::File(file)) = self.ahead.front_mut().map(|entry| &mut entry.work)
+                    && file.leaving.iter().any(|(leaving, _)| *leaving == token)
+                {
+                    file.unreadable.get_or_insert(reason);
                 }
             }
             Event::Interrupted { reason, .. } => {
@@ -401,7 +451,7 @@ impl<'a> Sender<'a> {
         if file.proved.is_some() || file.source.size.is_none_or(|size| length > size) {
             return Err(order("a question for bytes that a file has not"));
         }
-        let pipe = file.file.try_clone().map_err(|error| Failure::of("dup failed", &error))?;
+        let pipe = Arc::clone(&file.file);
         // A file that became shorter, or cannot be read, has no such bytes: the other side says to send it from its
         // begin, and that finds out what is wrong.
         let hash = hash_prefix(&pipe, length, &self.talk.interrupt)?.ok().flatten();
@@ -478,6 +528,13 @@ fn order(what: &'static str) -> Failure {
     broke_protocol(TransferFault::Order { what })
 }
 
+impl Outgoing {
+    /// Whether so much of it is to be sent that it leaves from where it lies.
+    fn is_large(&self) -> bool {
+        self.source.size.zip(self.go).is_some_and(|(size, from)| size - from >= FROM_FILE_BYTES)
+    }
+}
+
 /// What came of a turn with a file.
 enum Piece {
     Sent(u64),
@@ -539,10 +596,42 @@ fn read_piece(talk: &mut Talk, file: &mut Outgoing, hashed: bool, bar: &Progress
     }
     let lease = if filled < wanted { shortened(lease, filled) } else { lease };
     let connection = talk.connection;
-    talk.submit(connection, Message::Data { offset: file.at }.tag(), lease)?;
+    talk.submit(connection, Message::Data { offset: file.at }.tag(), lease.into())?;
     file.at += filled as u64;
     bar.inc(filled as u64);
     Ok(Piece::Sent(filled as u64))
+}
+
+/// Hands the next part of a file over, which is not read into a slot.
+fn hand_over(talk: &mut Talk, file: &mut Outgoing) -> Result<Piece, Failure> {
+    if let Some(why) = &file.unreadable {
+        let size = rustix::fs::fstat(&*file.file).ok().and_then(|stat| u64::try_from(stat.st_size).ok());
+        return Ok(Piece::Broken(match size {
+            Some(size) if file.source.size.is_some_and(|before| size < before) => {
+                format!("became shorter while it was sent, at byte {size}")
+            }
+            _ => format!("cannot be read: {why}"),
+        }));
+    }
+    let left = file.source.size.unwrap_or(file.at) - file.at;
+    let leaving: u64 = file.leaving.iter().map(|(_, bytes)| bytes).sum();
+    if left == 0 && leaving == 0 {
+        return Ok(finish(file));
+    }
+    if left == 0 || leaving >= AHEAD_BYTES {
+        return Ok(Piece::Wait(Pumped::Blocked));
+    }
+    if file.go == Some(file.at) {
+        // The kernel may ignore it.
+        let _ = rustix::fs::fadvise(&*file.file, file.at, None, Advice::Sequential);
+    }
+    let bytes = left.min(RANGE_BYTES);
+    let range = FileBytes::new(Arc::clone(&file.file), file.at, bytes as usize);
+    let connection = talk.connection;
+    let token = talk.submit(connection, Message::Data { offset: file.at }.tag(), range.into())?;
+    file.leaving.push_back((token, bytes));
+    file.at += bytes;
+    Ok(Piece::Sent(bytes))
 }
 
 /// Whether a file that was read to its end is still the one that was offered.

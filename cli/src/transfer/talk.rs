@@ -81,7 +81,7 @@ impl Talk {
                 return Ok(());
             };
             lease.as_mut_message_bytes().copy_from_slice(&body);
-            self.submit(self.connection, tag, lease)?;
+            self.submit(self.connection, tag, lease.into())?;
         }
         Ok(())
     }
@@ -96,14 +96,14 @@ impl Talk {
         self.transport.loan(bytes).ok()
     }
 
-    /// Hands a filled slot over.
-    pub(crate) fn submit(&mut self, to: ConnectionId, tag: u64, lease: LeaseMut<[u8]>) -> Result<(), Failure> {
+    /// Hands a filled slot over, or a part of a file.
+    pub(crate) fn submit(&mut self, to: ConnectionId, tag: u64, payload: Payload) -> Result<Token, Failure> {
         self.next += 1;
-        let to = Destination::new(to).tag(tag);
-        match self.transport.submit(to, Payload::Unique(lease), Token(self.next)) {
-            Ok(()) => Ok(()),
+        let (to, token) = (Destination::new(to).tag(tag), Token(self.next));
+        match self.transport.submit(to, payload, token) {
+            Ok(()) => Ok(token),
             // Why the connection is gone is an event, which is taken next.
-            Err(refused) if matches!(refused.reason, SubmitError::NoConnection(_) | SubmitError::Closed) => Ok(()),
+            Err(refused) if matches!(refused.reason, SubmitError::NoConnection(_) | SubmitError::Closed) => Ok(token),
             Err(refused) => Err(Failure::of("a message was not taken", &refused.reason)),
         }
     }
@@ -146,7 +146,7 @@ impl Talk {
         let body = said.body();
         if let Some(mut lease) = self.loan(body.len()) {
             lease.as_mut_message_bytes().copy_from_slice(&body);
-            let _or_it_sees_that_we_hang_up = self.submit(connection, said.tag(), lease);
+            let _or_it_sees_that_we_hang_up = self.submit(connection, said.tag(), lease.into());
         }
         self.transport.close(connection);
     }

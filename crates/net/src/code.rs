@@ -50,6 +50,7 @@ codes! {
         Closed = "ZC4105",
         NoConnection = "ZC4106",
         LongerThanSlot = "ZC4107",
+        FromFile = "ZC4108",
     }
     enum SlotsError {
         Sizes = "ZC4121",

@@ -3,6 +3,7 @@
 #![deny(unsafe_code)]
 
 pub mod code;
+pub mod file;
 pub mod frame;
 mod greeting;
 pub mod incoming;

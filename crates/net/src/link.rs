@@ -12,6 +12,7 @@
 //! - A wire that is lost leaves behind what its notifications still pin ([`Orphan`]); whoever drives links keeps it.
 
 mod counts;
+mod files;
 mod standing;
 
 use std::io::{self, IoSliceMut};
@@ -115,6 +116,8 @@ pub enum Happened {
     Received(Piece),
     /// A message is received by the peer and free here.
     Completed(Token),
+    /// Zeros went in the place of bytes of a message that its file no longer gives, and why.
+    Unreadable(Token, String),
     /// The peer will send nothing more.
     Ended,
 }
@@ -228,6 +231,8 @@ pub struct Link<W> {
     /// None as long as no path was refused: a connection at rest is to be small.
     refusals: Option<Box<Refusals>>,
     tokens: Vec<Token>,
+    /// Messages of whose bytes some could not be read, and that was not told yet.
+    unreadable: Vec<(Token, String)>,
 }
 
 impl<W> core::fmt::Debug for Link<W> {
@@ -265,6 +270,7 @@ impl<W: Wire> Link<W> {
             counts: LinkCounts::default(),
             refusals: None,
             tokens: Vec::new(),
+            unreadable: Vec::new(),
         }
     }
 
@@ -398,7 +404,7 @@ impl<W: Wire> Link<W> {
         if self.outgoing.unfinished() == 0 {
             self.choosing.tell(Selector::rested);
         }
-        let home = slots.home(&payload);
+        let home = slots.home(payload.bytes());
         self.outgoing.submit(stream, tag, payload, home, token)?;
         self.counts.submitted += 1;
         Ok(())
@@ -410,6 +416,7 @@ impl<W: Wire> Link<W> {
     }
 
     fn complete(&mut self, happened: &mut Vec<Happened>) {
+        happened.extend(self.unreadable.drain(..).map(|(token, why)| Happened::Unreadable(token, why)));
         happened.extend(self.tokens.drain(..).map(Happened::Completed));
     }
 
@@ -471,7 +478,7 @@ impl<W: Wire> Link<W> {
             let Some(front) = self.outgoing.front() else {
                 return Ok(());
             };
-            if !self.send_front(front)? {
+            if !self.send_front(front, slots)? {
                 return Ok(());
             }
         }
@@ -560,7 +567,11 @@ impl<W: Wire> Link<W> {
     }
 
     /// Sends from the front of the queue; `false` if the socket takes no more now.
-    fn send_front(&mut self, front: Front) -> Result<bool, LinkError> {
+    fn send_front(&mut self, front: Front, slots: &mut Slots) -> Result<bool, LinkError> {
+        if self.outgoing.file_frame().is_some() {
+            let sent = self.send_file_frame(slots);
+            return taken(sent);
+        }
         let path = self.path_for(front);
         let sent = match self.send_by(path, front) {
             Err(error) if path != PathKind::Write && error.kind() != io::ErrorKind::WouldBlock => {
@@ -576,12 +587,7 @@ impl<W: Wire> Link<W> {
             }
             other => other,
         };
-        match sent {
-            Ok(accepted) => Ok(accepted > 0),
-            Err(error) if error.kind() == io::ErrorKind::WouldBlock => Ok(false),
-            Err(error) if error.kind() == io::ErrorKind::Interrupted => Ok(true),
-            Err(source) => Err(LinkError::System { call: "sendmsg", source }),
-        }
+        taken(sent)
     }
 
     fn send_by(&mut self, path: PathKind, first: Front) -> io::Result<usize> {
@@ -929,6 +935,16 @@ impl<W: Wire> Link<W> {
 /// Whether a slot takes the whole piece.
 fn fits(filling: &Filling, slot: &Slot) -> bool {
     filling.header.length as usize <= slot.capacity()
+}
+
+/// What a send came to: `false` if the socket takes no more now.
+fn taken(sent: io::Result<usize>) -> Result<bool, LinkError> {
+    match sent {
+        Ok(accepted) => Ok(accepted > 0),
+        Err(error) if error.kind() == io::ErrorKind::WouldBlock => Ok(false),
+        Err(error) if error.kind() == io::ErrorKind::Interrupted => Ok(true),
+        Err(source) => Err(LinkError::System { call: "sendmsg", source }),
+    }
 }
 
 /// What a call received: nothing yet, or so many bytes.

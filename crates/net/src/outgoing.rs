@@ -19,6 +19,7 @@
 //! # Units
 //! Lengths and offsets are bytes, sequences count pieces of a session, credits count slots of one epoch.
 
+mod files;
 mod payload;
 
 use core::fmt;
@@ -94,6 +95,9 @@ pub enum SubmitError {
     /// There is no such connection.
     #[error("there is no connection {0}; it was closed")]
     NoConnection(u64),
+    /// The message lies in a file, and the transport sends none from there.
+    #[error("this transport sends nothing from files; read the bytes into a slot")]
+    FromFile,
 }
 
 /// A message that was not taken, and why.
@@ -157,6 +161,8 @@ struct Message {
     framed: u32,
     whole_framed: bool,
     open_pieces: u32,
+    /// Whether zeros were sent in the place of bytes that could not be read.
+    spoilt: bool,
 }
 
 struct Piece {
@@ -356,7 +362,7 @@ impl Outgoing {
         home: Option<Home>,
         token: Token,
     ) -> Result<(), NotTaken> {
-        let bytes = payload.len();
+        let bytes = payload.byte_len();
         let limit = self.limits.bytes;
         let reason = if self.closed {
             SubmitError::Closed
@@ -382,6 +388,7 @@ impl Outgoing {
                 framed: 0,
                 whole_framed: false,
                 open_pieces: 0,
+                spoilt: false,
             };
             push(&mut self.messages, Some(message));
             self.live_messages += 1;
@@ -688,9 +695,13 @@ impl Outgoing {
                     let Some(piece) = self.piece(sequence) else { break };
                     let Some(message) = self.message(piece.message) else { break };
                     let Some(header) = &piece.header else { break };
+                    if matches!(message.payload, Payload::File(_)) {
+                        // It goes alone: [`file_frame`](Self::file_frame).
+                        break;
+                    }
                     let (begin, end) = (piece.offset as usize, (piece.offset + piece.length) as usize);
                     let home = message.home.map(|home| Home { offset: home.offset + begin, ..home });
-                    (header.bytes(HEADER_BYTES), &message.payload[begin..end], home)
+                    (header.bytes(HEADER_BYTES), &message.payload.bytes()[begin..end], home)
                 }
             };
             let front = Front { payload_bytes: payload.len() as u32, may_share: home.is_some() };
@@ -709,7 +720,8 @@ impl Outgoing {
         }
     }
 
-    /// Notes that the socket accepted the first bytes of the [segments](Self::segments), and when they are free.
+    /// Notes that the socket accepted the first bytes of the [segments](Self::segments) or of the
+    /// [frame from a file](Self::file_frame), and when they are free.
     pub fn sent(&mut self, path: PathKind, mut bytes: usize, release: Release) {
         let mut touched: Option<(u64, u64)> = None;
         while bytes > 0 {

@@ -51,7 +51,7 @@ pub use self::options::{
 };
 use crate::notify::Owed;
 use crate::path::{PathKind, Release};
-use crate::wire::{Notification, Segment, Sent, Wire};
+use crate::wire::{FileFrame, Notification, Segment, Sent, Wire};
 
 /// The most segments of one call (`IOV_MAX`); more are accepted by the next.
 const SEGMENTS_MAX: usize = 1024;
@@ -597,6 +597,28 @@ impl Wire for SocketWire {
             PathKind::SendFile => self.send_each(segments, |wire, segment, _more| wire.share_by_file(segment)),
             PathKind::Splice => self.send_each(segments, Self::share_by_pipe),
             PathKind::UringSend | PathKind::UringZeroCopy | PathKind::UringFixed => Err(unsupported(path, NO_URING)),
+        }
+    }
+
+    fn send_file(&mut self, frame: &FileFrame<'_>) -> io::Result<usize> {
+        if let Some(errno) = self.untold.take() {
+            return Err(errno.into());
+        }
+        let mut accepted = 0;
+        if !frame.header.is_empty() {
+            accepted = sys::send(self.socket.as_fd(), &[IoSlice::new(frame.header)], frame.bytes > 0, false)?;
+        }
+        if accepted < frame.header.len() || frame.bytes == 0 {
+            return Ok(accepted);
+        }
+        match self.quietly(|| sys::send_file(self.socket.as_fd(), frame.file, frame.offset, frame.bytes)) {
+            Ok(bytes) => Ok(accepted + bytes),
+            Err(errno) if accepted == 0 => Err(errno.into()),
+            Err(errno) => {
+                // What the file or the moment refuses is refused again; the socket's own error is told once.
+                self.untold = is_told_once(errno).then_some(errno);
+                Ok(accepted)
+            }
         }
     }
 

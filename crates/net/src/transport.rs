@@ -128,6 +128,16 @@ pub enum Event {
         /// The message.
         token: Token,
     },
+    /// Bytes of a message could not be read out of its file, and zeros went in their place. Told once, before the
+    /// message completes.
+    Unreadable {
+        /// To where it goes.
+        connection: ConnectionId,
+        /// The message.
+        token: Token,
+        /// Why they could not be read.
+        reason: String,
+    },
     /// A message did not complete, and will not: its connection is closed. Its lease is free, or quarantined.
     Failed {
         /// To where it was to go.

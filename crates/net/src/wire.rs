@@ -11,6 +11,7 @@
 //! - A send that was refused owes no notification, and its bytes are not read any more.
 
 use std::io::{self, IoSliceMut};
+use std::os::fd::BorrowedFd;
 
 use crate::path::{PathKind, Release};
 
@@ -30,6 +31,19 @@ pub struct Segment<'a> {
     pub bytes: &'a [u8],
     /// Where they lie, if in a region of this process's own.
     pub home: Option<Home>,
+}
+
+/// A frame whose payload lies in a file.
+#[derive(Clone, Copy, Debug)]
+pub struct FileFrame<'a> {
+    /// The rest of its header; empty if that was sent.
+    pub header: &'a [u8],
+    /// The file.
+    pub file: BorrowedFd<'a>,
+    /// Where in the file the rest of the payload begins.
+    pub offset: u64,
+    /// How many bytes that is.
+    pub bytes: usize,
 }
 
 /// What became of a send.
@@ -60,6 +74,16 @@ pub trait Wire {
     /// The kernel's own. `WouldBlock`: nothing was accepted, try again when the socket is writable. `ENOBUFS`: the
     /// path is short of memory that it may lock; another path may still send.
     fn send(&mut self, path: PathKind, segments: &[Segment<'_>]) -> io::Result<Sent>;
+
+    /// Sends a prefix of a frame, its payload out of the file's own pages; says how many bytes were accepted. Nothing
+    /// is to be released: the pages are the file's. 0 if the file ends before them.
+    ///
+    /// # Errors
+    /// As [`send`](Self::send). `Unsupported` if the wire, or the file, has no such path.
+    fn send_file(&mut self, frame: &FileFrame<'_>) -> io::Result<usize> {
+        let _unread = frame;
+        Err(io::ErrorKind::Unsupported.into())
+    }
 
     /// Receives into the buffers, in their order; 0 is the end of the stream.
     ///

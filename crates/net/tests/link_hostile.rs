@@ -380,7 +380,7 @@ impl Attack {
                 Happened::Completed(token) => {
                     self.victims[at].open.remove(&token).ok_or(format!("{token:?} completed twice"))?;
                 }
-                Happened::Ended => {}
+                Happened::Ended | Happened::Unreadable(..) => {}
             }
         }
         Ok(())

@@ -117,7 +117,7 @@ impl Side {
                 self.sent.entry(stream).or_default().push_back((tag, content));
             }
             Err(refused) => {
-                assert_eq!(refused.payload.len(), bytes, "a refused message comes back");
+                assert_eq!(refused.payload.byte_len(), bytes, "a refused message comes back");
                 assert!(
                     matches!(
                         refused.reason,
@@ -224,6 +224,7 @@ impl Run {
                     self.sides[side].open.remove(&token).ok_or(format!("{token:?} completed twice"))?;
                 }
                 Happened::Ended => self.sides[side].ended = true,
+                Happened::Unreadable(..) => return Err("nothing was sent from a file".into()),
                 Happened::Received(piece) => {
                     let partial = self.sides[side].partial.entry(piece.stream).or_default();
                     if partial.len() != piece.offset as usize {

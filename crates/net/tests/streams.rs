@@ -189,3 +189,28 @@ fn what_the_kernel_may_read_stays_within_its_budget_however_much_goes_by_one_cal
     assert!(most > 0 && most <= BUDGET, "{most} bytes were pinned");
     assert!(counts.over_budget > 0, "{counts:?}");
 }
+
+#[test]
+fn a_message_from_a_file_is_copied_by_nobody_here_unless_a_path_that_copies_is_forced() {
+    for unix in [false, true] {
+        for path in [None, Some(PathKind::SendFile), Some(PathKind::Write), Some(PathKind::ZeroCopy)] {
+            let rig = Streams { unix, path };
+            let (mut one, mut two) = rig.pair(Wish::default());
+            one.submit_file(1, 0, 3 << 20, 0);
+            let mut collector = conformance::Collector::default();
+            conformance::until("the message", [&mut one, &mut two], |one, two| {
+                collector.sift(two.events());
+                one.events().iter().any(|event| matches!(event, Event::Completed { .. }))
+            });
+            assert_eq!(collector.messages, 1);
+            let facts = one.transport.facts(one.connection).expect("it is there");
+            let (counts, by_file) = (&facts.counts, facts.counts.paths[PathKind::SendFile as usize].bytes);
+            if path.is_none_or(|path| path == PathKind::SendFile) {
+                assert!(counts.copied_user == 0 && by_file > 3 << 20, "{path:?}: {counts:?}");
+            } else {
+                assert!(counts.copied_user == 3 << 20 && by_file == 0, "{path:?}: {counts:?}");
+            }
+            assert_eq!((facts.pinned_bytes, facts.refusals), (0, Default::default()), "the file's pages are no slots");
+        }
+    }
+}

@@ -100,6 +100,10 @@ impl Rig for Datagrams {
             _ => facts.socket.zero_copy_bytes == 0,
         }
     }
+
+    fn sends_from_files(&self) -> bool {
+        false
+    }
 }
 
 conformance!(large_datagrams, Datagrams { path: Some(PathKind::Write), trains: true, segment_bytes: None });

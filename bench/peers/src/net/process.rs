@@ -1,7 +1,7 @@
 //! Other programs on a wire: started in a namespace and on a processor, and ended with what started them.
 
 use std::io::{BufRead, BufReader};
-use std::process::{Child, Command, Stdio};
+use std::process::{Child, Command};
 use std::time::{Duration, Instant};
 
 use rustix::process::Pid;
@@ -83,14 +83,6 @@ impl Drop for Running {
         let _ = self.0.kill();
         let _ = self.0.wait();
     }
-}
-
-/// Runs a program to its end, and gives its output.
-pub(crate) fn output_on(wire: &Wire, side: Side, mut command: Command, cpu: usize) -> Result<String, NotMeasured> {
-    let name = command.get_program().to_string_lossy().into_owned();
-    command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
-    let running = Running::start_on(wire, side, command, cpu)?;
-    running.output(&name)
 }
 
 impl Running {

@@ -9,7 +9,7 @@ use zcmi_bench::pin::Pair;
 use zcmi_bench::report::Row;
 use zcmi_bench::wires::{Family, Side, Wire};
 
-use super::process::{NotMeasured, Running, because, output_on};
+use super::process::{NotMeasured, Running, because};
 
 /// The ports in the wire's own namespaces, where nobody else is.
 const PORT: &str = "20077";
@@ -87,6 +87,14 @@ pub(crate) fn iperf(
     row.msgs_per_s = Some(rate / row.bytes as f64);
     row.cpu_s_per_gb = Some(cpu_ns as f64 / (rate * elapsed));
     Ok(())
+}
+
+/// Runs a program to its end, and gives its output.
+fn output_on(wire: &Wire, side: Side, mut command: Command, cpu: usize) -> Result<String, NotMeasured> {
+    let name = command.get_program().to_string_lossy().into_owned();
+    command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
+    let running = Running::start_on(wire, side, command, cpu)?;
+    running.output(&name)
 }
 
 /// Starts a server that says nothing when it is ready, and asks it until it answers.

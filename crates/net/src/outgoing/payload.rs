@@ -1,16 +1,19 @@
-//! The bytes of a message.
+//! What a message is made of.
 
 use core::fmt;
-use core::ops::Deref;
 
 use zcmi_mem::lease::{Lease, LeaseMut, Loaned};
 
-/// The bytes of a message to send: a lease that nobody writes any more.
+use crate::file::FileBytes;
+
+/// The bytes of a message to send: a lease that nobody writes any more, or a part of a file.
 pub enum Payload {
-    /// One that has no other holder.
+    /// A lease that has no other holder.
     Unique(LeaseMut<[u8]>),
     /// One of several.
     Shared(Lease<[u8]>),
+    /// Bytes of a file, which leave from where they lie.
+    File(FileBytes),
 }
 
 impl Payload {
@@ -18,7 +21,26 @@ impl Payload {
     pub(super) fn stays(&self) -> bool {
         match self {
             Self::Unique(lease) => matches!(lease.loaned(), Loaned::Slot(_)),
-            Self::Shared(_) => true,
+            Self::Shared(_) | Self::File(_) => true,
+        }
+    }
+
+    /// How many bytes it is.
+    #[must_use]
+    pub fn byte_len(&self) -> usize {
+        match self {
+            Self::File(file) => file.byte_len(),
+            lease => lease.bytes().len(),
+        }
+    }
+
+    /// The bytes, if they are in memory: those of a file are not.
+    #[must_use]
+    pub fn bytes(&self) -> &[u8] {
+        match self {
+            Self::Unique(lease) => lease,
+            Self::Shared(lease) => lease,
+            Self::File(_) => &[],
         }
     }
 
@@ -27,26 +49,19 @@ impl Payload {
         let shared = match core::mem::replace(self, Self::Unique(LeaseMut::inline(0))) {
             Self::Unique(lease) => lease.freeze(),
             Self::Shared(lease) => lease,
+            Self::File(file) => {
+                *self = Self::File(file.clone());
+                return Self::File(file);
+            }
         };
         *self = Self::Shared(shared.clone());
         Self::Shared(shared)
     }
 }
 
-impl Deref for Payload {
-    type Target = [u8];
-
-    fn deref(&self) -> &[u8] {
-        match self {
-            Self::Unique(lease) => lease,
-            Self::Shared(lease) => lease,
-        }
-    }
-}
-
 impl fmt::Debug for Payload {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Payload").field("bytes", &self.len()).finish_non_exhaustive()
+        f.debug_struct("Payload").field("bytes", &self.byte_len()).finish_non_exhaustive()
     }
 }
 
@@ -59,5 +74,11 @@ impl From<LeaseMut<[u8]>> for Payload {
 impl From<Lease<[u8]>> for Payload {
     fn from(lease: Lease<[u8]>) -> Self {
         Self::Shared(lease)
+    }
+}
+
+impl From<FileBytes> for Payload {
+    fn from(file: FileBytes) -> Self {
+        Self::File(file)
     }
 }

@@ -222,6 +222,7 @@ impl StreamTransport {
         events.extend(self.happened.drain(..).map(|happened| match happened {
             Happened::Received(piece) => Event::Received { connection, piece },
             Happened::Completed(token) => Event::Completed { connection, token },
+            Happened::Unreadable(token, reason) => Event::Unreadable { connection, token, reason },
             Happened::Ended => Event::Ended { connection },
         }));
     }
@@ -599,7 +600,7 @@ impl StreamTransport {
 
     /// What nobody will ever say is free is never free.
     pub(super) fn quarantine(&mut self, kept: Vec<Kept>) {
-        self.quarantined += kept.iter().map(|kept| kept.payload.len() as u64).sum::<u64>();
+        self.quarantined += kept.iter().map(|kept| kept.payload.byte_len() as u64).sum::<u64>();
         core::mem::forget(kept);
     }
 

@@ -11,7 +11,7 @@ use crate::path::{PathKind, Release};
 use crate::shared::RingHandle;
 use crate::socket::SocketWire;
 use crate::uring::Refusal;
-use crate::wire::{Notification, Segment, Sent, Wire};
+use crate::wire::{FileFrame, Notification, Segment, Sent, Wire};
 
 /// The number of a send whose bytes the kernel may read for ever: it took the request and never answered.
 const NEVER: u64 = u64::MAX;
@@ -78,6 +78,10 @@ impl Wire for StreamWire {
             }
             other => other,
         }
+    }
+
+    fn send_file(&mut self, frame: &FileFrame<'_>) -> io::Result<usize> {
+        self.socket.send_file(frame)
     }
 
     fn receive(&mut self, buffers: &mut [IoSliceMut<'_>]) -> io::Result<usize> {

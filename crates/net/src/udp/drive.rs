@@ -94,6 +94,7 @@ impl UdpTransport {
         events.extend(self.happened.drain(..).map(|happened| match happened {
             Happened::Received(piece) => Event::Received { connection, piece },
             Happened::Completed(token) => Event::Completed { connection, token },
+            Happened::Unreadable(token, reason) => Event::Unreadable { connection, token, reason },
             Happened::Ended => Event::Ended { connection },
         }));
     }

@@ -324,6 +324,7 @@ impl Model {
                         }
                     }
                 }
+                Happened::Unreadable(..) => unreachable!("nothing is sent from files"),
                 Happened::Ended => self.sides[index].ended = true,
             }
         }

@@ -269,9 +269,11 @@ impl Sender {
 
     /// Takes a message.
     pub(crate) fn submit(&mut self, stream: u32, tag: u64, payload: Payload, token: Token) -> Result<(), NotTaken> {
-        let (bytes, limit) = (payload.len(), self.limits.bytes);
+        let (bytes, limit) = (payload.byte_len(), self.limits.bytes);
         let reason = if self.closed {
             SubmitError::Closed
+        } else if matches!(payload, Payload::File(_)) {
+            SubmitError::FromFile
         } else if bytes > MESSAGE_BYTES as usize {
             SubmitError::TooLong { bytes }
         } else if !self.reliable && bytes > self.slot_bytes as usize {
@@ -306,7 +308,7 @@ impl Sender {
     fn make_ready(&mut self, stream: u32) {
         let Some(&number) = self.queues.get(&stream).and_then(VecDeque::front) else { return };
         let Some(message) = self.message(number) else { return };
-        let rest = message.payload.len() as u32 - message.framed;
+        let rest = message.payload.byte_len() as u32 - message.framed;
         let class = self.class_of(rest.min(self.slot_bytes));
         self.ready[class.index()].push_back(stream);
     }
@@ -334,7 +336,7 @@ impl Sender {
             let Some((number, message)) = number.and_then(|number| Some((number, self.message_mut(number)?))) else {
                 unreachable!("a stream that is ready has a message")
             };
-            let (offset, bytes) = (message.framed, message.payload.len() as u32);
+            let (offset, bytes) = (message.framed, message.payload.byte_len() as u32);
             let length = (bytes - offset).min(slot_bytes);
             message.framed += length;
             message.open_pieces += 1;
@@ -492,7 +494,8 @@ impl Sender {
         if let Some(piece) = self.piece(item.sequence)
             && let Some(message) = self.message(piece.message)
         {
-            (head.stream, head.tag, head.message_bytes) = (message.stream, message.tag, message.payload.len() as u32);
+            (head.stream, head.tag, head.message_bytes) =
+                (message.stream, message.tag, message.payload.byte_len() as u32);
             (head.offset, head.after) = (piece.offset, piece.after);
         }
         head
@@ -502,7 +505,7 @@ impl Sender {
     pub(crate) fn bytes(&self, item: &Item) -> &[u8] {
         let bytes = self.piece(item.sequence).and_then(|piece| {
             let begin = (piece.offset + item.begin) as usize;
-            self.message(piece.message)?.payload.get(begin..begin + item.length as usize)
+            self.message(piece.message)?.payload.bytes().get(begin..begin + item.length as usize)
         });
         bytes.unwrap_or(&[])
     }
@@ -584,7 +587,7 @@ impl Sender {
             let index = (number - self.first_message) as usize;
             if let Some(message) = self.messages[index].take() {
                 self.live_messages -= 1;
-                self.waiting_bytes -= message.payload.len() as u64;
+                self.waiting_bytes -= message.payload.byte_len() as u64;
                 done.push(message.token);
             }
             while self.messages.front().is_some_and(Option::is_none) {

@@ -1,6 +1,8 @@
 //! What every transport keeps to, whatever path its bytes take. A transport joins by a [`Rig`] and one call of
 //! [`conformance`](crate::conformance).
 
+mod files;
+
 use std::collections::HashMap;
 use std::time::{Duration, Instant};
 
@@ -8,6 +10,8 @@ use zcmi_mem::lease::LeaseMut;
 use zcmi_net::link::Piece;
 use zcmi_net::outgoing::{SubmitError, Token};
 use zcmi_net::transport::{Closed, ConnectionId, Destination, Event, Transport};
+
+pub(crate) use files::*;
 
 /// How long a test waits for what must happen.
 pub(crate) const PATIENCE: Duration = Duration::from_secs(30);
@@ -67,6 +71,11 @@ pub(crate) trait Rig {
 
     /// How many bytes of payload went by the path that is to be tested, and whether it was refused each time.
     fn went_by_the_path(&self, end: &End<Self::Transport>) -> bool;
+
+    /// Whether messages may lie in files.
+    fn sends_from_files(&self) -> bool {
+        true
+    }
 }
 
 /// The bytes of message `number`.
@@ -250,7 +259,7 @@ pub(crate) fn a_refused_message_comes_back_untouched<R: Rig>(rig: &R) {
         }
     };
     assert_eq!((taken, refused.reason), (4, SubmitError::Full { messages: 4 }));
-    assert!(content(4, 100).eq(refused.payload.iter().copied()), "its bytes are as they were");
+    assert!(content(4, 100).eq(refused.payload.bytes().iter().copied()), "its bytes are as they were");
     let mut collector = Collector::default();
     until("those that were taken", [&mut one, &mut two], |one, two| {
         collector.sift(two.events());
@@ -469,6 +478,9 @@ macro_rules! conformance {
                 a_peer_that_goes_without_an_end_fails_what_is_under_way,
                 a_side_that_gives_up_is_told_what_became_of_its_messages,
                 a_broken_connection_goes_on_and_each_message_arrives_once,
+                messages_from_files_arrive_among_others_in_order,
+                what_comes_from_a_file_is_read_again_when_the_connection_broke,
+                zeros_go_where_a_file_became_shorter_and_its_sender_is_told_once,
             );
         }
     };

@@ -141,6 +141,29 @@ fn without_sendfile_splice_or_vmsplice_everything_is_written() {
 }
 
 #[test]
+fn without_sendfile_messages_from_files_are_read_and_counted() {
+    in_child("sendfile for a file", || {
+        Refused::Call { call: libc::SYS_sendfile, errno: libc::EPERM }.apply();
+        let rig = Streams { unix: false, path: None };
+        conformance::messages_from_files_arrive_among_others_in_order(&rig);
+        conformance::what_comes_from_a_file_is_read_again_when_the_connection_broke(&rig);
+        conformance::zeros_go_where_a_file_became_shorter_and_its_sender_is_told_once(&rig);
+        let (mut one, mut two) = rig.pair(Wish::default());
+        one.submit_file(1, 0, 200_000, 0);
+        let mut collector = conformance::Collector::default();
+        conformance::until("the message", [&mut one, &mut two], |one, two| {
+            collector.sift(two.events());
+            one.events().iter().any(|event| matches!(event, Event::Completed { .. }))
+        });
+        assert_eq!(collector.messages, 1);
+        let facts = one.transport.facts(one.connection).expect("it is there");
+        assert_eq!(facts.counts.copied_user, 200_000);
+        let index = PathKind::SendFile as usize;
+        assert!(facts.counts.paths[index].refused > 0 && facts.refusals[index].is_some(), "{facts:?}");
+    });
+}
+
+#[test]
 fn without_any_of_them_everything_is_written() {
     let paths = [PathKind::ZeroCopy, PathKind::SendFile, PathKind::Splice];
     suite(Refused::All, &paths, false);
