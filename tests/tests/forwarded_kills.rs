@@ -8,15 +8,15 @@ mod arrivals;
 
 use std::net::SocketAddr;
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
-use arrivals::{Arrivals, PATIENCE, STALL, noted, rounds, slots, streams};
+use arrivals::{Arrivals, PATIENCE, STALL, rounds, slots};
 use zcmi_bench::wires::{Family, Side, Wire, WireKind};
 use zcmi_net::path::PathKind;
-use zcmi_net::stream::StreamTransport;
+use zcmi_net::stream::{StreamOptions, StreamTransport};
 use zcmi_net::transport::{Closed, Transport};
 use zcmi_net::udp::{UdpOptions, UdpTransport};
 use zcmi_tests::content;
@@ -88,9 +88,16 @@ impl Stage<UdpTransport> {
 }
 
 fn accepting(socket: OwnedFd) -> StreamTransport {
-    let mut transport = streams(PathKind::Write);
+    let options = StreamOptions { slots: slots(1), resume_for: Duration::ZERO, ..StreamOptions::default() };
+    let mut transport = StreamTransport::new(options).expect("a transport");
     transport.adopt_accepting(socket).expect("a stream");
     transport
+}
+
+/// A number that another process wrote into a file, and that outlives it.
+fn noted(path: &Path) -> u64 {
+    let bytes = std::fs::read(path).unwrap_or_default();
+    bytes.first_chunk().map_or(0, |bytes| u64::from_le_bytes(*bytes))
 }
 
 impl<T: Transport> Stage<T> {

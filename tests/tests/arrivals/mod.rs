@@ -1,12 +1,9 @@
 //! The far end of a sender that is killed: it checks each byte, and counts.
 
-use std::path::Path;
 use std::time::{Duration, Instant};
 
 use zcmi_mem::pool::PoolPlan;
-use zcmi_net::path::PathKind;
 use zcmi_net::slots::SlotPlan;
-use zcmi_net::stream::{StreamOptions, StreamTransport};
 use zcmi_net::transport::{Closed, Event, Transport};
 use zcmi_tests::content;
 
@@ -27,22 +24,9 @@ pub(crate) fn slots(loans: u32) -> SlotPlan {
     }
 }
 
-/// A transport over streams that mends nothing.
-pub(crate) fn streams(path: PathKind) -> StreamTransport {
-    let options =
-        StreamOptions { slots: slots(1), path: Some(path), resume_for: Duration::ZERO, ..StreamOptions::default() };
-    StreamTransport::new(options).expect("a transport")
-}
-
 /// How many rounds of what is random.
 pub(crate) fn rounds() -> u64 {
     if std::env::var_os("ZCMI_LONG").is_some() { 100 } else { 2 }
-}
-
-/// A number that another process wrote into a file, and that outlives it.
-pub(crate) fn noted(path: &Path) -> u64 {
-    let bytes = std::fs::read(path).unwrap_or_default();
-    bytes.first_chunk().map_or(0, |bytes| u64::from_le_bytes(*bytes))
 }
 
 /// A receiver, and what it got.
