@@ -94,6 +94,9 @@ pub enum Need {
     Ahead,
     /// A peer waits for them that has sent nothing yet: a quarter stays for those that have.
     Newcomer,
+    /// Nobody asked for them, and half of all are out; but the peer has sent something, and used what it had: an eighth
+    /// of all is for such peers, so that what strangers hold does not cost each of their messages a question first.
+    Known,
     /// A peer waits for them that has sent something: it gets at most half of what is left.
     Waiting,
 }
@@ -125,6 +128,8 @@ pub struct Slots {
     all: [u32; 2],
     all_headers: usize,
     promised: [u32; 2],
+    /// Of these, how many for [`Need::Known`].
+    known: [u32; 2],
     ahead: Vec<Slot>,
     stage: Box<[u8]>,
     guard: ForkGuard,
@@ -171,6 +176,7 @@ impl Slots {
             all: [plan.small_slots, plan.large_slots],
             all_headers: plan.headers as usize,
             promised: [0; 2],
+            known: [0; 2],
             ahead: Vec::new(),
             stage: vec![0; STAGE_BYTES].into(),
             guard,
@@ -264,11 +270,17 @@ impl Slots {
         let rest = free.saturating_sub(self.promised[index]);
         let room = match need {
             Need::Ahead => rest.saturating_sub(self.all[index] / 2),
-            Need::Newcomer => rest.saturating_sub(self.all[index] / 4),
+            // What peers were given that are known is none of what newcomers leave to them.
+            Need::Newcomer => (rest + self.known[index]).saturating_sub(self.all[index] / 4).min(rest),
+            // Several of them share it.
+            Need::Known => (self.all[index] / 8).saturating_sub(self.known[index]).div_ceil(2).min(rest / 2),
             Need::Waiting => rest.div_ceil(2),
         };
         let count = count.min(room);
         self.promised[index] += count;
+        if need == Need::Known {
+            self.known[index] += count;
+        }
         count
     }
 
@@ -276,6 +288,14 @@ impl Slots {
     pub fn unpromise(&mut self, open: [u32; 2]) {
         for (promised, open) in self.promised.iter_mut().zip(open) {
             *promised -= open;
+        }
+    }
+
+    /// Notes that so many promises for [`Need::Known`] were used, or can be used no more; whoever has them takes the
+    /// promises themselves back as all others.
+    pub fn forget_known(&mut self, known: [u32; 2]) {
+        for (all, known) in self.known.iter_mut().zip(known) {
+            *all -= known;
         }
     }
 
