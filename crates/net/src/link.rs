@@ -535,8 +535,8 @@ impl<W: Wire> Link<W> {
 
     /// Gives the peer credits again, as far as there are slots, when half of them are used, or it waits for some.
     ///
-    /// Of those that are not given ahead, but for the few for peers that are known, a peer gets one at a time: it waits for that one, so that none is left over
-    /// with a peer that has nothing more to send, while others wait for it.
+    /// Of those that are not given ahead, but for the few for peers that are known, a peer gets one at a time: it waits
+    /// for that one, so that none is left over with a peer that has nothing more to send, while others wait for it.
     pub fn top_up(&mut self, slots: &mut Slots) {
         for class in Class::ALL {
             let index = class.index();

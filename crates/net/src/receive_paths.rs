@@ -65,8 +65,8 @@ pub fn receive_paths() -> &'static [ReceivePath] {
                 support,
                 found,
                 unused: Some(
-                    "pages that it maps lie outside the region, so that a payload would be copied before another process \
-                     gets it by descriptor; and it maps whole pages that hold nothing but payload",
+                    "pages that it maps lie outside the region, so that a payload would be copied before another \
+                     process gets it by descriptor; and it maps whole pages that hold nothing but payload",
                 ),
             },
             ReceivePath {
@@ -74,8 +74,8 @@ pub fn receive_paths() -> &'static [ReceivePath] {
                 support: card(),
                 found: None,
                 unused: Some(
-                    "it takes a queue of a network card that separates headers, and fills pages of that queue: a payload \
-                     would be copied before another process gets it by descriptor",
+                    "it takes a queue of a network card that separates headers, and fills pages of that queue: a \
+                     payload would be copied before another process gets it by descriptor",
                 ),
             },
             ReceivePath {
@@ -194,8 +194,8 @@ fn meaning_of_card(asked: &io::Result<()>, loopback: impl FnOnce() -> io::Result
         Some(Errno::FAULT) => match loopback() {
             Err(error) => Support::Unknown(
                 format!(
-                    "the kernel has it, the loopback device has not ({error}), and to ask a network card takes one of its \
-                     queues away"
+                    "the kernel has it, the loopback device has not ({error}), and to ask a network card takes one of \
+                     its queues away"
                 )
                 .into(),
             ),

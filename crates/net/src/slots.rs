@@ -337,3 +337,25 @@ impl Slots {
         self.stage = stage;
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn peers_that_are_known_have_some_ahead_when_half_are_out_and_newcomers_lose_nothing_by_it() {
+        let plan = SlotPlan { small_slots: 64, large_slots: 16, loans: None, ..SlotPlan::default() };
+        let mut slots = Slots::new(&plan).unwrap();
+        assert_eq!(slots.promise(Class::Small, 100, Need::Ahead), 32);
+        assert_eq!(slots.promise(Class::Small, 1, Need::Ahead), 0);
+        let shared: Vec<u32> = (0..6).map(|_| slots.promise(Class::Small, 100, Need::Known)).collect();
+        assert_eq!(shared, [4, 2, 1, 1, 0, 0], "an eighth, shared");
+        assert_eq!(slots.promise(Class::Small, 100, Need::Newcomer), 16, "a quarter stays for others than newcomers");
+        assert_eq!(slots.promise(Class::Small, 100, Need::Waiting), 4);
+        // What was used can be given again.
+        slots.forget_known([8, 0]);
+        slots.unpromise([8, 0]);
+        assert_eq!(slots.promise(Class::Small, 100, Need::Known), 4);
+        assert_eq!(slots.counts().promised, [56, 0]);
+    }
+}

@@ -42,9 +42,10 @@ fn kill_sender(writes: bool) -> Got {
     let (mut told, mut tell) = std::io::pipe().expect("a pipe");
     let child = sys::fork(|| {
         let taken = sys::send_by_registered_socket(sender.as_fd(), memory).unwrap_or(0);
-        // It dies in the pause, or when the test did.
         let _ = tell.write_all(&(taken as u64).to_le_bytes());
-        std::thread::sleep(uring_rig::PATIENCE);
+        // It is killed here, or ends after a while if the test did.
+        let while_it_lives = rustix::event::Timespec { tv_sec: uring_rig::PATIENCE.as_secs() as i64, tv_nsec: 0 };
+        let _ = rustix::event::poll(&mut [], Some(&while_it_lives));
     });
     let child = child.expect("a child");
     drop((sender, tell));

@@ -42,7 +42,7 @@ pub(super) fn forward(words: &Words) -> Outcome {
         let socket = crate::sys::inherited(words.number("fd")? as i32).map_err(|error| error.to_string())?;
         let connection = transport.adopt_connecting(socket).map_err(|error| error.to_string())?;
         hand_on(words, transport, connection, |transport, connection| {
-            let Some(facts) = transport.facts(connection) else { return None };
+            let facts = transport.facts(connection)?;
             let by = |shares: bool| {
                 let paths = PathKind::ALL.into_iter().filter(|path| path.shares_pages() == shares);
                 paths.map(|path| facts.counts.paths[path as usize].bytes).sum()
@@ -61,7 +61,7 @@ pub(super) fn forward(words: &Words) -> Outcome {
         let to: SocketAddr = words.parsed("to")?;
         let connection = transport.connect(to).map_err(|error| error.to_string())?;
         hand_on(words, transport, connection, |transport, connection| {
-            let Some(facts) = transport.facts(connection) else { return None };
+            let facts = transport.facts(connection)?;
             Some([facts.socket.bytes - facts.socket.zero_copy_bytes, facts.socket.zero_copy_bytes])
         })
     }

@@ -158,8 +158,8 @@ impl Source {
         self.pending.is_empty()
     }
 
-    /// Sends what is pending; slots that were sent wholly wait for their release, as does one that was sent in part: its
-    /// rest is filled into another slot. While there is none for that it would block, as on a socket that is full.
+    /// Sends what is pending; slots that were sent wholly wait for their release, as does one that was sent in part:
+    /// its rest is filled into another slot. While there is none for that it would block, as on a socket that is full.
     pub(crate) fn send(
         &mut self,
         ring: &mut Ring,
