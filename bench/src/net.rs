@@ -7,6 +7,7 @@
 //! Congestion control is cubic at both ends, or the row says otherwise.
 
 mod datagrams;
+pub mod denied;
 pub mod flips;
 pub mod peer;
 mod plain;
@@ -73,7 +74,7 @@ pub const SIZES: [usize; 17] = [
 pub const PACKET_BYTES: usize = 60_200;
 
 /// The parts that a child of this suite can play; the program passes them to [`crate::child::maybe_run_child`].
-pub const ROLES: &[Role] = &[Role { name: "net", run: far }];
+pub const ROLES: &[Role] = &[Role { name: "net", run: far }, denied::ROLE];
 
 /// The row that chooses its path.
 const ADAPTIVE: &str = "adaptive";

@@ -74,6 +74,7 @@ Examples:
   zcmi bench net --flips                      wires that change under a connection
   zcmi bench net --serve 10.0.0.2:7071 --key-file k    on one host: serve measurements until Ctrl-C
   zcmi bench net --peer 10.0.0.2:7071 --key-file k --quick    on the other: measure the network between the two
+  zcmi bench net --denied --quick             what paths need denied, one by one and together, beside plain writes
 
 Rows: raw is a plain loop without messages; write, zerocopy, uring-send, uring-zc, uring-fixed, sendfile and splice are
 the paths, forced; adaptive chooses; udp and udp-unreliable are datagrams by the cheapest path. Wires: lo, veth,
@@ -146,6 +147,9 @@ struct Net {
     /// Change wires under a connection, and see how soon it uses the best path again
     #[arg(long, conflicts_with_all = NOT_WITH_FLIPS)]
     flips: bool,
+    /// Deny one facility of the kernel after the other, and compare the choice with plain writes
+    #[arg(long, conflicts_with_all = ["flips", "regret", "row", "wire", "bytes", "streams", "no_latency", "json"])]
+    denied: bool,
     /// Keep what the comparison measured in FILE, and go on from what is there
     #[arg(long, value_name = "FILE", requires = "regret")]
     resume: Option<PathBuf>,
@@ -407,6 +411,16 @@ impl Net {
         if self.flips {
             let tell = |flipped: &net::flips::Flipped| say::line(flipped.to_string());
             return match net::flips::run(tell) {
+                Ok(_) => Ok(Measured::Told),
+                Err(NetBenchError::Unavailable { reason }) => Ok(Measured::Skipped(reason)),
+                Err(error) => Err(Failure::of("the bench failed", &error)),
+            };
+        }
+        if self.denied {
+            let tell = |outcome: &net::denied::Outcome| say::line(outcome.to_string());
+            let rounds = self.rounds.map_or(if self.quick { 3 } else { 11 }, usize::from);
+            let length = self.length.map_or(if self.quick { 200 } else { 1000 }, u64::from);
+            return match net::denied::run(rounds, Duration::from_millis(length), tell) {
                 Ok(_) => Ok(Measured::Told),
                 Err(NetBenchError::Unavailable { reason }) => Ok(Measured::Skipped(reason)),
                 Err(error) => Err(Failure::of("the bench failed", &error)),

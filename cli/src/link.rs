@@ -11,6 +11,7 @@ use comfy_table::{CellAlignment, Table, presets};
 use serde_json::{Value, json};
 use zcmi::net::links::{AllLinks, LinkFacts, PathFacts, ProcessLinks, all_links};
 use zcmi::net::path::PathKind;
+use zcmi::net::receive_paths::{ReceivePath, receive_paths};
 use zcmi::net::select::Reason;
 
 use crate::failure::Failure;
@@ -27,6 +28,7 @@ Examples:
   zcmi link            every connection of this user's processes: its path, why it is that one, what each path costs
   zcmi link --watch    the same again each second, until Ctrl-C
   zcmi link --json     the same for programs, a document each time
+  zcmi link --receiving  also by which ways this host could receive, and why they are not used
 
 Costs are what the choice goes by: at the sender for a piece and for a KiB, and what the receiver says that a KiB costs
 it. COPIED is how many completions said that the kernel copied, of those that came. Rows are up to 100 ms old.
@@ -42,6 +44,9 @@ pub(crate) struct Link {
     /// Look once, which is the default
     #[arg(long)]
     once: bool,
+    /// Say too by which ways this host could receive, and why those that are there are not used
+    #[arg(long, conflicts_with = "watch")]
+    receiving: bool,
     /// Print JSON
     #[arg(long)]
     json: bool,
@@ -66,8 +71,22 @@ impl Link {
 
     fn show(&self, before: &str) -> Result<(), Failure> {
         let all = all_links().map_err(|error| Failure::of("/proc cannot be read", &error))?;
-        if self.json { say::print_json(&document(&all)) } else { say::print(&format!("{before}{}", text(&all))) }
+        let ways = if self.receiving { receive_paths() } else { &[] };
+        if !self.json {
+            let ways: String = ways.iter().map(|way| format!("{way}\n")).collect();
+            return say::print(&format!("{before}{}{ways}", text(&all)));
+        }
+        let mut document = document(&all);
+        if self.receiving {
+            document["receiving"] = ways.iter().map(way).collect();
+        }
+        say::print_json(&document)
     }
+}
+
+/// A way of receiving.
+fn way(way: &ReceivePath) -> Value {
+    json!({ "name": way.name, "support": way.support.to_string(), "found": way.found, "unused": way.unused })
 }
 
 /// A connection, and where it was found.

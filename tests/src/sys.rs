@@ -5,6 +5,7 @@
 #![allow(unsafe_code)]
 
 use std::io;
+use std::os::fd::{FromRawFd, OwnedFd};
 
 /// What a fork came to.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -112,4 +113,17 @@ pub fn refuses_to_be_writable(address: usize, bytes: usize) -> bool {
         let _as_before = unsafe { libc::mprotect(at, bytes, libc::PROT_READ) };
     }
     changed != 0
+}
+
+/// The descriptor of this number, with which this process was started, as its own.
+///
+/// # Errors
+/// If there is none.
+pub fn inherited(number: i32) -> io::Result<OwnedFd> {
+    // SAFETY: takes no memory; a number that is not open is an error.
+    if unsafe { libc::fcntl(number, libc::F_SETFD, libc::FD_CLOEXEC) } != 0 {
+        return Err(io::Error::last_os_error());
+    }
+    // SAFETY: it is open (the call above), and whoever started this process gave it to be taken here, once.
+    Ok(unsafe { OwnedFd::from_raw_fd(number) })
 }

@@ -5,6 +5,7 @@
 
 mod endpoints;
 mod forks;
+mod forward;
 mod hostile;
 mod words;
 
@@ -103,6 +104,7 @@ impl Worker {
             "forget-held" => self.subscriber(&words)?.forget_held(),
             "leave" => self.subscriber(&words)?.leave(),
             "publishers" => Ok(format!("n={}", self.subscriber(&words)?.publishers())),
+            "forward" => forward::forward(&words),
             "echo" => self.echo(&words),
             "ping" => self.ping(&words),
             "scribble" => hostile::scribble(&words),

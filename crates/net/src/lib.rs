@@ -14,6 +14,7 @@ pub mod notify;
 pub mod outgoing;
 pub mod path;
 mod raw;
+pub mod receive_paths;
 pub mod select;
 mod shared;
 pub mod slots;

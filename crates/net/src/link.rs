@@ -224,6 +224,8 @@ pub struct Link<W> {
     whole: [u32; 2],
     /// Classes of which the peer was given credits because it waited, and has used none.
     lent: [bool; 2],
+    /// How many of the peer's credits it has because it is known, by class.
+    known: [u32; 2],
     lacks_header: bool,
     lacks_slot: bool,
     has_turn: bool,
@@ -264,6 +266,7 @@ impl<W: Wire> Link<W> {
             used: [0; 2],
             whole: [0; 2],
             lent: [false; 2],
+            known: [0; 2],
             lacks_header: false,
             lacks_slot: false,
             has_turn: false,
@@ -367,6 +370,7 @@ impl<W: Wire> Link<W> {
 
     fn forget_receiving(&mut self, slots: &mut Slots) {
         slots.unpromise(self.incoming.open());
+        slots.forget_known(core::mem::take(&mut self.known));
         self.incoming.forget_credits();
         self.header_filled = 0;
         (self.whole, self.lent, self.lacks_slot) = ([0; 2], [false; 2], false);
@@ -541,8 +545,8 @@ impl<W: Wire> Link<W> {
 
     /// Gives the peer credits again, as far as there are slots, when half of them are used, or it waits for some.
     ///
-    /// Of those that are not given ahead a peer gets one at a time: it waits for that one, so that none is left over
-    /// with a peer that has nothing more to send, while others wait for it.
+    /// Of those that are not given ahead, but for the few for peers that are known, a peer gets one at a time: it waits
+    /// for that one, so that none is left over with a peer that has nothing more to send, while others wait for it.
     ///
     /// Others who wait for some come before it, unless it stands at the front of their line.
     pub fn top_up(&mut self, slots: &mut Slots, at_front: bool) {
@@ -554,6 +558,10 @@ impl<W: Wire> Link<W> {
             }
             let waits = open == 0 && self.incoming.wants()[index];
             let mut got = slots.promise(class, aim - open, Need::Ahead);
+            if got == 0 && !self.is_newcomer() {
+                got = slots.promise(class, aim - open, Need::Known);
+                self.known[index] += got;
+            }
             if got == 0 && waits {
                 got = match self.is_newcomer() {
                     true => slots.promise(class, 1, Need::Newcomer),
@@ -663,6 +671,10 @@ impl<W: Wire> Link<W> {
                 break;
             }
         }
+        // The credits of a class are alike: those that it has for being known are used first.
+        let known = [0, 1].map(|class: usize| self.used[class].min(self.known[class]));
+        known.iter().zip(&mut self.known).for_each(|(used, known)| *known -= used);
+        slots.forget_known(known);
         slots.unpromise(core::mem::take(&mut self.used));
         self.complete(happened);
         self.top_up(slots, false);

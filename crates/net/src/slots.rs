@@ -94,6 +94,9 @@ pub enum Need {
     Ahead,
     /// A peer waits for them that has sent nothing yet: a quarter stays for those that have.
     Newcomer,
+    /// Nobody asked for them, and half of all are out; but the peer has sent something, and used what it had: an eighth
+    /// of all is for such peers, so that what strangers hold does not cost each of their messages a question first.
+    Known,
     /// A peer waits for them that has sent something: it gets at most half of what is left.
     Waiting,
 }
@@ -125,6 +128,8 @@ pub struct Slots {
     all: [u32; 2],
     all_headers: usize,
     promised: [u32; 2],
+    /// Of these, how many for [`Need::Known`].
+    known: [u32; 2],
     /// How many wait in line, by class.
     in_line: [u32; 2],
     ahead: Vec<Slot>,
@@ -174,6 +179,7 @@ impl Slots {
             all_headers: plan.headers as usize,
             promised: [0; 2],
             in_line: [0; 2],
+            known: [0; 2],
             ahead: Vec::new(),
             stage: vec![0; STAGE_BYTES].into(),
             guard,
@@ -267,11 +273,17 @@ impl Slots {
         let rest = free.saturating_sub(self.promised[index]);
         let room = match need {
             Need::Ahead => rest.saturating_sub(self.all[index] / 2),
-            Need::Newcomer => rest.saturating_sub(self.all[index] / 4),
+            // What peers were given that are known is none of what newcomers leave to them.
+            Need::Newcomer => (rest + self.known[index]).saturating_sub(self.all[index] / 4).min(rest),
+            // Several of them share it.
+            Need::Known => (self.all[index] / 8).saturating_sub(self.known[index]).div_ceil(2).min(rest / 2),
             Need::Waiting => rest.div_ceil(2),
         };
         let count = count.min(room);
         self.promised[index] += count;
+        if need == Need::Known {
+            self.known[index] += count;
+        }
         count
     }
 
@@ -294,6 +306,14 @@ impl Slots {
     pub fn unpromise(&mut self, open: [u32; 2]) {
         for (promised, open) in self.promised.iter_mut().zip(open) {
             *promised -= open;
+        }
+    }
+
+    /// Notes that so many promises for [`Need::Known`] were used, or can be used no more; whoever has them takes the
+    /// promises themselves back as all others.
+    pub fn forget_known(&mut self, known: [u32; 2]) {
+        for (all, known) in self.known.iter_mut().zip(known) {
+            *all -= known;
         }
     }
 
@@ -333,5 +353,27 @@ impl Slots {
     /// Puts the stage back.
     pub(crate) fn return_stage(&mut self, stage: Box<[u8]>) {
         self.stage = stage;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn peers_that_are_known_have_some_ahead_when_half_are_out_and_newcomers_lose_nothing_by_it() {
+        let plan = SlotPlan { small_slots: 64, large_slots: 16, loans: None, ..SlotPlan::default() };
+        let mut slots = Slots::new(&plan).unwrap();
+        assert_eq!(slots.promise(Class::Small, 100, Need::Ahead), 32);
+        assert_eq!(slots.promise(Class::Small, 1, Need::Ahead), 0);
+        let shared: Vec<u32> = (0..6).map(|_| slots.promise(Class::Small, 100, Need::Known)).collect();
+        assert_eq!(shared, [4, 2, 1, 1, 0, 0], "an eighth, shared");
+        assert_eq!(slots.promise(Class::Small, 100, Need::Newcomer), 16, "a quarter stays for others than newcomers");
+        assert_eq!(slots.promise(Class::Small, 100, Need::Waiting), 4);
+        // What was used can be given again.
+        slots.forget_known([8, 0]);
+        slots.unpromise([8, 0]);
+        assert_eq!(slots.promise(Class::Small, 100, Need::Known), 4);
+        assert_eq!(slots.counts().promised, [56, 0]);
     }
 }

@@ -17,8 +17,9 @@
 //! ```
 //!
 //! Of the second half only peers are given some that say that they wait, one at a time, and these must use it within
-//! `stall_timeout`; the last quarter is for those that have sent a piece before. What they ask for beyond comes when
-//! slots are free again, in turn. Strangers that take what they can slow down newcomers so, by `stall_timeout` for each
+//! `stall_timeout`; the last quarter is for those that have sent a piece before, half of it ahead, a few at a time, so
+//! that their messages need not ask first whatever strangers hold. What they ask for beyond comes when slots are free
+//! again, in turn. Strangers that take what they can slow down newcomers so, by `stall_timeout` for each
 //! round of the quarter that newcomers share, and not the connections that work.
 //!
 //! Headers are shared alike: a connection whose peer acknowledges nothing takes as many as it leaves to others.
@@ -65,6 +66,7 @@ use crate::link::{Happened, Link, LinkCounts, LinkError, LinkLimits, Orphan, Rea
 use crate::links::Board;
 use crate::outgoing::{Kept, NotTaken, Payload, SubmitError, Token};
 use crate::path::PathKind;
+use crate::receive_paths::receive_paths;
 use crate::select::{Experiences, Objective, Selection};
 use crate::shared::{RingHandle, SharedRing};
 use crate::slots::{SlotCounts, SlotPlan, Slots};
@@ -887,7 +889,12 @@ impl Transport for StreamTransport {
 
     fn capabilities(&self) -> Capabilities {
         let paths = PathKind::ALL.map(|path| (path, self.support(path)));
-        Capabilities { paths: paths.into(), message_bytes: MESSAGE_BYTES, piece_bytes: self.slots.sizes().1 }
+        Capabilities {
+            paths: paths.into(),
+            receiving: receive_paths().to_vec(),
+            message_bytes: MESSAGE_BYTES,
+            piece_bytes: self.slots.sizes().1,
+        }
     }
 
     fn descriptor(&self) -> BorrowedFd<'_> {

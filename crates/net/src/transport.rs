@@ -23,6 +23,7 @@ use zcmi_mem::registration::Support;
 use crate::link::Piece;
 use crate::outgoing::{NotTaken, Payload, Token};
 use crate::path::PathKind;
+use crate::receive_paths::ReceivePath;
 
 /// A connection of a transport; never used again when it is closed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -176,6 +177,8 @@ pub enum Event {
 pub struct Capabilities {
     /// Each path, and whether it can be used.
     pub paths: Vec<(PathKind, Support)>,
+    /// Each way of receiving, and why one that is there is not used; none of a transport that has but one.
+    pub receiving: Vec<ReceivePath>,
     /// The longest message.
     pub message_bytes: u32,
     /// The longest piece received: longer messages come as several.

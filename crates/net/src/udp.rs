@@ -755,7 +755,7 @@ impl Transport for UdpTransport {
             // As far as the peer has slots of our size.
             Reliability::Unreliable | Reliability::ConstantRate { .. } => piece_bytes,
         };
-        Capabilities { paths: paths.into(), message_bytes, piece_bytes }
+        Capabilities { paths: paths.into(), receiving: Vec::new(), message_bytes, piece_bytes }
     }
 
     fn descriptor(&self) -> BorrowedFd<'_> {

@@ -293,36 +293,20 @@ fn p99(stage: &mut Stage, good: &mut Good, rounds: usize) -> Duration {
     times[rounds * 99 / 100]
 }
 
-#[test]
-fn a_thousand_slow_lorises_take_nothing_from_a_good_connection() {
-    let _alone = ALONE.lock().unwrap_or_else(PoisonError::into_inner);
-    let lorises = 1000;
-    // None of them is given up while it is looked at.
-    let patient = StreamOptions {
-        greeting_timeout: Duration::from_secs(60),
-        stall_timeout: Duration::from_secs(60),
-        ..options()
-    };
-    let mut stage = Stage::new(&patient);
-    let mut good = stage.good();
-    stage.until("a connection", &mut good, |stage, _| stage.server.sockets() == (1, 0));
-    let rounds = 2000;
-    p99(&mut stage, &mut good, 1000);
-    // The best of several: others may have the processors meanwhile.
-    let best = |stage: &mut Stage, good: &mut Good| (0..4).map(|_| p99(stage, good, rounds)).min();
-    let without = best(&mut stage, &mut good).expect("some");
+/// So many peers that begin something and do not go on.
+fn lorises(stage: &mut Stage, good: &mut Good, count: u64) -> Vec<TcpStream> {
     let mut dice = Dice::new(3);
     let mut slow = Vec::new();
-    for number in 0..lorises {
+    for number in 0..count {
         let hello = hello(&mut dice, [0, 0]);
         if number % 4 == 0 {
             // Its hello comes byte by byte.
             let mut stream = stranger(&stage.address);
-            stream.write_all(&hello.encode()[..1 + number % 100]).expect("room");
+            stream.write_all(&hello.encode()[..1 + number as usize % 100]).expect("room");
             slow.push(stream);
             continue;
         }
-        let (mut stream, answer) = greeted(&mut stage, &mut good, &hello);
+        let (mut stream, answer) = greeted(stage, good, &hello);
         let begun = match (number % 4, answer.granted) {
             (1, [_, 1..=u32::MAX]) => first_frame(30_000),
             (2, [1..=u32::MAX, _]) => first_frame(1000),
@@ -334,17 +318,59 @@ fn a_thousand_slow_lorises_take_nothing_from_a_good_connection() {
         stream.write_all(&bytes[..HEADER_BYTES + usize::from(begun.kind == Kind::Data)]).expect("room");
         slow.push(stream);
         if number % 50 == 0 {
-            stage.round(&mut good, 40_000);
+            stage.round(good, 40_000);
         }
     }
-    let with = best(&mut stage, &mut good).expect("some");
-    let counts = stage.server.slot_counts();
-    println!("p99 without {without:?}, with {with:?}: {:.2}", with.as_secs_f64() / without.as_secs_f64());
-    println!("{:?}, {counts:?}", stage.server.sockets());
-    assert!(stage.server.sockets().0 > lorises / 2, "most of them are there");
+    slow
+}
+
+/// Two transports alike, a good peer at each, and a thousand slow peers at one of them: how many times as long the 99th
+/// percentile of that one's rounds is, in the median of what was measured in turns; and the two of them.
+fn beside_lorises(turns: usize, rounds: usize) -> (f64, Duration, Duration) {
+    const LORISES: u64 = 1000;
+    // None of them is given up while it is looked at.
+    let patience = Duration::from_secs(600);
+    let patient = StreamOptions { greeting_timeout: patience, stall_timeout: patience, ..options() };
+    let begin = || {
+        let mut stage = Stage::new(&patient);
+        let mut good = stage.good();
+        stage.until("a connection", &mut good, |stage, _| stage.server.sockets() == (1, 0));
+        p99(&mut stage, &mut good, rounds);
+        (stage, good)
+    };
+    let ((mut quiet, mut one), (mut beset, mut two)) = (begin(), begin());
+    let slow = lorises(&mut beset, &mut two, LORISES);
+    let (mut ratios, mut without, mut with) = (Vec::new(), Vec::new(), Vec::new());
+    for turn in 0..turns {
+        // Neither is always the first.
+        let mut times = [Duration::ZERO; 2];
+        for at in [turn % 2, 1 - turn % 2] {
+            times[at] = if at == 0 { p99(&mut quiet, &mut one, rounds) } else { p99(&mut beset, &mut two, rounds) };
+        }
+        ratios.push(times[1].as_secs_f64() / times[0].as_secs_f64());
+        without.push(times[0]);
+        with.push(times[1]);
+    }
+    let (sockets, counts) = (beset.server.sockets(), beset.server.slot_counts());
+    assert!(sockets.0 > LORISES as usize / 2, "most of them are there: {sockets:?}");
     assert!(counts.free[0] >= 1 && counts.free[1] >= 1, "something is left: {counts:?}");
-    // Loosely: other programs run beside this one.
-    assert!(with < without * 5 + Duration::from_millis(10), "p99 was {without:?} and is {with:?}");
+    drop(slow);
+    ratios.sort_unstable_by(f64::total_cmp);
+    without.sort_unstable();
+    with.sort_unstable();
+    (ratios[turns / 2], without[turns / 2], with[turns / 2])
+}
+
+#[test]
+fn a_thousand_slow_lorises_take_nothing_from_a_good_connection() {
+    let _alone = ALONE.lock().unwrap_or_else(PoisonError::into_inner);
+    let is_long = std::env::var_os("ZCMI_LONG").is_some();
+    let (turns, rounds) = if is_long { (31, 20_000) } else { (5, 1000) };
+    let (ratio, without, with) = beside_lorises(turns, rounds);
+    println!("p99 of {rounds} rounds, {turns} turns: without {without:?}, with {with:?}, ratio {ratio:.2}");
+    // In the short form loosely: other programs run beside this one.
+    let most = if is_long { 1.5 } else { 5.0 };
+    assert!(ratio <= most, "p99 without lorises is {without:?}, with them {with:?}: {ratio:.2} times, at most {most}");
 }
 
 #[test]

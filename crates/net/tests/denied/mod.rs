@@ -2,13 +2,13 @@
 //! writes, and the facts say why.
 
 use rustix::process::{Resource, Rlimit};
-use rustix::thread::CapabilitySet;
+use rustix::thread::{CapabilitySet, CapabilitySets};
 
 use zcmi_net::frame::HEADER_BYTES;
 
 use super::*;
 use crate::forked::in_child;
-use crate::forked::sys::{Denial, deny};
+use crate::forked::sys::{self, Denial, deny};
 
 /// What is refused.
 #[derive(Clone, Copy, Debug)]
@@ -21,6 +21,12 @@ enum Refused {
     ZeroCopyOption,
     /// More than 64 KiB of locked memory.
     LockedMemory,
+    /// io_uring, by an operator who switched it off.
+    Switch,
+    /// Memory for what sockets note, of which the operator allows a byte.
+    OptionMemory,
+    /// All that only some processes may do.
+    Capabilities,
     All,
 }
 
@@ -34,7 +40,10 @@ impl Refused {
                 let option = Some((2, libc::SO_ZEROCOPY as u32));
                 vec![Denial { call: libc::SYS_setsockopt, argument: option, errno: libc::ENOPROTOOPT }]
             }
-            Self::LockedMemory => Vec::new(),
+            // The switch cannot be turned without turning it for everybody: what it does is done here, and what it says
+            // is shown.
+            Self::Switch => vec![Denial { call: libc::SYS_io_uring_setup, argument: None, errno: libc::EPERM }],
+            Self::LockedMemory | Self::OptionMemory | Self::Capabilities => Vec::new(),
             Self::All => [libc::SYS_io_uring_setup, libc::SYS_sendfile, libc::SYS_splice, libc::SYS_vmsplice]
                 .map(|call| Denial { call, argument: None, errno: libc::EPERM })
                 .into_iter()
@@ -48,6 +57,25 @@ impl Refused {
     }
 
     fn apply(self) {
+        if matches!(self, Self::Switch) {
+            let shown = std::env::temp_dir().join(format!("zcmi-switch-{}", std::process::id()));
+            std::fs::write(&shown, "2\n").expect("a file");
+            let answer = sys::show(&shown, "/proc/sys/kernel/io_uring_disabled".as_ref());
+            std::fs::remove_file(&shown).expect("the file");
+            answer.expect("a mount");
+        }
+        if matches!(self, Self::OptionMemory) || (matches!(self, Self::All) && is_root()) {
+            sys::own_network().expect("a network");
+            std::fs::write("/proc/sys/net/core/optmem_max", "1").expect("the limit of this network");
+        }
+        if matches!(self, Self::Capabilities | Self::All) {
+            let none = CapabilitySets {
+                effective: CapabilitySet::empty(),
+                permitted: CapabilitySet::empty(),
+                inheritable: CapabilitySet::empty(),
+            };
+            rustix::thread::set_capabilities(None, none).expect("capset");
+        }
         if self.limits_memory() {
             let mut sets = rustix::thread::capabilities(None).expect("capget");
             sets.effective.remove(CapabilitySet::IPC_LOCK);
@@ -89,7 +117,7 @@ impl Rig for Denied {
         let reason = refusal.as_ref().is_some_and(|reason| !reason.is_empty());
         let text = format!("{}: {} refused, {} sent: {refusal:?}\n", self.path, counts.refused, counts.sends);
         let _ = rustix::io::write(std::io::stdout(), text.as_bytes());
-        let plain = facts.counts.paths[PathKind::Write as usize].bytes > 0;
+        let plain = facts.counts.paths[PathKind::Write as usize].bytes > 0 || counts.refused == 0;
         // A header is accepted before the payload behind it is refused.
         let headers_alone = counts.bytes <= counts.sends * HEADER_BYTES as u64;
         (!self.always || (headers_alone && counts.refused > 0)) && reason == (counts.refused > 0) && plain
@@ -100,7 +128,7 @@ fn suite(refused: Refused, paths: &[PathKind], unix: bool) {
     for &path in paths {
         in_child(&format!("{path} with {refused:?}"), || {
             refused.apply();
-            let always = !matches!(refused, Refused::LockedMemory);
+            let always = !matches!(refused, Refused::LockedMemory | Refused::Capabilities);
             let rig = Denied { streams: Streams { unix, path: Some(path) }, path, always };
             conformance::messages_keep_their_bounds_and_their_order(&rig);
             conformance::a_graceful_end_loses_nothing(&rig);
@@ -129,6 +157,47 @@ fn without_the_zero_copy_option_everything_is_written() {
 #[test]
 fn with_little_memory_to_lock_everything_arrives() {
     suite(Refused::LockedMemory, &[PathKind::ZeroCopy, PathKind::UringZeroCopy, PathKind::UringFixed], false);
+}
+
+#[test]
+fn with_io_uring_switched_off_everything_is_written_and_the_switch_is_named() {
+    if !is_root() {
+        return;
+    }
+    in_child("the reason", || {
+        Refused::Switch.apply();
+        let support = zcmi_net::uring::support().to_string();
+        assert!(support.contains("kernel.io_uring_disabled is 2"), "{support}");
+    });
+    suite(Refused::Switch, &URING, false);
+}
+
+#[test]
+fn with_no_memory_for_notes_of_zero_copy_everything_is_written() {
+    if is_root() {
+        suite(Refused::OptionMemory, &[PathKind::ZeroCopy], false);
+        // The others note nothing there.
+        in_child("another path", || {
+            Refused::OptionMemory.apply();
+            let streams = Streams { unix: false, path: Some(PathKind::UringZeroCopy) };
+            conformance::messages_keep_their_bounds_and_their_order(&streams);
+        });
+    }
+}
+
+#[test]
+fn without_any_capability_everything_arrives() {
+    suite(Refused::Capabilities, &PathKind::ALL, false);
+    suite(Refused::Capabilities, &[PathKind::Write, PathKind::SendFile, PathKind::Splice], true);
+}
+
+/// Whether this process may change what the kernel shows and allows it; says so if not.
+fn is_root() -> bool {
+    let is_root = rustix::process::geteuid().is_root();
+    if !is_root {
+        println!("SKIP: a network or a mount of its own takes root");
+    }
+    is_root
 }
 
 #[test]

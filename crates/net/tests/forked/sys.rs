@@ -1,10 +1,13 @@
 //! Forks, and filters of system calls.
 //!
 //! Every unsafe block here relies on this: a forked child runs its closure and `_exit`, and glibc keeps its allocator
-//! usable across a fork; a filter is put on such a child alone.
+//! usable across a fork; a filter is put on such a child alone, and namespaces are left by such a child alone.
 #![allow(unsafe_code)]
 
+use std::ffi::CString;
 use std::io;
+use std::os::unix::ffi::OsStrExt;
+use std::path::Path;
 
 /// A system call that is refused: its number, the argument that must have a value, and the answer.
 #[derive(Clone, Copy, Debug)]
@@ -79,4 +82,44 @@ pub(crate) fn in_fork(child: impl FnOnce() -> i32) -> io::Result<i32> {
         0 => end_now(child()),
         pid => wait_for(pid),
     }
+}
+
+/// Gives this process a network of its own, with nothing but a loopback device, which is up.
+#[allow(dead_code, reason = "not every test needs one")]
+pub(crate) fn own_network() -> io::Result<()> {
+    // SAFETY: takes no memory; what this process has open stays as it is.
+    if unsafe { libc::unshare(libc::CLONE_NEWNET) } != 0 {
+        return Err(io::Error::last_os_error());
+    }
+    let socket = std::net::UdpSocket::bind("0.0.0.0:0")?;
+    // SAFETY: all zeros are a request.
+    let mut request: libc::ifreq = unsafe { core::mem::zeroed() };
+    request.ifr_name[..2].copy_from_slice(&[b'l' as libc::c_char, b'o' as libc::c_char]);
+    request.ifr_ifru.ifru_flags = (libc::IFF_UP | libc::IFF_RUNNING) as libc::c_short;
+    let number = std::os::fd::AsRawFd::as_raw_fd(&socket);
+    // SAFETY: an open socket, and a request that lives over the call.
+    if unsafe { libc::ioctl(number, libc::SIOCSIFFLAGS as _, &raw const request) } != 0 {
+        return Err(io::Error::last_os_error());
+    }
+    Ok(())
+}
+
+/// Shows this process, and nobody else, the file `shown` in the place of `file`.
+#[allow(dead_code, reason = "not every test shows something")]
+pub(crate) fn show(shown: &Path, file: &Path) -> io::Result<()> {
+    // SAFETY: takes no memory; what this process has open stays as it is.
+    if unsafe { libc::unshare(libc::CLONE_NEWNS) } != 0 {
+        return Err(io::Error::last_os_error());
+    }
+    mount(None, Path::new("/"), libc::MS_REC | libc::MS_PRIVATE)?;
+    mount(Some(shown), file, libc::MS_BIND)
+}
+
+fn mount(from: Option<&Path>, to: &Path, flags: libc::c_ulong) -> io::Result<()> {
+    let from = from.map(|from| CString::new(from.as_os_str().as_bytes())).transpose()?;
+    let to = CString::new(to.as_os_str().as_bytes())?;
+    let source = from.as_ref().map_or(core::ptr::null(), |from| from.as_ptr());
+    // SAFETY: both strings end with 0 and live over the call; the flags need neither a kind nor data.
+    let answer = unsafe { libc::mount(source, to.as_ptr(), core::ptr::null(), flags, core::ptr::null()) };
+    if answer == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
 }

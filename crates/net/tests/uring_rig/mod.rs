@@ -158,8 +158,8 @@ impl Source {
         self.pending.is_empty()
     }
 
-    /// Sends what is pending; slots that were sent wholly wait for their release, as does a copy of the bytes of a slot
-    /// that was sent in part: its rest is filled into another slot.
+    /// Sends what is pending; slots that were sent wholly wait for their release, as does one that was sent in part:
+    /// its rest is filled into another slot. While there is none for that it would block, as on a socket that is full.
     pub(crate) fn send(
         &mut self,
         ring: &mut Ring,
@@ -168,6 +168,7 @@ impl Source {
         path: PathKind,
         region: usize,
     ) -> io::Result<usize> {
+        let spare = self.pool.take(1).map_err(|_| io::ErrorKind::WouldBlock)?;
         let segments: Vec<Segment<'_>> = self
             .pending
             .iter()
@@ -179,7 +180,7 @@ impl Source {
             .collect();
         let sent = ring.send(socket, key, path, &segments)?;
         drop(segments);
-        let mut left = sent.bytes;
+        let (mut left, mut spare) = (sent.bytes, Some(spare));
         let mut gone = Vec::new();
         while let Some((_, begin, end)) = self.pending.first_mut() {
             let bytes = *end - *begin;
@@ -187,7 +188,7 @@ impl Source {
                 if left > 0 {
                     // The sent part may still be read, so the rest goes from a slot of its own.
                     let (first, last) = (*begin + left, *end);
-                    let mut rest = self.pool.take(last).expect("the pool has a spare slot");
+                    let mut rest = spare.take().expect("one slot is sent in part");
                     let (slot, _, _) = &mut self.pending[0];
                     rest.bytes_mut(last)[first..].copy_from_slice(&slot.bytes(last)[first..]);
                     gone.push(core::mem::replace(slot, rest));
@@ -240,6 +241,14 @@ pub(crate) fn wait(receiver: impl AsFd, sender: Option<BorrowedFd<'_>>) {
     fds.extend(sender.as_ref().map(|sender| PollFd::new(sender, PollFlags::OUT)));
     let limit = Timespec { tv_sec: 10, tv_nsec: 0 };
     assert!(poll(&mut fds, Some(&limit)).expect("poll") > 0, "nothing came, and nothing could be sent, for 10 s");
+}
+
+/// Waits until the sender can be written; a bounded time.
+pub(crate) fn wait_for_room(sender: impl AsFd) {
+    use rustix::event::{PollFd, PollFlags, Timespec, poll};
+    let limit = Timespec { tv_sec: PATIENCE.as_secs() as i64, tv_nsec: 0 };
+    let mut fds = [PollFd::new(&sender, PollFlags::OUT)];
+    assert!(poll(&mut fds, Some(&limit)).expect("poll") > 0, "nothing could be sent for {PATIENCE:?}");
 }
 
 pub(crate) const PATIENCE: Duration = Duration::from_secs(10);
