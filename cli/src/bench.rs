@@ -191,6 +191,9 @@ struct Connections {
     /// Let each measurement take so long
     #[arg(long, value_name = "MILLISECONDS", value_parser = clap::value_parser!(u16).range(10..))]
     length: Option<u16>,
+    /// Bytes of one request in a hundred [default: 1048576]
+    #[arg(long, value_name = "BYTES", value_parser = clap::value_parser!(u32).range(1..=1 << 20))]
+    large: Option<u32>,
 }
 
 fn net_size(text: &str) -> Result<usize, String> {
@@ -448,6 +451,7 @@ impl Connections {
         options.connections = self.connections.map_or(options.connections, |count| count as usize);
         options.rounds = self.rounds.map_or(options.rounds, usize::from);
         options.length = self.length.map_or(options.length, |length| Duration::from_millis(length.into()));
+        options.large_bytes = self.large.map_or(options.large_bytes, |bytes| bytes as usize);
         options.progress = Some(progress);
         match connections::run(&options) {
             Ok(report) => Ok(Measured::Report(Box::new(report))),

@@ -68,6 +68,9 @@ struct Arguments {
     /// Connections of `tokio-echo`
     #[arg(long, default_value_t = 10_000)]
     connections: usize,
+    /// Bytes of one request in a hundred of `tokio-echo`
+    #[arg(long, default_value_t = 1 << 20)]
+    large: usize,
     /// Fewer sizes, rounds and samples
     #[arg(long)]
     quick: bool,
@@ -155,6 +158,7 @@ fn run(arguments: &Arguments) -> Result<(), LinkError> {
         let mut many = if arguments.quick { ConnectionsOptions::quick() } else { ConnectionsOptions::default() };
         many.rounds = options.rounds;
         many.connections = if arguments.quick { many.connections } else { arguments.connections };
+        many.large_bytes = arguments.large;
         match connections::run_plain(&many, TOKIO_ECHO) {
             Ok(report) => rows.extend(report.rows),
             Err(error) => {

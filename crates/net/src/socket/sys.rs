@@ -155,6 +155,18 @@ pub(super) fn set_zero_copy(socket: BorrowedFd<'_>) -> Result<()> {
     if answer == 0 { Ok(()) } else { Err(last_error()) }
 }
 
+/// Has the kernel say that there is something to read only when so many bytes are there, and make the window large
+/// enough for them (`tcp_set_rcvlowat` in net/ipv4/tcp.c).
+pub(super) fn set_receive_low_water(socket: BorrowedFd<'_>, bytes: u32) -> Result<()> {
+    let value = libc::c_int::try_from(bytes).unwrap_or(libc::c_int::MAX);
+    let length = size_of::<libc::c_int>() as libc::socklen_t;
+    // SAFETY: the value is as long as `length` says.
+    let answer = unsafe {
+        libc::setsockopt(socket.as_raw_fd(), libc::SOL_SOCKET, libc::SO_RCVLOWAT, (&raw const value).cast(), length)
+    };
+    if answer == 0 { Ok(()) } else { Err(last_error()) }
+}
+
 #[repr(C, align(8))]
 struct Control([u8; CONTROL_BYTES]);
 

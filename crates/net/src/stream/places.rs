@@ -15,6 +15,8 @@ pub(super) mod mark {
     pub(in crate::stream) const BLOCKED: u8 = 8;
     /// The socket has ended: no other edge tells of it, so it is read until the end is seen.
     pub(in crate::stream) const HUNG_UP: u8 = 16;
+    /// Its socket is readable only when the piece that has begun is there.
+    pub(in crate::stream) const GATHERS: u8 = 32;
 }
 
 #[derive(Default)]
