@@ -28,7 +28,7 @@ use crate::outgoing::{Framed, Front, Kept, NotTaken, Outgoing, Payload, QueueLim
 use crate::path::PathKind;
 use crate::select::{self, Choosing, Experience, Objective, Selection, Selector};
 use crate::slots::{Need, Slots};
-use crate::wire::{Notification, Wire};
+use crate::wire::{Notification, Segment, Wire};
 
 /// Pieces from this length on are received straight into their slots.
 pub const DIRECT_BYTES: u32 = 2048;
@@ -38,6 +38,9 @@ const AHEAD_PIECES: usize = 4;
 const BUFFERS: usize = 1 + 2 * (AHEAD_PIECES + 1);
 /// How many bytes are expected at most in one call.
 const AHEAD_BYTES: usize = 512 << 10;
+/// Frames of so many bytes together are copied behind each other before they are copied into the kernel, which takes one
+/// buffer for less than what it saves to copy them once.
+const STAGED_BYTES: usize = 2048;
 /// Segments of one send.
 const SEGMENTS: usize = 64;
 /// Framed bytes that wait for the socket at most, beyond one piece.
@@ -612,10 +615,22 @@ impl<W: Wire> Link<W> {
         if measures {
             self.outgoing.stamp(alike, most, path);
         }
-        let mut segments = Vec::with_capacity(SEGMENTS);
+        let mut segments = Vec::with_capacity((2 * self.outgoing.queued()).min(SEGMENTS));
         self.outgoing.segments(alike, 2 * most, &mut segments);
         let begin = measures.then(Instant::now);
-        let sent = wire.send(path, &segments);
+        let all: usize = segments.iter().map(|segment| segment.bytes.len()).sum();
+        let sent = if path == PathKind::Write && segments.len() > 1 && all <= STAGED_BYTES {
+            let mut stage = [0; STAGED_BYTES];
+            let mut end = 0;
+            for segment in &segments {
+                stage[end..][..segment.bytes.len()].copy_from_slice(segment.bytes);
+                end += segment.bytes.len();
+            }
+            self.counts.copied_user += all as u64;
+            wire.send(path, &[Segment { bytes: &stage[..end], home: None }])
+        } else {
+            wire.send(path, &segments)
+        };
         drop(segments);
         if let Err(error) = &sent
             && error.kind() == io::ErrorKind::WouldBlock

@@ -45,7 +45,6 @@ use zcmi_mem::region::{Region, RegionKind};
 use zcmi_mem::registration::Support;
 
 use self::error_queue::Entry;
-pub(crate) use self::options::set_receive_low_water;
 pub use self::options::{
     TcpInfo, abort, congestion, receive_buffer_bytes, send_buffer_bytes, set_congestion, set_keep_alive, set_no_delay,
     set_receive_buffer_bytes, set_send_buffer_bytes, set_user_timeout_ms, tcp_info, unacknowledged_bytes, unsent_bytes,

@@ -845,7 +845,7 @@ impl Transport for StreamTransport {
             }
             let is_busy = !self.ready.is_empty() || !self.dirty.is_empty();
             let mut wait = if is_busy { Some(Duration::ZERO) } else { self.wait_at_most(deadline) };
-            if !self.owing.is_empty() && wait != Some(Duration::ZERO) {
+            if self.places.some_owe() && wait != Some(Duration::ZERO) {
                 if self.gather(Some(Duration::ZERO), events)? > 0 {
                     continue;
                 }

@@ -98,12 +98,6 @@ impl<W: Wire> Link<W> {
         (self.expected(), self.filling.as_ref().map_or(0, |filling| filling.filled))
     }
 
-    /// How many bytes are missing of the piece that has begun; 0 if none has.
-    #[must_use]
-    pub fn missing(&self) -> usize {
-        self.filling.as_ref().map_or(0, |filling| filling.header.length as usize - filling.filled)
-    }
-
     /// Whether a notification is owed.
     #[must_use]
     pub fn is_owed(&self) -> bool {

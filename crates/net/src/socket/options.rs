@@ -155,11 +155,3 @@ pub fn set_keep_alive(socket: impl AsFd, idle: Duration) -> io::Result<()> {
     sockopt::set_tcp_keepcnt(&socket, 5)?;
     Ok(sockopt::set_socket_keepalive(&socket, true)?)
 }
-
-/// Has a socket be readable only when so many bytes are there, or the stream has ended. Its window grows to as much.
-///
-/// # Errors
-/// The kernel's own.
-pub(crate) fn set_receive_low_water(socket: impl AsFd, bytes: u32) -> io::Result<()> {
-    Ok(super::sys::set_receive_low_water(socket.as_fd(), bytes)?)
-}

@@ -72,8 +72,10 @@ pub(super) fn send(socket: BorrowedFd<'_>, bytes: &[IoSlice<'_>], more: bool, ze
     if zero_copy {
         flags |= SendFlags::from_bits_retain(libc::MSG_ZEROCOPY.cast_unsigned());
     }
-    let whole = |bytes: &[IoSlice<'_>]| {
-        retry_on_intr(|| rustix::net::sendmsg(socket, bytes, &mut SendAncillaryBuffer::default(), flags))
+    let whole = |bytes: &[IoSlice<'_>]| match bytes {
+        // The kernel has less to read and to check.
+        [one] => retry_on_intr(|| rustix::net::send(socket, one, flags)),
+        _ => retry_on_intr(|| rustix::net::sendmsg(socket, bytes, &mut SendAncillaryBuffer::default(), flags)),
     };
     match gate(Call::SendMessage)? {
         Some(usize::MAX) => whole(bytes),
@@ -85,6 +87,9 @@ pub(super) fn send(socket: BorrowedFd<'_>, bytes: &[IoSlice<'_>], more: bool, ze
 /// Receives what is there. Descriptors that a peer on a Unix socket sends along are refused by having no room for them.
 pub(super) fn receive(socket: BorrowedFd<'_>, buffers: &mut [IoSliceMut<'_>]) -> Result<usize> {
     gate(Call::Receive)?;
+    if let [one] = buffers {
+        return retry_on_intr(|| rustix::net::recv(socket, &mut **one, RecvFlags::DONTWAIT)).map(|(_, bytes)| bytes);
+    }
     let none = &mut RecvAncillaryBuffer::default();
     retry_on_intr(|| rustix::net::recvmsg(socket, buffers, none, RecvFlags::DONTWAIT)).map(|received| received.bytes)
 }
@@ -151,18 +156,6 @@ pub(super) fn set_zero_copy(socket: BorrowedFd<'_>) -> Result<()> {
     // SAFETY: the value is as long as `length` says.
     let answer = unsafe {
         libc::setsockopt(socket.as_raw_fd(), libc::SOL_SOCKET, SO_ZEROCOPY, (&raw const value).cast(), length)
-    };
-    if answer == 0 { Ok(()) } else { Err(last_error()) }
-}
-
-/// Has the kernel say that there is something to read only when so many bytes are there, and make the window large
-/// enough for them (`tcp_set_rcvlowat` in net/ipv4/tcp.c).
-pub(super) fn set_receive_low_water(socket: BorrowedFd<'_>, bytes: u32) -> Result<()> {
-    let value = libc::c_int::try_from(bytes).unwrap_or(libc::c_int::MAX);
-    let length = size_of::<libc::c_int>() as libc::socklen_t;
-    // SAFETY: the value is as long as `length` says.
-    let answer = unsafe {
-        libc::setsockopt(socket.as_raw_fd(), libc::SOL_SOCKET, libc::SO_RCVLOWAT, (&raw const value).cast(), length)
     };
     if answer == 0 { Ok(()) } else { Err(last_error()) }
 }

@@ -15,11 +15,6 @@ const STARVED: usize = 64;
 /// and in the kernel, still in the processor's caches, which those of a whole look at the descriptor are not.
 const TOLD: usize = 8;
 
-/// A piece of which so many bytes are missing may come together before it is looked at again, if so many other
-/// connections are ready.
-const GATHERED_BYTES: usize = 128 << 10;
-const GATHERED_WHILE: usize = 16;
-
 /// So many turns before its own a connection is fetched into the processor's caches: among thousands none is there.
 const FETCHED_AHEAD: usize = 1;
 
@@ -133,7 +128,6 @@ impl StreamTransport {
         let told = if owed { connection.link.take_notifications(&mut self.happened) } else { Ok(()) };
         let read = connection.link.receive(&mut self.slots, &mut self.happened);
         self.tell(key, events);
-        self.gather_piece(key, matches!(read, Ok(Readiness::Drained)));
         match told.and(read) {
             Ok(Readiness::More) => self.make_ready(key),
             Ok(Readiness::Drained) if hung_up => self.make_ready(key),
@@ -149,39 +143,6 @@ impl StreamTransport {
         // Who was told of something may answer it, and the answer carries what is to be said.
         let saying = if events.len() > before { Saying::Expecting } else { Saying::Due };
         self.turn_sending(key, saying, events);
-    }
-
-    /// Lets a large piece come together while there are others to do: each look at a part of it is a turn, and a small
-    /// window has it come in many parts.
-    fn gather_piece(&mut self, key: u64, is_drained: bool) {
-        let Some(connection) = self.places.connection(key) else { return };
-        let missing = connection.link.missing();
-        let gathers = is_drained && missing >= GATHERED_BYTES && self.ready.len() >= GATHERED_WHILE;
-        if gathers || self.places.is_marked(key, mark::GATHERS) {
-            self.set_gathering(key, if gathers { missing as u32 } else { 0 });
-        }
-    }
-
-    /// Bytes of a piece that are there and were not read because it comes together.
-    fn gathered_bytes(&mut self, key: u64) -> usize {
-        if !self.places.is_marked(key, mark::GATHERS) {
-            return 0;
-        }
-        let wire = self.places.connection(key).and_then(|connection| connection.link.wire());
-        wire.and_then(|wire| rustix::io::ioctl_fionread(wire).ok()).unwrap_or(0) as usize
-    }
-
-    /// Has a socket be readable when so many bytes are there, or any.
-    fn set_gathering(&mut self, key: u64, bytes: u32) {
-        let Some(connection) = self.places.connection(key) else { return };
-        let Some(wire) = connection.link.wire() else { return };
-        // Where it cannot be done nothing is lost but time.
-        let done = socket::set_receive_low_water(wire, bytes.max(1)).is_ok();
-        if done && bytes > 0 {
-            self.places.mark(key, mark::GATHERS);
-        } else if done {
-            self.places.unmark(key, mark::GATHERS);
-        }
     }
 
     fn make_starved(&mut self, key: u64) {
@@ -200,12 +161,10 @@ impl StreamTransport {
 
     /// Looks again, after a while, whether a peer goes on with what it began.
     fn watch_progress(&mut self, key: u64) {
-        let gathered = self.gathered_bytes(key);
         let Some(connection) = self.places.connection(key) else { return };
         if connection.watched.is_none() && connection.link.is_due() {
             let due = Instant::now() + self.options.stall_timeout;
-            let (piece, filled) = connection.link.progress();
-            connection.watched = Some((due, (piece, filled + gathered)));
+            connection.watched = Some((due, connection.link.progress()));
             self.timers.insert((due, key));
         }
     }
@@ -249,8 +208,6 @@ impl StreamTransport {
         // The timer may be another one of this connection's, such as that of its greeting.
         let Some((_, (piece, filled))) = connection.watched.take_if(|(due, _)| *due <= now) else { return };
         let (now_piece, now_filled) = connection.link.progress();
-        let now_filled = now_filled + self.gathered_bytes(key);
-        let Some(connection) = self.places.connection(key) else { return };
         let goes_on = now_piece != piece || now_filled >= filled + GOING_ON_BYTES;
         if goes_on || !connection.link.is_due() {
             return self.watch_progress(key);
@@ -276,7 +233,9 @@ impl StreamTransport {
         let owes = connection.link.owes_note();
         let waits = connection.link.is_short() || connection.link.lacks_header();
         let finished = connection.link.is_finished();
-        if owes && self.places.mark(key, mark::OWING) {
+        if !owes {
+            self.places.unmark(key, mark::OWES);
+        } else if self.places.mark(key, mark::OWES) && self.places.mark(key, mark::OWING) {
             self.owing.push(key);
         }
         if waits {
@@ -302,7 +261,8 @@ impl StreamTransport {
     pub(super) fn flush(&mut self, events: &mut Vec<Event>) {
         for _ in 0..self.owing.len() {
             let Some(key) = self.owing.pop() else { break };
-            if self.places.unmark(key, mark::OWING) {
+            self.places.unmark(key, mark::OWING);
+            if self.places.unmark(key, mark::OWES) {
                 self.turn_sending(key, Saying::All, events);
             }
         }
@@ -565,7 +525,7 @@ impl StreamTransport {
         let deadline = now + resume_for;
         let next = connection.origin.is_some().then_some(now);
         connection.stage = Stage::Broken { next };
-        self.places.unmark(key, mark::HUNG_UP | mark::BLOCKED | mark::GATHERS);
+        self.places.unmark(key, mark::HUNG_UP | mark::BLOCKED);
         let Some(connection) = self.places.connection(key) else { return };
         (connection.deadline, connection.broken) = (Some(deadline), Some(reason.to_string()));
         self.timers.insert((deadline, key));

@@ -9,14 +9,14 @@ pub(super) mod mark {
     pub(in crate::stream) const READY: u8 = 1;
     /// It is among those that have something to send.
     pub(in crate::stream) const DIRTY: u8 = 2;
-    /// It is among those that owe a note.
+    /// It is among those that may owe a note.
     pub(in crate::stream) const OWING: u8 = 4;
+    /// It owes a note.
+    pub(in crate::stream) const OWES: u8 = 32;
     /// It waits for its socket to take something.
     pub(in crate::stream) const BLOCKED: u8 = 8;
     /// The socket has ended: no other edge tells of it, so it is read until the end is seen.
     pub(in crate::stream) const HUNG_UP: u8 = 16;
-    /// Its socket is readable only when the piece that has begun is there.
-    pub(in crate::stream) const GATHERS: u8 = 32;
 }
 
 #[derive(Default)]
@@ -31,6 +31,8 @@ pub(super) struct Place {
 pub(super) struct Places {
     entries: Vec<Place>,
     free: Vec<u32>,
+    /// How many are marked as owing a note.
+    owe: usize,
 }
 
 impl Places {
@@ -63,6 +65,7 @@ impl Places {
         match self.place(key) {
             Some(Place { marks, entry: Some(Entry::Connection(_)), .. }) if *marks & mark == 0 => {
                 *marks |= mark;
+                self.owe += usize::from(mark & mark::OWES != 0);
                 true
             }
             _ => false,
@@ -71,11 +74,16 @@ impl Places {
 
     /// Takes a mark away; whether it was there.
     pub(super) fn unmark(&mut self, key: u64, mark: u8) -> bool {
-        self.place(key).is_some_and(|place| {
-            let was = place.marks & mark != 0;
-            place.marks &= !mark;
-            was
-        })
+        let Some(place) = self.place(key) else { return false };
+        let was = place.marks & mark;
+        place.marks &= !mark;
+        self.owe -= usize::from(was & mark::OWES != 0);
+        was != 0
+    }
+
+    /// Whether any owes a note.
+    pub(super) fn some_owe(&self) -> bool {
+        self.owe > 0
     }
 
     pub(super) fn is_marked(&mut self, key: u64, mark: u8) -> bool {
@@ -107,6 +115,7 @@ impl Places {
         self.get(key)?;
         let index = (key & 0xffff_ffff) as u32;
         let place = &mut self.entries[index as usize];
+        self.owe -= usize::from(core::mem::take(&mut place.marks) & mark::OWES != 0);
         place.generation = place.generation.wrapping_add(1);
         self.free.push(index);
         place.entry.take()
