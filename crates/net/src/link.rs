@@ -38,8 +38,8 @@ const AHEAD_PIECES: usize = 4;
 const BUFFERS: usize = 1 + 2 * (AHEAD_PIECES + 1);
 /// How many bytes are expected at most in one call.
 const AHEAD_BYTES: usize = 512 << 10;
-/// Frames of so many bytes together are copied behind each other before they are copied into the kernel, which takes one
-/// buffer for less than what it saves to copy them once.
+/// Frames of so many bytes together are copied behind each other before they are copied into the kernel, which takes
+/// one buffer for less than what it saves to copy them once.
 const STAGED_BYTES: usize = 2048;
 /// Segments of one send.
 const SEGMENTS: usize = 64;

@@ -647,8 +647,13 @@ impl Selector {
             *state = State { refused: state.refused, says_copied: state.says_copied, ..State::default() };
         }
         self.reason = Reason::WireChanged;
-        (self.rate, self.window, self.windows, self.before) = (None, None, 0, None);
+        self.forget_rates();
         self.states[self.path as usize].pace = Some(1.0);
+    }
+
+    /// Forgets how much was carried so far, which nothing that follows can be compared with.
+    fn forget_rates(&mut self) {
+        (self.rate, self.window, self.windows, self.before) = (None, None, 0, None);
     }
 
     /// Takes over what another connection to the same host has found out.

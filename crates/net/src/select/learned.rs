@@ -21,8 +21,8 @@ pub(crate) enum Choosing {
         objective: Objective,
         /// What was decided, and is looked after for this connection alone; none before.
         own: Option<Box<Selector>>,
-        /// Whether a path was asked for.
-        has_asked: bool,
+        /// What it is called among those it learns with, once it has asked for a path.
+        id: Option<u64>,
         learned: Experience,
     },
 }
@@ -34,8 +34,11 @@ pub(crate) enum Choosing {
 pub(crate) struct Learned {
     /// The selection that was decided last.
     latest: Option<Box<Selector>>,
-    /// The one that is under way.
+    /// The one that is under way, who measured for it last, and whether others did.
     exploring: Option<Box<Selector>>,
+    last: u64,
+    is_shared: bool,
+    next_id: u64,
 }
 
 /// The same, as connections hold it.
@@ -68,15 +71,18 @@ impl<H: Eq + Hash> Experiences<H> {
 impl Choosing {
     /// The cheapest of these paths.
     pub(crate) fn among(usable: &'static [PathKind], objective: Objective) -> Self {
-        Self::Cheapest { usable, objective, own: None, has_asked: false, learned: Experience::default() }
+        Self::Cheapest { usable, objective, own: None, id: None, learned: Experience::default() }
     }
 
     /// A path, picked by what measures; none if one is forced.
     pub(crate) fn pick(&mut self, pick: impl FnOnce(&mut Selector) -> PathKind) -> Option<PathKind> {
-        let Self::Cheapest { usable, objective, own, has_asked, learned } = self else { return None };
-        *has_asked = true;
+        let Self::Cheapest { usable, objective, own, id, learned } = self else { return None };
         let mut learned = learned.borrow_mut();
         let learned = &mut *learned;
+        let id = *id.get_or_insert_with(|| {
+            learned.next_id += 1;
+            learned.next_id
+        });
         match own {
             Some(own) if own.settled => {
                 if core::mem::take(&mut own.is_news) {
@@ -87,7 +93,10 @@ impl Choosing {
             // The wire has changed: others may know of it already, or find it out together with this one.
             Some(changed) => match &learned.latest {
                 Some(latest) if latest.decided > changed.changed => changed.adopt(latest),
-                _ if learned.exploring.is_none() => learned.exploring = own.take(),
+                _ if learned.exploring.is_none() => {
+                    learned.exploring = own.take();
+                    (learned.last, learned.is_shared) = (id, false);
+                }
                 _ => *own = None,
             },
             None => {}
@@ -100,20 +109,32 @@ impl Choosing {
             new.adopt(latest);
             *own = Some(new);
         }
-        let new = || Box::new(Selector::new(usable, *objective, Instant::now()));
-        Some(pick(own.as_mut().unwrap_or_else(|| learned.exploring.get_or_insert_with(new))))
+        if let Some(own) = own {
+            return Some(pick(own));
+        }
+        let exploring = learned.exploring.get_or_insert_with(|| {
+            (learned.last, learned.is_shared) = (id, false);
+            Box::new(Selector::new(usable, *objective, Instant::now()))
+        });
+        learned.is_shared |= learned.last != id;
+        learned.last = id;
+        Some(pick(exploring))
     }
 
     /// Tells what measures, if anything does, of what became of a call.
     pub(crate) fn tell<T>(&mut self, tell: impl FnOnce(&mut Selector) -> T) -> Option<T> {
         match self {
             Self::Cheapest { own: Some(own), .. } => Some(tell(own)),
-            Self::Cheapest { has_asked: true, own, learned, .. } => {
+            Self::Cheapest { id: Some(_), own, learned, .. } => {
                 let mut learned = learned.borrow_mut();
                 let told = learned.exploring.as_mut().map(|exploring| tell(exploring));
                 // Something was decided: this one looks at it more closely, and the others take it over.
                 if let Some(mut settled) = learned.exploring.take_if(|exploring| exploring.settled) {
                     settled.is_news = false;
+                    if learned.is_shared {
+                        // What all carried together says nothing about what this one does.
+                        settled.forget_rates();
+                    }
                     learned.latest = Some(settled.clone());
                     *own = Some(settled);
                 }
@@ -134,7 +155,7 @@ impl Choosing {
     pub(crate) fn selection(&self) -> Option<Selection> {
         match self {
             Self::Cheapest { own: Some(own), .. } => Some(own.selection()),
-            Self::Cheapest { has_asked: true, learned, .. } => {
+            Self::Cheapest { id: Some(_), learned, .. } => {
                 let learned = learned.borrow();
                 Some(learned.exploring.as_ref().or(learned.latest.as_ref())?.selection())
             }
