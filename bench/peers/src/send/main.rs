@@ -34,8 +34,9 @@ const SUITE: &str = "send";
 const PORT: &str = "20078";
 /// Bytes that the file is made of at a time.
 const BLOCK_BYTES: usize = 1 << 20;
-/// By how much what iperf3 sends may differ from the file: it counts in blocks, and several are under way at its end.
-const SLACK_BYTES: u64 = 8 << 20;
+/// By what part of it what iperf3 sends may differ from the file: it counts in blocks, and many are under way at its
+/// end. What it cost is divided by what it sent.
+const SLACK_PART: u64 = 20;
 /// How long a transfer may take: a disk of 20 MB/s is quick enough for 4 GiB.
 const PATIENCE: Duration = Duration::from_secs(300);
 /// The congestion control of both ends.
@@ -295,8 +296,9 @@ impl<'a> Stage<'a> {
         let found: serde_json::Value = serde_json::from_str(&printed)?;
         let sent = &found["end"]["sum_sent"];
         // It ends in the midst of blocks, a few before the end of a file or behind it.
-        let Some(sent_bytes) =
-            sent["bytes"].as_u64().filter(|&sent| sent.abs_diff(self.arguments.bytes) <= SLACK_BYTES)
+        let Some(sent_bytes) = sent["bytes"]
+            .as_u64()
+            .filter(|&sent| sent.abs_diff(self.arguments.bytes) <= self.arguments.bytes / SLACK_PART)
         else {
             return because(format!("iperf3 sent {}, not {bytes} bytes", sent["bytes"]));
         };
