@@ -584,12 +584,17 @@ impl<W: Wire> Link<W> {
             return taken(sent);
         }
         let path = self.path_for(front);
+        let begin = (path != PathKind::Write && self.forced().is_none()).then(Instant::now);
         let sent = match self.send_by(path, front) {
             Err(error) if path != PathKind::Write && error.kind() != io::ErrorKind::WouldBlock => {
                 // Whatever is wrong with the path or with the connection, a plain send finds out which.
                 self.counts.paths[path as usize].refused += 1;
                 self.choosing.tell(|selector| selector.refused(path));
                 let plain = self.send_by(PathKind::Write, front);
+                if let (Ok(bytes), Some(begin)) = (&plain, begin) {
+                    let pieces = *bytes as f64 / (front.payload_bytes as usize + HEADER_BYTES) as f64;
+                    self.choosing.tell(|selector| selector.fell_back(path, pieces, *bytes, begin.elapsed()));
+                }
                 if plain.as_ref().map_or_else(|error| error.kind() == io::ErrorKind::WouldBlock, |_| true) {
                     // It was the path's fault.
                     self.refusals.get_or_insert_default()[path as usize].get_or_insert_with(|| error.to_string());

@@ -614,6 +614,13 @@ impl Selector {
         }
     }
 
+    /// Notes what it took to be refused by a path and to send by another: who chooses the path pays for that.
+    pub fn fell_back(&mut self, path: PathKind, pieces: f64, bytes: usize, took: Duration) {
+        if bytes >= LEAST_TOLD {
+            self.states[path as usize].sending.call(pieces, bytes as f64 / 1024.0, took.as_nanos() as f64);
+        }
+    }
+
     /// Notes what a notification said, and how long it took to read.
     pub fn notified(&mut self, path: PathKind, copied: bool, took: Duration) {
         let state = &mut self.states[path as usize];

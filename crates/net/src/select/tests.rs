@@ -288,3 +288,32 @@ fn a_path_that_waits_for_the_far_program_is_left_again() {
     world.run(&WAITING, 1 << 20, true, 20_000);
     assert_eq!(world.selection().path, PathKind::Splice);
 }
+
+#[test]
+fn a_path_that_is_refused_every_second_time_costs_what_the_refusals_cost() {
+    let mut world = World::new();
+    let (mut used, mut turn) = ([0; PATHS], 0);
+    for call in 0..3000 {
+        let front = Front { payload_bytes: 64 << 10, may_share: true };
+        let path = world.choosing.pick(|selector| selector.pick(front)).expect("no path is forced");
+        used[path as usize] += usize::from(call >= 1000);
+        let took = |part: f64| Duration::from_nanos((6000.0 * part) as u64);
+        let mut cost = took(if path == PathKind::SendFile { 0.6 } else { 1.0 });
+        if path == PathKind::SendFile {
+            turn += 1;
+            if turn % 2 == 0 {
+                cost = took(1.7);
+                world.choosing.tell(|selector| {
+                    selector.refused(path);
+                    selector.called(PathKind::Write, 1.0, 64 << 10, took(1.0), world.now);
+                    selector.fell_back(path, 1.0, 64 << 10, cost);
+                });
+                world.now += cost;
+                continue;
+            }
+        }
+        world.now += cost;
+        world.choosing.tell(|selector| selector.called(path, 1.0, 64 << 10, cost, world.now));
+    }
+    assert!(used[PathKind::SendFile as usize] < 400, "{used:?}: {:?}", world.selection());
+}
