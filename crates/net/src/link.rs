@@ -631,8 +631,9 @@ impl<W: Wire> Link<W> {
                 stage[end..][..segment.bytes.len()].copy_from_slice(segment.bytes);
                 end += segment.bytes.len();
             }
-            self.counts.copied_user += all as u64;
-            wire.send(path, &[Segment { bytes: &stage[..end], home: None }])
+            let sent = wire.send(path, &[Segment { bytes: &stage[..end], home: None }]);
+            self.counts.copied_user += sent.as_ref().map_or(0, |sent| sent.bytes as u64);
+            sent
         } else {
             wire.send(path, &segments)
         };

@@ -428,6 +428,11 @@ impl Outgoing {
     pub fn begin(&mut self, hello: &Hello, epoch: u32, done: &mut Vec<Token>) -> Result<(), PeerFault> {
         self.check_acknowledged(hello.resume_from)?;
         check_credits(0, hello.granted)?;
+        if !self.resumes && hello.resume_from < self.sent {
+            // What it asks for is not here any more.
+            let (before, sent) = (self.acknowledged, self.sent);
+            return Err(PeerFault::Acknowledged { claimed: hello.resume_from, before, sent });
+        }
         self.acknowledged(hello.resume_from, done)?;
         self.epoch = epoch;
         (self.small_bytes, self.slot_bytes, self.streams) = (hello.small_bytes, hello.slot_bytes, hello.streams);

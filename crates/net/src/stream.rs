@@ -267,8 +267,8 @@ pub struct StreamTransport {
     connections: usize,
     strangers: usize,
     ready: VecDeque<u64>,
-    dirty: Vec<u64>,
-    owing: Vec<u64>,
+    dirty: VecDeque<u64>,
+    owing: VecDeque<u64>,
     /// Connections that wait for slots: those that have received something, and those that have not.
     starved: VecDeque<u64>,
     starved_newcomers: VecDeque<u64>,
@@ -340,8 +340,8 @@ impl StreamTransport {
             connections: 0,
             strangers: 0,
             ready: VecDeque::new(),
-            dirty: Vec::new(),
-            owing: Vec::new(),
+            dirty: VecDeque::new(),
+            owing: VecDeque::new(),
             starved: VecDeque::new(),
             starved_newcomers: VecDeque::new(),
             newcomers_next: None,
@@ -664,7 +664,7 @@ impl StreamTransport {
 
     fn make_dirty(&mut self, key: u64) {
         if self.places.mark(key, mark::DIRTY) {
-            self.dirty.push(key);
+            self.dirty.push_back(key);
         }
     }
 
@@ -687,11 +687,13 @@ impl StreamTransport {
                 return Err(failed("epoll_wait")(errno));
             }
         };
+        let mut refused = Ok(());
         for event in &gathered {
             let key = event.data.u64();
             match self.places.get(key) {
                 _ if key == RING => self.hear_ring(events),
-                Some(Entry::Listener(_)) => self.accept(key)?,
+                // The others are heard all the same: nothing tells of them again.
+                Some(Entry::Listener(_)) => refused = refused.and(self.accept(key)),
                 Some(Entry::Stranger(_)) => self.ready.push_back(key),
                 Some(Entry::Connection(_)) => {
                     let flags = event.flags;
@@ -711,7 +713,7 @@ impl StreamTransport {
         }
         self.gathered = gathered;
         (self.turns, self.unseen) = (0, self.ready.len());
-        Ok(count)
+        refused.map(|()| count)
     }
 
     /// Watches the ring once a send has opened it.
@@ -737,6 +739,10 @@ impl StreamTransport {
                     self.tell(key, events);
                     if told.is_err() {
                         self.make_ready(key);
+                    }
+                    // It may have been the last that an end waited for.
+                    if self.places.connection(key).is_some_and(|connection| connection.link.is_finished()) {
+                        self.make_dirty(key);
                     }
                 }
                 // Those of a wire that is gone free nothing but what its orphan keeps, which counts what is owed.
@@ -784,7 +790,19 @@ impl StreamTransport {
                     self.timers.insert((Instant::now() + ACCEPT_AGAIN, listener));
                     return self.pause(listener);
                 }
-                Err(Errno::INTR | Errno::CONNABORTED) => {}
+                // A connection that was over before it was accepted (accept(2), "Error handling").
+                Err(
+                    Errno::INTR
+                    | Errno::CONNABORTED
+                    | Errno::NETDOWN
+                    | Errno::PROTO
+                    | Errno::NOPROTOOPT
+                    | Errno::HOSTDOWN
+                    | Errno::HOSTUNREACH
+                    | Errno::NETUNREACH
+                    | Errno::OPNOTSUPP
+                    | Errno::TIMEDOUT,
+                ) => {}
                 Err(errno) => return Err(failed("accept")(errno)),
             }
         }

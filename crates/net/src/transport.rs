@@ -257,6 +257,7 @@ pub trait Transport {
     /// What can be done here.
     fn capabilities(&self) -> Capabilities;
 
-    /// The descriptor that is readable when [`poll`](Self::poll) has something to do.
+    /// The descriptor that becomes readable when [`poll`](Self::poll) has something new to do. A poll that told
+    /// something may have left more for the next: before waiting for the descriptor, poll until nothing is told.
     fn descriptor(&self) -> BorrowedFd<'_>;
 }

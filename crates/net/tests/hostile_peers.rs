@@ -5,7 +5,7 @@ mod dice;
 mod hostile;
 mod stage;
 
-use std::io::Write;
+use std::io::{Read, Write};
 use std::net::TcpStream;
 use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
@@ -15,7 +15,7 @@ use hostile::content;
 use stage::{Good, PATIENCE, Stage, descriptors, first_frame, greeted, hello, reset, stranger};
 use zcmi_mem::lease::LeaseMut;
 use zcmi_mem::pool::PoolPlan;
-use zcmi_net::frame::{HEADER_BYTES, HELLO_BYTES, Header, Kind};
+use zcmi_net::frame::{HEADER_BYTES, HELLO_BYTES, Header, Hello, Kind};
 use zcmi_net::outgoing::Token;
 use zcmi_net::path::PathKind;
 use zcmi_net::slots::SlotPlan;
@@ -239,6 +239,34 @@ fn accepted_by_stranger(event: &Event) -> Option<zcmi_net::transport::Connection
     match event {
         Event::Accepted { connection, .. } => Some(*connection),
         _ => None,
+    }
+}
+
+#[test]
+fn a_peer_that_connects_anew_where_nothing_is_mended_loses_its_connection_and_no_more() {
+    let _alone = ALONE.lock().unwrap_or_else(PoisonError::into_inner);
+    assert!(options().resume_for.is_zero());
+    let mut stage = Stage::new(&options());
+    let mut good = stage.good();
+    stage.until("a connection", &mut good, |stage, _| stage.server.sockets() == (1, 0));
+    stage.told.clear();
+    let first = hello(&mut Dice::new(3), [8, 2]);
+    let (mut old, _) = greeted(&mut stage, &mut good, &first);
+    stage.until("a stranger's connection", &mut good, |stage, _| stage.server.sockets() == (2, 0));
+    let theirs = stage.told.iter().find_map(accepted_by_stranger).expect("it was accepted");
+    // A message that the socket took, and that is not acknowledged.
+    let lease = stage.server.loan(300).expect("a slot");
+    stage.server.submit(Destination::new(theirs), lease.into(), Token(1)).expect("it is taken");
+    stage.poll();
+    old.set_nonblocking(false).expect("an option");
+    old.read_exact(&mut [0; HEADER_BYTES + 300]).expect("it was sent");
+    // The same session over another socket, as if nothing of it had come.
+    let mut new = TcpStream::connect(old.peer_addr().expect("an address")).expect("a connection");
+    new.write_all(&Hello { epoch: 1, resume_from: 0, ..first }.encode()).expect("it is said");
+    let closed = |told: &Event| matches!(told, Event::Closed { connection, .. } if *connection == theirs);
+    stage.until("its end", &mut good, |stage, _| stage.told.iter().any(closed));
+    for _ in 0..20 {
+        stage.round(&mut good, 100);
     }
 }
 

@@ -46,7 +46,7 @@ impl StreamTransport {
             board.note();
         }
         for _ in 0..self.dirty.len() {
-            let Some(key) = self.dirty.pop() else { break };
+            let Some(key) = self.dirty.pop_front() else { break };
             self.turn_sending(key, Saying::Due, events);
         }
         let begin = events.len();
@@ -236,7 +236,7 @@ impl StreamTransport {
         if !owes {
             self.places.unmark(key, mark::OWES);
         } else if self.places.mark(key, mark::OWES) && self.places.mark(key, mark::OWING) {
-            self.owing.push(key);
+            self.owing.push_back(key);
         }
         if waits {
             self.make_starved(key);
@@ -259,8 +259,9 @@ impl StreamTransport {
 
     /// Says what is owed, because nothing else will.
     pub(super) fn flush(&mut self, events: &mut Vec<Event>) {
+        // In turn: one whose socket takes nothing comes again at once, and must not hide the others.
         for _ in 0..self.owing.len() {
-            let Some(key) = self.owing.pop() else { break };
+            let Some(key) = self.owing.pop_front() else { break };
             self.places.unmark(key, mark::OWING);
             if self.places.unmark(key, mark::OWES) {
                 self.turn_sending(key, Saying::All, events);
@@ -478,6 +479,11 @@ impl StreamTransport {
             Some((key, connection)) => {
                 let late = theirs.epoch < connection.epoch;
                 if late || changed(connection.peer, peer).is_some() {
+                    return Ok(());
+                }
+                if self.options.resume_for.is_zero() {
+                    // Nothing goes on over another socket: what was sent over this one is not here any more.
+                    self.close_with(key, Closed::Broken("the peer connected anew".into()), events);
                     return Ok(());
                 }
                 if matches!(connection.stage, Stage::Open) {
