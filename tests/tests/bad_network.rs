@@ -10,7 +10,7 @@
 use std::cell::Cell;
 use std::collections::HashMap;
 use std::net::SocketAddr;
-use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
+use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, TryRecvError, channel};
 use std::time::{Duration, Instant};
 
 use zcmi_bench::wires::{Family, Faults, Relay, Side, Wire, WireKind};
@@ -240,11 +240,12 @@ fn send<K: Kind>(kind: &K, to: SocketAddr, total: u64, notes: &Sender<Note>) -> 
     }
 }
 
-/// Receives so many messages, checks each, and ends well.
-fn receive<T: Transport>(mut transport: T, total: u64, notes: &Sender<Note>) {
+/// Receives so many messages, checks each, ends well, and stays until the sender has gone: what it says last may be
+/// lost with its socket, and is then asked for again.
+fn receive<T: Transport>(mut transport: T, total: u64, notes: &Sender<Note>, sender: &Receiver<()>) {
     let (mut partial, mut next) = (HashMap::<u64, Vec<u8>>::new(), [0, 1, 2]);
-    let (mut received, mut events, mut watch) = (0, Vec::new(), Watch::new());
-    loop {
+    let (mut received, mut events, mut watch, mut ended) = (0, Vec::new(), Watch::new(), false);
+    while !ended || !matches!(sender.try_recv(), Err(TryRecvError::Disconnected)) {
         transport.poll(&mut events, Some(Duration::from_millis(50))).expect("the transport goes on");
         watch.look("receiving", !events.is_empty());
         for event in events.drain(..) {
@@ -276,7 +277,7 @@ fn receive<T: Transport>(mut transport: T, total: u64, notes: &Sender<Note>) {
                     assert_eq!(received, total, "the end comes after everything");
                     transport.close(connection);
                 }
-                Event::Closed { reason: Closed::Ended, .. } => return,
+                Event::Closed { reason: Closed::Ended, .. } => ended = true,
                 Event::Closed { reason, .. } => panic!("the receiver's connection was closed: {reason}"),
                 _ => {}
             }
@@ -288,19 +289,22 @@ fn receive<T: Transport>(mut transport: T, total: u64, notes: &Sender<Note>) {
 fn cross<K: Kind>(kind: &K, wire: &Wire, total: u64, network: impl FnOnce(&Relay, Receiver<Note>)) -> u64 {
     let (notes, heard) = channel();
     let (bound, address) = channel();
+    let (stays, sender) = channel::<()>();
     let at = SocketAddr::new(wire.address(Side::Receiver, Family::V4).expect("an address"), 0);
     std::thread::scope(|scope| {
         let told = notes.clone();
         let receiving = scope.spawn(move || {
-            wire.enter(Side::Receiver, || {
+            wire.enter(Side::Receiver, move || {
                 let mut transport = kind.make();
                 let _ = bound.send(kind.listen(&mut transport, at));
-                receive(transport, total, &told);
+                receive(transport, total, &told, &sender);
             })
         });
         let sending = scope.spawn(move || {
             let to = address.recv().expect("it listens");
-            wire.enter(Side::Sender, || send(kind, to, total, &notes))
+            let sent = wire.enter(Side::Sender, || send(kind, to, total, &notes));
+            drop(stays);
+            sent
         });
         network(wire.relay().expect("a relay"), heard);
         // A panic there says more than what it led to here.
@@ -347,7 +351,7 @@ fn under<K: Kind>(kind: &K, wire: &Wire, total: u64, faults: Faults, resets: u64
     let broken = Cell::new([0; 2]);
     let sent = cross(kind, wire, total, |relay, notes| {
         relay.set_both(faults);
-        // Not at the very end: what a side says last cannot be told again to one that has gone.
+        // Not with the last message: whoever has ended does not notice.
         let every = (total * 9 / 10).checked_div(resets).unwrap_or(u64::MAX);
         let mut done = 0;
         for note in notes {
@@ -503,7 +507,7 @@ fn a_late_write_is_seen<K: Kind>(kind: &K, wire: &Wire) -> bool {
     let bytes = 20_000;
     std::thread::scope(|scope| {
         let receiving = scope.spawn(move || {
-            wire.enter(Side::Receiver, || {
+            wire.enter(Side::Receiver, move || {
                 let mut transport = kind.make();
                 let _ = bound.send(kind.listen(&mut transport, at));
                 let (mut events, mut seen, mut watch) = (Vec::new(), None, Watch::new());

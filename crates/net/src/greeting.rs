@@ -8,7 +8,8 @@
 //! ── frames ──▶                                     ◀── frames ──
 //! ```
 //!
-//! A side that was told of a session that it does not know answers with the epoch [`UNKNOWN_SESSION`].
+//! A side that was told of a session that it does not know answers with the epoch [`UNKNOWN_SESSION`], of one that has
+//! ended with [`ENDED_SESSION`].
 //!
 //! # Invariants
 //! - Not one byte behind what is due is read here.
@@ -24,6 +25,9 @@ use crate::wire::{Segment, Wire};
 
 /// The epoch of an answer to a side whose session is not known.
 pub(crate) const UNKNOWN_SESSION: u32 = u32::MAX;
+
+/// The epoch of an answer to a side whose session has ended well, as far as the answering side is concerned.
+pub(crate) const ENDED_SESSION: u32 = u32::MAX - 1;
 
 /// What a greeting waits for.
 #[derive(Debug)]

@@ -146,6 +146,8 @@ pub struct Incoming {
     told: Note,
     wants: [bool; 2],
     ended: bool,
+    /// Whether the end was told; it comes again over each wire.
+    end_told: bool,
     costs: [Cost; PathKind::ALL.len()],
     /// The path whose cost is to be told next, if there is news of it.
     told_cost: usize,
@@ -180,6 +182,7 @@ impl Incoming {
             told: Note::default(),
             wants: [false; 2],
             ended: false,
+            end_told: false,
             costs: Default::default(),
             told_cost: 0,
         }
@@ -195,6 +198,11 @@ impl Incoming {
     #[must_use]
     pub fn is_ended(&self) -> bool {
         self.ended
+    }
+
+    /// The peer's end has come, maybe again; `true` the first time.
+    pub fn tell_end(&mut self) -> bool {
+        !core::mem::replace(&mut self.end_told, true)
     }
 
     /// How many messages were begun and not finished.

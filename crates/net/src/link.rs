@@ -940,8 +940,8 @@ impl<W: Wire> Link<W> {
                     self.finish_piece(happened);
                 }
             }
-            Kind::End => happened.push(Happened::Ended),
-            Kind::Control => {}
+            Kind::End if self.incoming.tell_end() => happened.push(Happened::Ended),
+            Kind::End | Kind::Control => {}
         }
         Ok(())
     }

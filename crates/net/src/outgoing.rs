@@ -444,6 +444,16 @@ impl Outgoing {
         Ok(())
     }
 
+    /// Settles everything: the peer has it all, and has ended after our end. Completions go to `done`.
+    ///
+    /// # Errors
+    /// [`PeerFault`] if it cannot have; what it does have is settled all the same.
+    pub fn ended(&mut self, received: u64, done: &mut Vec<Token>) -> Result<(), PeerFault> {
+        self.acknowledged(received, done)?;
+        let all = self.closed && self.live_messages == 0;
+        all.then_some(()).ok_or(PeerFault::End { sequence: received, fault: "we had not ended ours" })
+    }
+
     /// Forgets the wire: what it was given is framed again in the next epoch, and what its sends pin is handed out, to
     /// be kept until they are notified. Completions go to `done`.
     pub fn release_wire(&mut self, done: &mut Vec<Token>) -> Vec<Kept> {

@@ -34,6 +34,7 @@
 
 mod address;
 mod drive;
+mod ended;
 mod places;
 mod told;
 mod wire;
@@ -59,7 +60,7 @@ pub use address::Address;
 use address::failed;
 
 use crate::frame::{Hello, MESSAGE_BYTES};
-use crate::greeting::{Greeted, Greeting, UNKNOWN_SESSION};
+use crate::greeting::{ENDED_SESSION, Greeted, Greeting, UNKNOWN_SESSION};
 use crate::incoming::PeerFault;
 use crate::key::Key;
 use crate::link::{Happened, Link, LinkCounts, LinkError, LinkLimits, Orphan, Readiness};
@@ -74,6 +75,7 @@ use crate::socket::{self, SocketWire};
 use crate::transport::{Capabilities, Closed, ConnectionId, Destination, Event, ListenerId, Transport, TransportError};
 use crate::uring;
 use crate::wire::Wire;
+use ended::EndedSessions;
 use places::{Places, mark};
 use wire::StreamWire;
 
@@ -264,6 +266,7 @@ pub struct StreamTransport {
     epoll: OwnedFd,
     places: Places,
     sessions: HashMap<[u8; 16], u64>,
+    ended: EndedSessions,
     connections: usize,
     strangers: usize,
     ready: VecDeque<u64>,
@@ -337,6 +340,7 @@ impl StreamTransport {
             epoll: epoll::create(epoll::CreateFlags::CLOEXEC).map_err(failed("epoll_create"))?,
             places: Places::default(),
             sessions: HashMap::new(),
+            ended: EndedSessions::default(),
             connections: 0,
             strangers: 0,
             ready: VecDeque::new(),

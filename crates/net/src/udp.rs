@@ -83,7 +83,8 @@ const SETTLING: Duration = Duration::from_millis(200);
 const LOOK_AGAIN: Duration = Duration::from_millis(1);
 /// How long a socket stays after its connection, to answer a peer that did not hear the last word.
 const LEAVING: Nanos = 2_000 * pace::MS;
-/// Sessions that are remembered after their end, so that no old greeting begins them anew.
+/// Sessions that are remembered after their end, so that no old greeting begins them anew, and a peer that did not hear
+/// the last word learns how they ended.
 const GONE: usize = 4096;
 
 /// The paths that datagrams can go by, of which the cheapest is looked for.
@@ -309,8 +310,10 @@ pub struct UdpTransport {
     next_key: u64,
     /// Accepted sessions by their word.
     words: HashMap<u64, u64>,
+    /// Sessions that are over, the oldest first.
     gone: VecDeque<u64>,
-    gone_words: HashMap<u64, ()>,
+    /// How many pieces had come to them, if they ended well.
+    gone_words: HashMap<u64, Option<u64>>,
     dirty: Vec<u64>,
     starved: Vec<u64>,
     timers: BTreeSet<(Nanos, u64)>,

@@ -46,6 +46,8 @@ struct Relay {
     /// How many of the next datagrams are dropped, either way.
     drops: usize,
     is_dead: bool,
+    /// Nothing comes to the client.
+    is_mute: bool,
     /// Every so many datagrams one is kept back until the next has passed, and every so many of these is lost.
     mischief: Option<(usize, usize)>,
     kept: Option<Vec<u8>>,
@@ -67,6 +69,7 @@ impl Relay {
             seen: Vec::new(),
             drops: 0,
             is_dead: false,
+            is_mute: false,
             mischief: None,
             kept: None,
             passed: 0,
@@ -104,7 +107,7 @@ impl Relay {
             }
         }
         while let Ok((length, _)) = self.back.recv_from(&mut bytes) {
-            if let (true, Some(client)) = (self.passes(), self.client) {
+            if let (true, Some(client)) = (self.passes() && !self.is_mute, self.client) {
                 let _ = self.front.send_to(&bytes[..length], client);
             }
         }
@@ -448,4 +451,49 @@ fn unreliable_messages_complete_when_they_are_sent_and_are_no_longer_than_a_slot
     ends.relay.is_dead = false;
     ends.events[0].clear();
     ends.exchange(7);
+}
+
+/// The accepting side ends, and what it says last is lost; the other asks again, at once or, when it has given up,
+/// with a greeting.
+fn last_words_are_lost(gives_up: bool, key: Option<Key>) {
+    let silence = Duration::from_millis(if gives_up { 100 } else { 15_000 });
+    let options = || UdpOptions { key: key.clone(), silence, ..options() };
+    let mut ends = Ends::new(options(), options());
+    ends.connect();
+    ends.exchange(3000);
+    let back = ends.back.expect("it is connected");
+    ends.two.close(back);
+    ends.until("the server's end", |ends| ends.events[0].iter().any(|event| matches!(event, Event::Ended { .. })));
+    ends.events[0].clear();
+    // It has heard that its end was heard.
+    ends.exchange(100);
+    ends.relay.is_mute = true;
+    // No more than goes without an answer.
+    ends.submit(500).expect("it is taken");
+    ends.submit(0).expect("it is taken");
+    ends.one.close(ends.to);
+    ends.until("the end there", |ends| closed(&ends.events[1]).is_some());
+    assert!(matches!(closed(&ends.events[1]), Some(Closed::Ended)), "{:?}", ends.events[1]);
+    let is_interrupted =
+        |ends: &mut Ends| ends.events[0].iter().any(|event| matches!(event, Event::Interrupted { .. }));
+    if gives_up {
+        ends.until("that nothing is heard", is_interrupted);
+    }
+    // What was said last is lost too.
+    ends.relay.pump();
+    ends.relay.is_mute = false;
+    ends.until("the end here", |ends| closed(&ends.events[0]).is_some());
+    assert!(matches!(closed(&ends.events[0]), Some(Closed::Ended)), "{:?}", ends.events[0]);
+    let completed = ends.events[0].iter().filter(|event| matches!(event, Event::Completed { .. })).count();
+    assert_eq!(completed, 2, "{:?}", ends.events[0]);
+    let received = ends.events[1].iter().filter(|event| matches!(event, Event::Received { .. })).count();
+    assert_eq!(received, 2, "each came once");
+}
+
+#[test]
+fn who_did_not_hear_the_last_words_learns_how_it_ended() {
+    for gives_up in [false, true] {
+        last_words_are_lost(gives_up, None);
+        last_words_are_lost(gives_up, Key::new(b"a key of thirty-two bytes, or so").ok());
+    }
 }

@@ -12,6 +12,22 @@ impl<W: Wire> Link<W> {
         }
     }
 
+    /// Ends well without a wire: the peer did so after our end, with this many of our pieces received, and only its
+    /// last frame was lost.
+    ///
+    /// # Errors
+    /// [`PeerFault`] if that cannot be: it claims what was never sent, or ended before us; what it has is settled all
+    /// the same.
+    pub fn ended(&mut self, theirs: &Hello, happened: &mut Vec<Happened>) -> Result<(), PeerFault> {
+        debug_assert!(self.wire.is_none(), "the wire before was released");
+        self.outgoing.ended(theirs.resume_from, &mut self.tokens)?;
+        self.complete(happened);
+        if self.incoming.tell_end() {
+            happened.push(Happened::Ended);
+        }
+        Ok(())
+    }
+
     /// Whether both sides have ended, and everything that was sent is received and free.
     #[must_use]
     pub fn is_finished(&self) -> bool {

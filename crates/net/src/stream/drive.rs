@@ -246,6 +246,10 @@ impl StreamTransport {
             return;
         }
         let Some(connection) = self.places.connection(key) else { return };
+        if connection.accepted && !self.options.resume_for.is_zero() {
+            let until = Instant::now() + self.options.resume_for;
+            self.ended.remember(connection.session, connection.link.expected(), until);
+        }
         let orphan = connection.link.disconnect(&mut self.slots, &mut self.happened);
         self.tell(key, events);
         if let Some(Orphan { mut wire, .. }) = orphan {
@@ -370,6 +374,9 @@ impl StreamTransport {
         if theirs.epoch == UNKNOWN_SESSION {
             return self.close_with(key, Closed::SessionLost, events);
         }
+        if theirs.epoch == ENDED_SESSION {
+            return self.ended_there(key, ours, theirs, events);
+        }
         let Some(connection) = self.places.connection(key) else { return };
         let peer = peer_of(theirs);
         let fault = if theirs.session != ours.session {
@@ -386,6 +393,21 @@ impl StreamTransport {
         let Stage::Greeting { wire, .. } = core::mem::replace(&mut connection.stage, stage) else { return };
         connection.peer = Some(peer);
         self.open(key, *wire, ours, theirs, events);
+    }
+
+    /// The peer remembers that both sides had ended it: only its last frame was lost.
+    fn ended_there(&mut self, key: u64, ours: &Hello, theirs: &Hello, events: &mut Vec<Event>) {
+        let Some(connection) = self.places.connection(key) else { return };
+        let fault = match changed(connection.peer, peer_of(theirs)) {
+            _ if theirs.session != ours.session => Some(PeerFault::Incarnation),
+            Some(fault) => Some(fault),
+            None => connection.link.ended(theirs, &mut self.happened).err(),
+        };
+        if let Some(fault) = fault {
+            return self.close_with(key, fault.into(), events);
+        }
+        // Nothing failed: what is left of the connection is its own memory.
+        self.close_with(key, Closed::Ended, events);
     }
 
     /// Goes on over a wire that was greeted on.
@@ -454,11 +476,17 @@ impl StreamTransport {
     /// What to say to a hello, and what credits that promises.
     fn answer_to(&mut self, theirs: &Hello) -> Result<(Hello, [u32; 2]), TransportError> {
         let known = self.sessions.get(&theirs.session).copied();
-        let epoch = if known.is_none() && theirs.epoch > 0 { UNKNOWN_SESSION } else { theirs.epoch };
+        let ended = self.ended.pieces_of(&theirs.session);
+        let epoch = match (known, ended) {
+            (None, Some(_)) => ENDED_SESSION,
+            (None, None) if theirs.epoch > 0 => UNKNOWN_SESSION,
+            _ => theirs.epoch,
+        };
         // Who has not proved that it has the key is promised nothing yet.
-        let promises = self.options.key.is_none() && epoch != UNKNOWN_SESSION;
+        let promises = self.options.key.is_none() && epoch < ENDED_SESSION;
         let granted = if promises { self.first_credits() } else { [0; 2] };
-        let resume_from = known.and_then(|key| self.places.connection(key)).map_or(0, |known| known.link.expected());
+        let expected = known.and_then(|key| self.places.connection(key)).map(|known| known.link.expected());
+        let resume_from = expected.or(ended).unwrap_or(0);
         Ok((self.hello(theirs.session, epoch, resume_from, granted)?, granted))
     }
 
@@ -470,7 +498,7 @@ impl StreamTransport {
         theirs: &Hello,
         events: &mut Vec<Event>,
     ) -> Result<(), TransportError> {
-        if ours.epoch == UNKNOWN_SESSION {
+        if ours.epoch >= ENDED_SESSION {
             return Ok(());
         }
         let known = self.sessions.get(&theirs.session).copied();

@@ -6,6 +6,7 @@ use super::pace::MS;
 use super::sender::Ready;
 use super::socket::{MOST_BYTES, SAFE_SEGMENT, Sharing};
 use super::*;
+use crate::greeting::ENDED_SESSION;
 
 /// Trains that one connection sends before others have their turn.
 const TURNS: usize = 8;
@@ -208,6 +209,9 @@ impl UdpTransport {
             self.strays.unproved += 1;
             return;
         }
+        if theirs.epoch == ENDED_SESSION {
+            return self.ended_there(key, theirs.resume_from, events);
+        }
         if theirs.epoch != greeting.ours.epoch {
             // It is proved, as far as there is a key, that the peer does not know the session.
             return self.close_with(key, Closed::SessionLost, events);
@@ -243,6 +247,18 @@ impl UdpTransport {
             events.push(Event::Connected { connection });
         }
         self.tell_link(key);
+        self.make_dirty(key);
+    }
+
+    /// The peer remembers that both sides had ended the session: only its last words were lost.
+    pub(super) fn ended_there(&mut self, key: u64, pieces: u64, events: &mut Vec<Event>) {
+        let Some(connection) = self.connections.get_mut(&key) else { return };
+        if let Err(fault) = connection.session.ended_there(pieces) {
+            return self.close_with(key, fault.into(), events);
+        }
+        // It ends in its next turn, or when the kernel has let go of the last page.
+        connection.stage = Stage::Open;
+        (connection.deadline, connection.broken) = (None, None);
         self.make_dirty(key);
     }
 
@@ -399,10 +415,13 @@ impl UdpTransport {
     pub(super) fn close_with(&mut self, key: u64, reason: Closed, events: &mut Vec<Event>) {
         let now = self.now();
         let Some(mut connection) = self.connections.remove(&key) else { return };
+        self.happened.extend(connection.session.done.drain(..).map(Happened::Completed));
+        self.tell(key, events);
         // In a forked child the board is not there.
         if let Some(board) = self.board.as_mut().filter(|_| self.slots.check_fork().is_ok()) {
             board.leave(connection.row);
         }
+        let ended_at = connection.session.receiver.ended_at().filter(|_| matches!(reason, Closed::Ended));
         connection.session.receiver.forget(&mut self.slots);
         if let Some(timer) = connection.timer {
             self.timers.remove(&(timer, key));
@@ -429,8 +448,9 @@ impl UdpTransport {
         self.see_off_if_unused(connection.socket, now);
         if self.words.get(&word) == Some(&key) {
             self.words.remove(&word);
+        }
+        if connection.announced && self.gone_words.insert(word, ended_at).is_none() {
             self.gone.push_back(word);
-            self.gone_words.insert(word, ());
             if self.gone.len() > GONE
                 && let Some(oldest) = self.gone.pop_front()
             {

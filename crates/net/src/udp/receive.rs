@@ -12,11 +12,12 @@
 
 use std::io::IoSliceMut;
 
-use super::datagram::HEAD_BYTES;
+use super::datagram::{END, HEAD_BYTES};
 use super::greet::{HELLO_DATAGRAM, hello_datagram, hello_of};
 use super::receiver::{Expected, Landed};
 use super::socket::{MOST_BYTES, MOST_SEGMENTS};
 use super::*;
+use crate::greeting::{ENDED_SESSION, UNKNOWN_SESSION};
 
 /// How often a socket is read before others have their turn.
 const RECEIVES: usize = 32;
@@ -306,10 +307,13 @@ impl UdpTransport {
         }
     }
 
-    /// Says that there is no such session.
+    /// Says that there is no such session any more, and whether it ended well.
     fn reset(&mut self, index: usize, from: &SocketAddr, head: &Head, listens: bool) {
         let Some(Some(place)) = self.places.get_mut(index) else { return };
-        let reset = Head { epoch: head.epoch, ..Head::empty(Kind::Reset, head.session) };
+        let mut reset = Head { epoch: head.epoch, ..Head::empty(Kind::Reset, head.session) };
+        if let Some(&Some(pieces)) = self.gone_words.get(&head.session) {
+            (reset.flags, reset.sequence) = (END, pieces);
+        }
         let to = listens.then(|| SocketAddrAny::from(*from));
         let _ = place.socket.send_small(to.as_ref(), &reset.bytes());
     }
@@ -324,6 +328,9 @@ impl UdpTransport {
         if head.epoch != current || !connection.announced {
             self.strays.old_epoch += 1;
             return;
+        }
+        if head.has(END) {
+            return self.ended_there(key, head.sequence, events);
         }
         // A peer forgets a session when both sides had ended it; only the last word of that was lost.
         let finished = connection.session.may_be_finished();
@@ -359,8 +366,14 @@ impl UdpTransport {
     /// Our hello to theirs, without nonce and proof.
     fn answer_to(&self, theirs: &Hello) -> Hello {
         let is_known = self.known_session(theirs).is_some();
-        let epoch = if is_known || theirs.epoch == 0 { theirs.epoch } else { crate::greeting::UNKNOWN_SESSION };
-        self.hello(theirs.session, epoch, [0; 32])
+        let ended = self.gone_words.get(&word_of(&theirs.session)).copied().flatten();
+        let epoch = match ended {
+            _ if is_known || theirs.epoch == 0 => theirs.epoch,
+            Some(_) => ENDED_SESSION,
+            None => UNKNOWN_SESSION,
+        };
+        let resume_from = ended.filter(|_| epoch == ENDED_SESSION).unwrap_or(0);
+        Hello { resume_from, ..self.hello(theirs.session, epoch, [0; 32]) }
     }
 
     /// Whether a listener takes whoever says this: when it has stopped, only those whom it knows.

@@ -256,6 +256,11 @@ impl Receiver {
         report
     }
 
+    /// How many pieces had come when the peer's end was reached.
+    pub(crate) fn ended_at(&self) -> Option<u64> {
+        self.end.filter(|_| self.has_ended)
+    }
+
     /// Takes what a control datagram says to the receiving half.
     pub(crate) fn control(&mut self, head: &Head, happened: &mut Vec<Happened>) -> Result<(), PeerFault> {
         self.wants[0] |= head.has(WANTS_SMALL);

@@ -647,6 +647,25 @@ impl Sender {
         self.end != End::Unsaid && self.live_messages == 0
     }
 
+    /// The peer has ended after our end, with so many of our pieces received, and only its last words were lost.
+    ///
+    /// # Errors
+    /// [`PeerFault`] if that cannot be; nothing has changed then.
+    pub(crate) fn ended_there(&mut self, pieces: u64, done: &mut Vec<Token>) -> Result<(), PeerFault> {
+        let count = self.next_piece();
+        if self.end == End::Unsaid || (self.reliable && pieces != count) {
+            return Err(PeerFault::End { sequence: pieces, fault: "we had not ended ours there" });
+        }
+        self.end = End::Heard;
+        self.again.clear();
+        for sequence in self.first_piece..count {
+            let length = self.piece(sequence).map_or(0, |piece| piece.length);
+            self.note_arrived(Item { sequence, begin: 0, length }, done);
+        }
+        self.pop_pieces();
+        Ok(())
+    }
+
     /// Gives up: the messages that did not complete, and what sends still pin.
     pub(crate) fn fail(&mut self) -> (Vec<Token>, Vec<Kept>) {
         self.closed = true;

@@ -101,6 +101,20 @@ impl Session {
         Some(length)
     }
 
+    /// The peer says that both sides had ended the session, with so many of our pieces received.
+    ///
+    /// # Errors
+    /// [`PeerFault`] if that cannot be.
+    pub(crate) fn ended_there(&mut self, pieces: u64) -> Result<(), PeerFault> {
+        if !self.receiver.has_ended() {
+            return Err(PeerFault::End { sequence: pieces, fault: "we had not heard its own end" });
+        }
+        self.sender.ended_there(pieces, &mut self.done)?;
+        // Nobody is left to hear what we owe.
+        self.receiver.owes = false;
+        Ok(())
+    }
+
     /// Whether the peer knows that everything came, as far as that can be known.
     pub(crate) fn is_finished(&self) -> bool {
         self.sender.is_finished() && self.receiver.has_ended() && !self.receiver.owes
