@@ -421,6 +421,9 @@ impl Cell {
                 Some("datagrams are not sent from files")
             }
             (WireKind::Unix | WireKind::Tbf, RowKind::Udp | RowKind::UdpUnreliable) => Some("this wire has no UDP"),
+            (_, RowKind::UdpUnreliable) if self.bytes > SLOT_BYTES as usize => {
+                Some("a message that is not sent again is no longer than a slot of its receiver")
+            }
             _ => None,
         }
     }

@@ -1,9 +1,10 @@
 //! Regime flips: a wire changes under a connection, and how long the connection takes until it uses the best path
 //! again.
 //!
-//! What is best after a flip is what the connection itself believes at the end of the time it is watched, with all
-//! paths that are nearly as good. Counted are the sends, and the time, from the flip until such a path is in use, and
-//! switches from then on.
+//! What is best after a flip is measured then, with other connections that have to use one path each: what is nearest
+//! to the best throughput and to the least processor time, by the measure in which it is worse, with all paths that are
+//! nearly as good or cannot be told from it. Counted are the sends, and the time, from the flip until such a path is in
+//! use, and switches from then on.
 
 use core::fmt;
 use std::time::{Duration, Instant};
@@ -20,8 +21,11 @@ use crate::wires::{Route, Unavailable, Wire, WireKind};
 pub const SENDS: u64 = 64;
 /// See [`SENDS`].
 pub const TIME: Duration = Duration::from_millis(10);
-/// A path counts as the best if it costs no more than this share of what the best costs.
+/// A path counts as the best if it is worse by no more than this factor.
 const NEAR: f64 = 1.1;
+/// How each path is measured: so often, in turn, and for so long.
+const ROUNDS: usize = 5;
+const LENGTH: Duration = Duration::from_millis(120);
 /// How long a connection is watched after a flip.
 const WATCHED: Duration = Duration::from_millis(1500);
 /// The size of messages: each is one packet, or one piece.
@@ -72,6 +76,8 @@ pub struct Flipped {
     pub before: PathKind,
     /// The path that is in use at the end.
     pub after: PathKind,
+    /// The paths that are the best after the flip.
+    pub best: Vec<PathKind>,
     /// Sends from the flip until the best path was in use.
     pub sends: u64,
     /// How long that took.
@@ -95,11 +101,12 @@ impl fmt::Display for Flipped {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(
             f,
-            "{:<32} {} to {}: best path again after {} sends, {:.2} ms (target {SENDS} sends or {} ms); {} switches in \
-             {:.1} s from then on (target 1 a second): {}",
+            "{:<32} {} to {}: best path ({}) again after {} sends, {:.2} ms (target {SENDS} sends or {} ms); {} \
+             switches in {:.1} s from then on (target 1 a second): {}",
             self.name,
             self.before,
             self.after,
+            self.best.iter().map(ToString::to_string).collect::<Vec<_>>().join(", "),
             self.sends,
             self.took.as_secs_f64() * 1e3,
             TIME.as_millis(),
@@ -145,7 +152,7 @@ pub fn run(tell: fn(&Flipped)) -> Result<Vec<Flipped>, NetBenchError> {
         let mut watch = |connection: &mut dyn Watched| -> Result<(), CellError> {
             settle(connection, WATCHED)?;
             for &flip in flips {
-                let flipped = observe(connection, kind, flip, &wire)?;
+                let flipped = observe(connection, cell, flip, &wire, pair.far)?;
                 tell(&flipped);
                 all.push(flipped);
             }
@@ -179,7 +186,13 @@ fn settle(connection: &mut dyn Watched, length: Duration) -> Result<(), CellErro
 }
 
 /// Changes the wire and watches what the connection makes of it.
-fn observe(connection: &mut dyn Watched, kind: WireKind, flip: Flip, wire: &Wire) -> Result<Flipped, CellError> {
+fn observe(
+    connection: &mut dyn Watched,
+    cell: Cell,
+    flip: Flip,
+    wire: &Wire,
+    cpu: usize,
+) -> Result<Flipped, CellError> {
     let none = CellError::Late("nothing was chosen");
     let Some(before) = connection.selection() else { return Err(none) };
     flip.apply(wire)?;
@@ -194,26 +207,61 @@ fn observe(connection: &mut dyn Watched, kind: WireKind, flip: Flip, wire: &Wire
         }
     }
     let Some(last) = connection.selection() else { return Err(none) };
-    let cost = |path: PathKind| {
-        let model = last.models.iter().find(|model| model.path == path);
-        model.map_or(f64::INFINITY, |model| {
-            let kib = BYTES as f64 / 1024.0;
-            model.piece_ns + (model.kib_ns + model.receiver_kib_ns.unwrap_or(0.0)) * kib
-        })
-    };
-    let good = |path: PathKind| cost(path) <= cost(last.path) * NEAR;
+    let watched = begin.elapsed();
+    let best = best_paths(cell, wire, cpu)?;
+    let good = |path: PathKind| best.contains(&path);
     // From the last time on that it was not good, it is.
-    let from = used.iter().rposition(|(path, ..)| !good(*path)).map_or(0, |bad| (bad + 1).min(used.len() - 1));
-    let (_, sends, took, switches) = used[from];
+    let from = used.iter().rposition(|(path, ..)| !good(*path)).map_or(0, |bad| bad + 1);
+    // If it never came to that, it took longer than it was watched.
+    let never = (last.path, connection.sends() - first, watched, last.switches);
+    let (_, sends, took, switches) = used.get(from).copied().unwrap_or(never);
     Ok(Flipped {
-        name: format!("{kind}: {}", flip.name()),
+        name: format!("{}: {}", cell.wire, flip.name()),
         before: before.path,
         after: last.path,
+        best,
         sends,
         took,
         switches: last.switches - switches,
-        watched: begin.elapsed().saturating_sub(took),
+        watched: watched.saturating_sub(took),
     })
+}
+
+/// The paths that are the best on this wire as it is now.
+fn best_paths(cell: Cell, wire: &Wire, cpu: usize) -> Result<Vec<PathKind>, CellError> {
+    let usable: Vec<Cell> = PathKind::ALL
+        .iter()
+        .map(|&path| Cell { row: RowKind::Forced(path), ..cell })
+        .filter(|cell| cell.makes_no_sense().is_none())
+        .collect();
+    let mut found: Vec<(PathKind, [Vec<f64>; 2])> = Vec::new();
+    for round in 0..ROUNDS {
+        for (index, cell) in usable.iter().enumerate() {
+            let RowKind::Forced(path) = cell.row else { continue };
+            let [rate, cost] = cell.throughput(wire, LENGTH, cpu)?.rate_and_cost();
+            if round == 0 {
+                found.push((path, [Vec::new(), Vec::new()]));
+            }
+            let (_, measures) = &mut found[index];
+            measures[0].push(1.0 / rate);
+            measures[1].push(cost);
+        }
+    }
+    Ok(nearest(&mut found))
+}
+
+/// The paths that are nearest to the least of both measures, of which there are some of each.
+fn nearest(found: &mut [(PathKind, [Vec<f64>; 2])]) -> Vec<PathKind> {
+    found.iter_mut().flat_map(|(_, measures)| measures).for_each(|all| all.sort_by(f64::total_cmp));
+    let median = |all: &Vec<f64>| all[all.len() / 2];
+    let best =
+        [0, 1].map(|which| found.iter().map(|(_, measures)| median(&measures[which])).fold(f64::INFINITY, f64::min));
+    let score = |measures: [f64; 2]| (measures[0] / best[0]).max(measures[1] / best[1]);
+    let medians = found.iter().map(|(_, measures)| score(measures.each_ref().map(median)));
+    let least = medians.fold(f64::INFINITY, f64::min);
+    // What was as good once cannot be told from it.
+    let near = found.iter().filter(|(_, measures)| score(measures.each_ref().map(|all| all[0])) <= least * NEAR);
+    near.map(|(path, _)| *path).collect()
 }
 
 #[cfg(test)]
@@ -226,6 +274,7 @@ mod tests {
             name: "here".into(),
             before: PathKind::Write,
             after: PathKind::Splice,
+            best: vec![PathKind::Splice],
             sends: 500,
             took: Duration::from_millis(9),
             switches: 1,
@@ -236,5 +285,20 @@ mod tests {
         assert!(!Flipped { took: Duration::from_millis(11), ..flipped.clone() }.is_good());
         assert!(!Flipped { switches: 2, ..flipped.clone() }.is_good());
         assert!(Flipped { switches: 2, ..flipped }.to_string().contains("missed"));
+    }
+
+    #[test]
+    fn the_best_are_those_nearest_to_the_best_of_both_measures() {
+        let of = |path, rate: f64, cost| (path, [vec![1.0 / rate; 5], vec![cost; 5]]);
+        let mut found = [
+            of(PathKind::Write, 1.0, 1.0),
+            of(PathKind::ZeroCopy, 2.0, 1.3),
+            of(PathKind::UringZeroCopy, 1.9, 1.2),
+            of(PathKind::Splice, 2.0, 1.6),
+        ];
+        assert_eq!(nearest(&mut found), [PathKind::ZeroCopy, PathKind::UringZeroCopy]);
+        // It was as good once.
+        found[3].1[1][2] = 1.3;
+        assert_eq!(nearest(&mut found), [PathKind::ZeroCopy, PathKind::UringZeroCopy, PathKind::Splice]);
     }
 }

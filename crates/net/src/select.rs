@@ -13,9 +13,12 @@
 //! # What is done with it
 //! - Pieces below [`LEAST_BYTES`] go by `write`: whatever sharing pages saves there is less than what it costs.
 //! - Each path that can be used is tried a few times at the start, and those that come out nearly equal some times
-//!   more. From then on one call in [`PROBE_EVERY`] tries another path; the ones that came out much dearer are tried
-//!   more rarely. Every second such call goes to `zerocopy`, or where that cannot be to the cheapest of the other paths
-//!   whose completions say whether the kernel copied, because that is what tells first that a wire changed.
+//!   more, for a first decision.
+//! - What a path costs when it is in use is another matter: between calls of another path it finds other memory in the
+//!   kernel and other bytes in the caches. So the others have trials from then on, in which they are used for some
+//!   milliseconds; the ones that came out much dearer have them more rarely.
+//! - One call in [`PROBE_EVERY`] goes to `zerocopy`, or where that cannot be to the cheapest of the other paths whose
+//!   completions say whether the kernel copied, because that is what tells first that a wire changed.
 //! - A path is left for another that is cheaper by a margin, and not more than once a second (at the very start more
 //!   often, while little is known), unless the wire has changed: what the path in use costs has jumped and stays so, or
 //!   completions that said "copied" say so no more, or the other way round. Then all is measured anew. What completions
@@ -41,9 +44,10 @@ pub(crate) use learned::{Choosing, Experience, Experiences};
 pub const LEAST_BYTES: u32 = 4096;
 /// The same for datagrams, whose calls carry fewer messages.
 pub const LEAST_DATAGRAM: u32 = 2048;
-/// One call in so many tries another path than the one in use.
-pub const PROBE_EVERY: u32 = 16;
-/// A call that tries another path takes so many bytes, or two pieces.
+/// One call in so many looks whether the wire has changed, if that was not done just before.
+pub const PROBE_EVERY: u32 = 32;
+const PROBE_PAUSE: Duration = Duration::from_millis(2);
+/// A call that tries another path takes so many bytes, or one piece.
 const PROBE_BYTES: usize = 256 << 10;
 /// Calls before other paths are tried at all: most connections carry little.
 const WARM_UP: u32 = 24;
@@ -53,39 +57,52 @@ const FIRST_PROBES: u32 = 4;
 /// Paths that are then nearer to the best than this factor are called this often before the first decision.
 const NEAR: f64 = 1.2;
 const FINAL_PROBES: u32 = 8;
-/// After the first decision every second call goes to them for so long, or until each was called so often; then it is
-/// decided once more.
+/// When the wire has changed every second call goes to them for so long after the decision, or until each was called so
+/// often; then it is decided once more.
 const FINAL_TIME: Duration = Duration::from_millis(4);
 const FINAL_PROBES_MOST: u32 = 40;
 /// So many of them at the most.
 const FINALISTS: usize = 3;
-/// Paths dearer by this factor are tried once where others are tried so often.
+/// Paths dearer by this factor have one trial where others have so many, and those dearer by that one no first trial.
 const DEAR: f64 = 1.25;
 const DEAR_EVERY: u32 = 8;
+const MUCH_DEARER: f64 = 2.0;
 /// A path is left for one that costs less than this share.
 const MARGIN: f64 = 0.95;
 /// The same for a first decision, which rests on few calls.
 const FIRST_MARGIN: f64 = 0.88;
 /// How long a path is kept at least, if the wire did not change; at the start a part of the time that has passed.
 const DWELL: Duration = Duration::from_secs(1);
-const FIRST_DWELL: Duration = Duration::from_millis(20);
+const FIRST_DWELL: Duration = Duration::from_millis(40);
 /// What a call's weight is multiplied with at each further call of its path.
-const FORGETTING: f64 = 0.97;
+const FORGETTING: f64 = 0.99;
 /// A call that takes so many times what was predicted was interrupted, and counts as if it took this.
 const CUT: f64 = 3.0;
 /// The wire has changed when so many calls in a row are off by a factor of [`JUMP`], all in the same direction.
 const JUMPS: i32 = 10;
 const JUMP: f64 = 1.4;
-/// Signs that the wire has changed are not heeded for a while after the last; longer each time that they were wrong.
+/// Signs that the wire has changed are not heeded for a while after the last; longer each time that they were wrong, or
+/// that what calls cost was the sign, until there was none for the longest of these times.
 const FIRST_QUIET: Duration = Duration::from_millis(20);
 const LAST_QUIET: Duration = Duration::from_secs(3);
 /// Calls that took less say nothing about a path.
 const LEAST_TOLD: usize = 1024;
 /// How much is carried is counted over so long, and so many calls.
-const WINDOW: Duration = Duration::from_millis(4);
+const WINDOW: Duration = Duration::from_micros(1500);
 const WINDOW_CALLS: u32 = 8;
-/// What the rate of a window counts less in the next.
-const FADING: f64 = 0.98;
+/// After a change of path, for a trial or for good, what is under way by the path before still passes for so long.
+const LEAD_IN: Duration = Duration::from_millis(1);
+const LEAD_IN_CALLS: u32 = 2;
+/// A trial has so many calls and, where something is always under way, so many windows.
+const TRIAL_CALLS: u32 = 10;
+const TRIAL_WINDOWS: u32 = 3;
+/// Between trials: a part of the time that has passed, within these bounds.
+const FIRST_PAUSE: Duration = Duration::from_millis(100);
+const LAST_PAUSE: Duration = Duration::from_secs(4);
+/// What earlier calls count in a trial.
+const AGED: f64 = 0.3;
+/// Calls after which it is looked again whether another path is better.
+const DECIDE_EVERY: u32 = 32;
 /// What differs by less than this factor is the same, and what differs by more than that is all one.
 const SAME_PACE: f64 = 1.08;
 const MOST_SLOWNESS: f64 = 4.0;
@@ -160,6 +177,15 @@ impl Fit {
         self.samples = self.samples.saturating_add(1);
     }
 
+    /// Has what was seen count less from now on.
+    fn age(&mut self) {
+        for sum in
+            [&mut self.pieces_pieces, &mut self.pieces_kib, &mut self.kib_kib, &mut self.pieces_ns, &mut self.kib_ns]
+        {
+            *sum *= AGED;
+        }
+    }
+
     /// Adds to what a call has cost that was counted already.
     fn charge(&mut self, pieces: f64, kib: f64, ns: f64) {
         let scale = 1.0 / (kib + pieces).max(1e-9);
@@ -200,6 +226,19 @@ struct State {
     pace: Option<f64>,
     /// Whether its last completion said that the kernel copied.
     says_copied: Option<bool>,
+    /// Whether it has been in use, for a trial at least, since the wire changed.
+    was_used: bool,
+}
+
+/// A path that is in use for a while, to see what it costs then.
+#[derive(Clone, Copy, Debug)]
+struct Trial {
+    path: usize,
+    calls: u32,
+    /// Whether nothing was under way at times, so that how much is carried says nothing.
+    rested: bool,
+    /// How much the path in use carried.
+    rate: Option<f64>,
 }
 
 /// What the selection believes of a path, for people.
@@ -312,11 +351,21 @@ pub struct Selector {
     /// Calls in a row that were slower than expected, or, below 0, faster.
     jumps: i32,
     settled: bool,
-    /// Whether what was decided first is looked at more closely.
+    /// Whether what was decided when the wire had changed is looked at more closely.
     refines: bool,
+    trial: Option<Trial>,
+    /// Whether there are paths that should have a first trial; nothing is decided before.
+    first_trials: bool,
+    next_trial: Instant,
+    next_probe: Instant,
+    /// Until when what passes is not what the path in use carries.
+    leads_in: Instant,
+    /// Whether nothing was under way at times, of late.
+    rests: bool,
     /// Since when bytes are counted while something is always under way, how many they are, and in how many calls.
     window: Option<(Instant, usize, u32)>,
-    /// Bytes a nanosecond in the best of the last windows since the path is in use, and how many windows there were.
+    /// Bytes a nanosecond in the last windows since the path is in use, in the best of them, and how many there were.
+    recent: [f64; TRIAL_WINDOWS as usize],
     rate: Option<f64>,
     windows: u32,
     /// What the path before carried at the end, and its pace.
@@ -347,13 +396,20 @@ impl Selector {
             quiet: [FIRST_QUIET; 2],
             since: now,
             calls: 0,
-            turn: 0,
+            turn: PATHS,
             probing: false,
             bytes: f64::from(LEAST_BYTES),
             jumps: 0,
             settled: false,
             refines: false,
+            trial: None,
+            first_trials: false,
+            next_trial: now,
+            next_probe: now,
+            leads_in: now,
+            rests: false,
             window: None,
+            recent: [0.0; TRIAL_WINDOWS as usize],
             rate: None,
             windows: 0,
             before: None,
@@ -368,7 +424,8 @@ impl Selector {
             selector.usable[*path as usize] = true;
         }
         selector.usable[PathKind::Write as usize] = true;
-        selector.states[PathKind::Write as usize].pace = Some(1.0);
+        let write = &mut selector.states[PathKind::Write as usize];
+        (write.pace, write.was_used) = (Some(1.0), true);
         selector
     }
 
@@ -376,7 +433,12 @@ impl Selector {
     /// that looking costs little, and several, so that what a call costs is not all of what it costs.
     #[must_use]
     pub fn most_pieces(&self) -> usize {
-        if self.probing { (PROBE_BYTES / self.bytes as usize).max(2) } else { usize::MAX }
+        match self.probing {
+            // It is to say something, not to be measured.
+            true if self.settled && !self.refines => 1,
+            true => (PROBE_BYTES / self.bytes as usize).max(1),
+            false => usize::MAX,
+        }
     }
 
     /// The path for the next call, which begins with this frame.
@@ -396,7 +458,7 @@ impl Selector {
         match self.due_probe() {
             Some(path) => {
                 self.probes += 1;
-                self.probing = path != self.path;
+                self.probing = path != self.path && self.trial.is_none();
                 path
             }
             None => self.path,
@@ -416,12 +478,15 @@ impl Selector {
             return None;
         }
         // At the start, and when the wire has changed, each has its first calls.
-        let chosen = match self.unseen() {
-            Some(path) => path,
-            None if self.refines && self.calls.is_multiple_of(2) => self.nearest(FINAL_PROBES_MOST)?,
-            None if !self.calls.is_multiple_of(PROBE_EVERY) => return None,
-            None if self.calls.is_multiple_of(2 * PROBE_EVERY) => self.sentinel().or_else(|| self.next_in_turn())?,
-            None => self.next_in_turn()?,
+        let chosen = match (self.unseen(), self.trial) {
+            (Some(path), _) => path,
+            (None, Some(trial)) => trial.path,
+            (None, None) if self.refines && self.calls.is_multiple_of(2) => self.nearest(FINAL_PROBES_MOST)?,
+            (None, None) if self.calls.is_multiple_of(PROBE_EVERY) && self.now >= self.next_probe => {
+                self.next_probe = self.now + PROBE_PAUSE;
+                self.sentinel()?
+            }
+            (None, None) => return None,
         };
         Some(PathKind::ALL[chosen])
     }
@@ -477,22 +542,6 @@ impl Selector {
         (path != self.path as usize).then_some(path)
     }
 
-    fn next_in_turn(&mut self) -> Option<usize> {
-        let best = self.cost_ns(self.path as usize);
-        for _ in 0..PATHS * DEAR_EVERY as usize {
-            self.turn = self.turn.wrapping_add(1);
-            let (path, round) = (self.turn % PATHS, self.turn / PATHS);
-            let is_dear = self.cost_ns(path) > best * DEAR;
-            let is_due = !is_dear || round.is_multiple_of(DEAR_EVERY as usize);
-            // One that was refused before may be possible again, some time.
-            let refused = self.usable[path] && self.states[path].refused >= 2 && round.is_multiple_of(64);
-            if path != self.path as usize && is_due && (self.can_be_tried(path) || refused) {
-                return Some(path);
-            }
-        }
-        None
-    }
-
     /// What a piece of the present size costs at the ends that count.
     fn cost_ns(&self, path: usize) -> f64 {
         let [sending, receiving] = self.costs_ns(path);
@@ -522,6 +571,9 @@ impl Selector {
 
     /// Counts what is carried while the path is in use.
     fn count(&mut self, bytes: usize, now: Instant) {
+        if now < self.leads_in {
+            return;
+        }
         let Some((begin, sum, calls)) = &mut self.window else {
             // What this call took was under way before.
             self.window = Some((now, 0, 0));
@@ -532,9 +584,12 @@ impl Selector {
         if took < WINDOW || *calls < WINDOW_CALLS {
             return;
         }
+        self.rests = false;
         let rate = *sum as f64 / took.as_nanos() as f64;
-        // The best of the last windows: interruptions only take away.
-        self.rate = Some(self.rate.map_or(rate, |before| rate.max(before * FADING)));
+        // The best of the last ones: interruptions only take away.
+        self.recent.rotate_right(1);
+        self.recent[0] = rate;
+        self.rate = Some(self.recent.iter().copied().fold(0.0, f64::max));
         self.windows = self.windows.saturating_add(1);
         self.window = Some((now, 0, 0));
         // The first windows after a change carry what was queued before; late ones compare with a past that is over.
@@ -545,7 +600,10 @@ impl Selector {
 
     /// Notes that nothing was under way: how much is carried says nothing about the path then.
     pub(crate) fn rested(&mut self) {
-        self.window = None;
+        (self.window, self.rests) = (None, true);
+        if let Some(trial) = &mut self.trial {
+            trial.rested = true;
+        }
     }
 
     /// Another path is in use from now on.
@@ -553,6 +611,9 @@ impl Selector {
         let pace = self.states[self.path as usize].pace;
         self.before = self.rate.take().zip(pace);
         (self.path, self.window, self.windows) = (path, None, 0);
+        self.recent = Default::default();
+        self.states[path as usize].was_used = true;
+        self.leads_in = self.now + LEAD_IN;
     }
 
     /// The same at either end: the sender, and the receiver.
@@ -574,6 +635,12 @@ impl Selector {
         }
         let (kib, ns) = (bytes as f64 / 1024.0, took.as_nanos() as f64);
         self.now = now;
+        if let Some(trial) = self.trial.as_mut().filter(|trial| trial.path == path as usize) {
+            trial.calls += 1;
+            if trial.calls <= LEAD_IN_CALLS || now < self.leads_in {
+                return;
+            }
+        }
         if (self.settled && !self.refines) || self.is_warming() {
             self.count(bytes, now);
         }
@@ -583,14 +650,14 @@ impl Selector {
         let [a, b] = state.sending.solve();
         let predicted = a * pieces + b * kib;
         state.sending.call(pieces, kib, if known { ns.min(predicted * CUT) } else { ns });
-        if path == self.path && known {
+        if path == self.path && known && now >= self.leads_in {
             self.jumps = match (ns > predicted * JUMP, ns * JUMP < predicted) {
                 (true, _) => self.jumps.max(0) + 1,
                 (_, true) => self.jumps.min(0) - 1,
                 _ => 0,
             };
             if self.jumps.abs() >= JUMPS {
-                self.wire_changed(Sign::Cost);
+                self.cost_jumped();
             }
         }
         self.decide(now);
@@ -608,6 +675,10 @@ impl Selector {
     pub fn refused(&mut self, path: PathKind) {
         let state = &mut self.states[path as usize];
         state.refused = state.refused.saturating_add(1);
+        if self.trial.is_some_and(|trial| trial.path == path as usize) {
+            self.end_trial();
+        }
+        let state = &mut self.states[path as usize];
         if path == self.path && path != PathKind::Write && state.refused >= 2 {
             self.use_path(PathKind::Write);
             self.switches += 1;
@@ -641,26 +712,45 @@ impl Selector {
         self.states[path as usize].receiving.add(0.0, 1.0, kib_ns);
     }
 
+    /// What the path in use costs is another than it was, for several calls. Where the kernel reads the pages and says
+    /// when it is done, the wire has changed. What else costs depends on much, such as how much goes by a call while
+    /// the far program is busy: the others have trials soon.
+    fn cost_jumped(&mut self) {
+        if self.path.is_notified() {
+            return self.wire_changed(Sign::Cost);
+        }
+        self.jumps = 0;
+        if self.settled {
+            self.next_trial = self.next_trial.min(self.since + DWELL).max(self.now);
+        }
+    }
+
     /// Everything is measured anew; what was believed counts little.
     fn wire_changed(&mut self, sign: Sign) {
         self.jumps = 0;
-        if self.changes > 0 && self.now.duration_since(self.changed) < self.quiet[sign as usize] {
+        let since = self.now.duration_since(self.changed);
+        if self.changes > 0 && since < self.quiet[sign as usize] {
             return;
+        }
+        if since > LAST_QUIET {
+            self.quiet = [FIRST_QUIET; 2];
         }
         self.changes += 1;
         (self.changed, self.sign) = (self.now, sign);
-        self.settled = false;
+        (self.settled, self.refines, self.trial) = (false, false, None);
         for state in &mut self.states {
             *state = State { refused: state.refused, says_copied: state.says_copied, ..State::default() };
         }
         self.reason = Reason::WireChanged;
         self.forget_rates();
-        self.states[self.path as usize].pace = Some(1.0);
+        let used = &mut self.states[self.path as usize];
+        (used.pace, used.was_used) = (Some(1.0), true);
     }
 
     /// Forgets how much was carried so far, which nothing that follows can be compared with.
     fn forget_rates(&mut self) {
         (self.rate, self.window, self.windows, self.before) = (None, None, 0, None);
+        self.recent = Default::default();
     }
 
     /// Takes over what another connection to the same host has found out.
@@ -668,29 +758,54 @@ impl Selector {
         self.switches += u64::from(self.path != other.path);
         self.use_path(other.path);
         (self.states, self.reason, self.before) = (other.states, other.reason, None);
-        (self.settled, self.refines, self.jumps) = (true, false, 0);
+        (self.settled, self.refines, self.trial, self.jumps) = (true, false, None, 0);
+        self.first_trials = false;
         (self.since, self.decided) = (self.now, other.decided);
+        self.next_trial = self.now + self.pause();
     }
 
     fn decide(&mut self, now: Instant) {
+        // Whether it is decided however long ago that was done last.
+        let mut decides = false;
         if !self.settled {
             if self.unseen().is_some() {
                 return;
             }
         } else if self.refines {
+            decides = true;
             if now.duration_since(self.changed) < FINAL_TIME && self.nearest(FINAL_PROBES_MOST).is_some() {
                 return;
             }
-            self.refines = false;
-        } else if now.duration_since(self.since) < self.dwell(now) {
+        } else if let Some(trial) = self.trial {
+            if trial.calls < TRIAL_CALLS || !(trial.rested || self.windows >= TRIAL_WINDOWS) {
+                return;
+            }
+            let first = self.first_trials;
+            self.end_trial();
+            if self.first_trials {
+                return;
+            }
+            decides = first;
+        } else {
+            let is_known = self.windows >= TRIAL_WINDOWS || self.rests;
+            if now >= self.next_trial && now >= self.leads_in && is_known {
+                return self.begin_trial();
+            }
+            if self.first_trials || !self.calls.is_multiple_of(DECIDE_EVERY) {
+                return;
+            }
+        }
+        if self.settled && !decides && now.duration_since(self.since) < self.dwell(now) {
             return;
         }
+        self.refines = false;
         let (scores, before) = (self.scores(), self.path);
         let candidates = (0..PATHS).filter(|&path| self.is_known(path));
         let Some(best) = candidates.min_by(|&one, &two| scores[one].total_cmp(&scores[two])) else {
             return;
         };
-        let margin = if self.settled { MARGIN } else { FIRST_MARGIN };
+        // What was decided a moment ago is left only for what is clearly better.
+        let margin = if self.settled && !decides { MARGIN } else { FIRST_MARGIN };
         let cheaper = scores[best] < scores[self.path as usize] * margin;
         if cheaper && best != self.path as usize {
             if self.reason != Reason::WireChanged || self.settled {
@@ -703,15 +818,84 @@ impl Selector {
         }
         if !self.settled {
             (self.decided, self.is_news) = (now, true);
-            (self.settled, self.refines, self.since) = (true, true, now);
+            (self.settled, self.since) = (true, now);
+            // When the wire has changed what was decided is kept for a while in any case.
+            self.refines = self.changes > 0;
+            (self.next_trial, self.first_trials) = (now, true);
             let quiet = &mut self.quiet[self.sign as usize];
-            *quiet = if self.path == before { (*quiet * 2).min(LAST_QUIET) } else { FIRST_QUIET };
+            let was_right = self.path != before && self.sign == Sign::Word;
+            *quiet = if was_right { FIRST_QUIET } else { (*quiet * 2).min(LAST_QUIET) };
         }
+    }
+
+    /// Uses another path for a while.
+    fn begin_trial(&mut self) {
+        let Some(path) = self.next_on_trial() else {
+            (self.next_trial, self.first_trials) = (self.now + self.pause(), false);
+            return;
+        };
+        let state = &mut self.states[path];
+        state.sending.age();
+        state.receiving.age();
+        self.trial = Some(Trial { path, calls: 0, rested: self.rate.is_none(), rate: self.rate.take() });
+        (self.window, self.windows, self.leads_in) = (None, 0, self.now + LEAD_IN);
+        self.recent = Default::default();
+    }
+
+    /// Goes back to the path in use, with what the trial has shown.
+    fn end_trial(&mut self) {
+        let Some(trial) = self.trial.take() else { return };
+        let in_use = self.states[self.path as usize].pace;
+        let state = &mut self.states[trial.path];
+        state.was_used = true;
+        if let (Some(rate), Some(before), Some(pace), false) = (self.rate, trial.rate, in_use, trial.rested) {
+            // Half of it is what was found before: a trial is short.
+            let found = pace * rate / before;
+            state.pace = Some(state.pace.map_or(found, |earlier| (earlier * found).sqrt()));
+        }
+        (self.rate, self.window, self.windows) = (trial.rate, None, 0);
+        self.recent = Default::default();
+        (self.leads_in, self.jumps) = (self.now + LEAD_IN, 0);
+        // First each has one.
+        let scores = self.scores();
+        let more = (0..PATHS).any(|path| self.is_untried(path, &scores));
+        self.next_trial = if more { self.leads_in } else { self.now + self.pause() };
+        self.first_trials &= more;
+    }
+
+    /// Whether a path that is not much dearer than the best was never in use.
+    fn is_untried(&self, path: usize, scores: &[f64; PATHS]) -> bool {
+        self.is_known(path) && !self.states[path].was_used && scores[path] < MUCH_DEARER
+    }
+
+    /// The path that has the next trial: the best of those that had none, else the next.
+    fn next_on_trial(&mut self) -> Option<usize> {
+        let scores = self.scores();
+        let untried = (0..PATHS).filter(|&path| self.is_untried(path, &scores));
+        if let Some(path) = untried.min_by(|&one, &two| scores[one].total_cmp(&scores[two])) {
+            return Some(path);
+        }
+        for _ in 0..PATHS * DEAR_EVERY as usize {
+            self.turn = self.turn.wrapping_add(1);
+            let (path, round) = (self.turn % PATHS, self.turn / PATHS);
+            let is_due = scores[path] < DEAR || round.is_multiple_of(DEAR_EVERY as usize);
+            // One that was refused before may be possible again, some time.
+            let refused = self.usable[path] && self.states[path].refused >= 2 && round.is_multiple_of(64);
+            if path != self.path as usize && is_due && (self.can_be_tried(path) || refused) {
+                return Some(path);
+            }
+        }
+        None
+    }
+
+    /// How long there is no trial after one.
+    fn pause(&self) -> Duration {
+        (self.now.duration_since(self.began) / 4).clamp(FIRST_PAUSE, LAST_PAUSE)
     }
 
     /// How long a path is kept at least: at the start less, because what is known rests on few calls.
     fn dwell(&self, now: Instant) -> Duration {
-        if self.changes > 0 { DWELL } else { (now.duration_since(self.began) / 4).clamp(FIRST_DWELL, DWELL) }
+        if self.changes > 0 { DWELL } else { (now.duration_since(self.began) / 2).clamp(FIRST_DWELL, DWELL) }
     }
 
     /// Whether a path copies, as far as that is known.
