@@ -32,6 +32,9 @@ const PART: &str = ".zcmi-part";
 const JOURNAL: &str = ".zcmi-journal";
 /// The longest file name.
 const MAX_NAME_BYTES: usize = 255;
+/// A write of a file takes so much at the most. The page cache answers longer ones with folios as long, which cost up
+/// to seven times as much where memory has to be found for them.
+const WRITE_BYTES: usize = 128 << 10;
 /// How often a part is looked for again that vanished or was replaced meanwhile.
 const ATTEMPTS: usize = 16;
 
@@ -206,7 +209,7 @@ impl Part {
     /// Writes bytes from where they lie.
     pub(crate) fn write(&self, mut bytes: &[u8], mut at: u64) -> Result<(), Trouble> {
         while !bytes.is_empty() {
-            match rustix::io::pwrite(&self.file, bytes, at) {
+            match rustix::io::pwrite(&self.file, &bytes[..bytes.len().min(WRITE_BYTES)], at) {
                 Ok(written) => {
                     bytes = &bytes[written..];
                     at += written as u64;
