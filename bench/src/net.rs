@@ -507,10 +507,12 @@ impl Cell {
 
 /// How a transport over streams for that row is made.
 fn stream_options(row: RowKind, bytes: usize, connections: usize) -> StreamOptions {
+    // What lies between the small and the large slots has as much under way as what fills a slot.
+    let large = (WINDOW_BYTES / bytes).clamp(32, WINDOW_MESSAGES) as u32;
     StreamOptions {
         slots: SlotPlan {
             slot_bytes: SLOT_BYTES,
-            large_slots: 64 * connections as u32,
+            large_slots: 2 * large * connections as u32,
             small_slots: 512 * connections as u32,
             headers: 8192,
             loans: PoolPlan::single(bytes, 4).ok(),
@@ -518,7 +520,7 @@ fn stream_options(row: RowKind, bytes: usize, connections: usize) -> StreamOptio
         },
         limits: LinkLimits {
             queue: QueueLimits { messages: WINDOW_MESSAGES, bytes: (WINDOW_BYTES + 2 * bytes) as u64 },
-            credits: [512, 32],
+            credits: [512, large],
             ..LinkLimits::default()
         },
         path: match row {

@@ -156,8 +156,18 @@ pub struct Incoming {
 /// What a KiB that came by one path cost to receive.
 #[derive(Clone, Copy, Default)]
 struct Cost {
-    kib_ns: f32,
+    kib: f32,
+    ns: f32,
     is_news: bool,
+}
+
+/// What the calls before count at each further call.
+const REMEMBERED: f32 = 0.95;
+
+impl Cost {
+    fn kib_ns(self) -> u16 {
+        (self.ns / self.kib.max(f32::MIN_POSITIVE)) as u16
+    }
 }
 
 impl core::fmt::Debug for Incoming {
@@ -319,7 +329,7 @@ impl Incoming {
         // One after the other, or the path in use would always come first.
         let (before, after) = PathKind::ALL.split_at(self.told_cost);
         let news = after.iter().chain(before).copied().find(|path| self.costs[*path as usize].is_news);
-        let cost = news.map(|path| ReceiveCost { path, kib_ns: self.costs[path as usize].kib_ns as u16 });
+        let cost = news.map(|path| ReceiveCost { path, kib_ns: self.costs[path as usize].kib_ns() });
         Note { acknowledged: self.expected, granted: self.granted, cost }
     }
 
@@ -338,13 +348,14 @@ impl Incoming {
     /// Notes what a call took that received this many bytes, all of which came by one path.
     pub fn took(&mut self, path: PathKind, bytes: usize, ns: u64) {
         let cost = &mut self.costs[path as usize];
-        let kib_ns = ns as f32 * 1024.0 / bytes.max(1) as f32;
-        cost.kib_ns = if cost.kib_ns == 0.0 {
-            kib_ns
-        } else {
+        let kib = bytes.max(1) as f32 / 1024.0;
+        let mut ns = ns as f32;
+        if cost.kib > 0.0 {
             // A call that was interrupted for long says nothing about the path.
-            cost.kib_ns * 0.9 + kib_ns.min(cost.kib_ns * 3.0) * 0.1
-        };
+            ns = ns.min((cost.ns + cost.ns / cost.kib * kib) * 2.0);
+        }
+        // By bytes: many calls that take little cost less than a few that take much.
+        (cost.kib, cost.ns) = (cost.kib * REMEMBERED + kib, cost.ns * REMEMBERED + ns);
         cost.is_news = true;
     }
 

@@ -17,6 +17,7 @@ mod raw;
 pub mod receive_paths;
 pub mod select;
 mod shared;
+mod sleep;
 pub mod slots;
 pub mod socket;
 pub mod stream;

@@ -216,6 +216,8 @@ pub struct Link<W> {
     limits: LinkLimits,
     header: [u8; HEADER_BYTES],
     header_filled: usize,
+    /// What the sleep cost that the next receive ended, in nanoseconds.
+    slept_ns: u64,
     filling: Option<Filling>,
     last_length: u32,
     choosing: Choosing,
@@ -262,6 +264,7 @@ impl<W: Wire> Link<W> {
             limits,
             header: [0; HEADER_BYTES],
             header_filled: 0,
+            slept_ns: 0,
             filling: None,
             last_length: 0,
             choosing: Choosing::Forced(PathKind::Write),
@@ -409,7 +412,7 @@ impl<W: Wire> Link<W> {
         slots: &Slots,
     ) -> Result<(), NotTaken> {
         if self.outgoing.unfinished() == 0 {
-            self.choosing.tell(Selector::rested);
+            self.choosing.tell(Selector::resumes);
         }
         let home = slots.home(payload.bytes());
         self.outgoing.submit(stream, tag, payload, home, token)?;
@@ -423,8 +426,17 @@ impl<W: Wire> Link<W> {
     }
 
     fn complete(&mut self, happened: &mut Vec<Happened>) {
+        if !self.tokens.is_empty() && self.outgoing.unfinished() == 0 {
+            self.choosing.tell(Selector::idles);
+        }
         happened.extend(self.unreadable.drain(..).map(|(token, why)| Happened::Unreadable(token, why)));
         happened.extend(self.tokens.drain(..).map(Happened::Completed));
+    }
+
+    /// Notes that this end slept until something happened here, and what that cost.
+    pub fn slept(&mut self, ns: u64) {
+        self.slept_ns = ns;
+        self.choosing.tell(|selector| selector.slept(ns));
     }
 
     /// Takes the notifications that have come.
@@ -638,19 +650,14 @@ impl<W: Wire> Link<W> {
             wire.send(path, &segments)
         };
         drop(segments);
-        if let Err(error) = &sent
-            && error.kind() == io::ErrorKind::WouldBlock
-            && measures
-        {
-            self.choosing.tell(|selector| selector.blocked(path));
-        }
         let sent = sent?;
         self.outgoing.sent(path, sent.bytes, sent.release);
         if let Some(begin) = begin {
             let (now, each) = (Instant::now(), first.payload_bytes as usize + HEADER_BYTES);
             let pieces = sent.bytes as f64 / each as f64;
             let took = now.duration_since(begin);
-            self.choosing.tell(|selector| selector.called(path, pieces, sent.bytes, took, now));
+            let under_way = self.outgoing.unacknowledged() * each as u64;
+            self.choosing.tell(|selector| selector.called(path, pieces, sent.bytes, took, under_way, now));
         }
         let counts = &mut self.counts.paths[path as usize];
         counts.sends += 1;
@@ -805,8 +812,8 @@ impl<W: Wire> Link<W> {
                 // What it cost is told to the sender, where all of it came by one path.
                 let one = PathKind::ALL.into_iter().find(|path| self.came_by == 1 << *path as u8);
                 if let Some(path) = one.filter(|_| read >= select::LEAST_BYTES as usize) {
-                    let sleeps = if read < room { select::SLEEP_NS } else { 0 };
-                    self.incoming.took(path, read, took.as_nanos() as u64 + sleeps);
+                    let slept = core::mem::take(&mut self.slept_ns);
+                    self.incoming.took(path, read, took.as_nanos() as u64 + slept);
                 }
                 placed.map(|()| if read < room { Readiness::Drained } else { Readiness::More })
             }

@@ -332,6 +332,12 @@ impl Outgoing {
         self.pieces.len()
     }
 
+    /// How many pieces were sent and are not acknowledged.
+    #[must_use]
+    pub fn unacknowledged(&self) -> u64 {
+        self.sent.saturating_sub(self.acknowledged)
+    }
+
     /// Bytes whose pages the kernel may read although the call that sent them has returned.
     #[must_use]
     pub fn pinned_bytes(&self) -> u64 {

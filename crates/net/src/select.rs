@@ -1,33 +1,39 @@
 //! The choice of the path: what each costs is measured, and the cheapest is used.
 //!
-//! # The model
-//! For each path the time that a piece costs is taken to be `a + b * KiB`: at the sender what its calls take, with the
-//! reading of notifications; at the receiver what its calls take, as it tells in its frames. Both are fitted by least
-//! squares over the last calls, older ones counting less and less.
+//! # What is measured
+//! - Calls, at the sender: what a piece costs by a path is fitted as `a + b * KiB` by least squares, older calls
+//!   counting less. That is for a first decision, and for people.
+//! - Windows of some milliseconds in which a path is in use: how many bytes pass, and what a KiB takes in calls, in
+//!   notifications and in going to sleep, which is measured in processor time of the thread now and then.
+//! - The same at the receiver, as it tells in its frames.
 //!
-//! What a path costs is taken by two measures: the processor time of both ends together, and the time of the slower
-//! end, because the two work side by side. A third is what no call shows: how much is carried while a path is in use,
-//! as against the path before, because some paths wait for the far program. The path is chosen that is nearest to the
-//! best by the measure in which it is worst.
+//! A path has two measures: the processor time of both ends together, and how much it carries. Both are told beside the
+//! path in use, from windows one after the other, because all paths cost more while the machine does something else.
+//! The choice is the path nearest to the best of each measure, by the one in which it is worse. Until a path was in use
+//! its calls have to do, with the slower end in the place of what is carried.
 //!
 //! # What is done with it
 //! - Pieces below [`LEAST_BYTES`] go by `write`: whatever sharing pages saves there is less than what it costs.
-//! - Each path that can be used is tried a few times at the start, and those that come out nearly equal some times
-//!   more, for a first decision.
+//! - Each path that can be used is called a few times at the start, and those that come out nearly equal some times
+//!   more. What is better by far is used at once.
 //! - What a path costs when it is in use is another matter: between calls of another path it finds other memory in the
 //!   kernel and other bytes in the caches. So the others have trials from then on, in which they are used for some
-//!   milliseconds; the ones that came out much dearer have them more rarely.
+//!   milliseconds, after what was under way has passed. A path that comes out better has a second trial at once, and is
+//!   taken if that says the same. All trials together take a hundredth of the time that they waste.
+//! - Of the connections to a host one has the trials, and the others follow it.
 //! - One call in [`PROBE_EVERY`] goes to `zerocopy`, or where that cannot be to the cheapest of the other paths whose
 //!   completions say whether the kernel copied, because that is what tells first that a wire changed.
-//! - A path is left for another that is cheaper by a margin, and not more than once a second (at the very start more
-//!   often, while little is known), unless the wire has changed: what the path in use costs has jumped and stays so, or
-//!   completions that said "copied" say so no more, or the other way round. Then all is measured anew. What completions
-//!   say changes nothing else: the kernel's word is a reason to look, not an answer.
+//! - A path is left not more than once a second (at the very start more often, while little is known), unless the wire
+//!   has changed: what the path in use costs has jumped and stays so, or completions that said "copied" say so no more,
+//!   or the other way round. Then all is measured anew. What completions say changes nothing else: the kernel's word is
+//!   a reason to look, not an answer.
 //!
 //! # What this does not do
-//! Time, not processor time, is measured around calls that never sleep; calls that were interrupted for long stand out,
-//! and are cut off.
+//! Time, not processor time, is measured around calls, which never sleep; calls that were interrupted for long stand
+//! out, and are cut off in the fit; of windows the median counts.
 
+mod carried;
+mod fit;
 mod learned;
 #[cfg(test)]
 mod tests;
@@ -38,6 +44,8 @@ use std::time::{Duration, Instant};
 use crate::outgoing::Front;
 use crate::path::PathKind;
 
+use carried::Carried;
+use fit::Fit;
 pub(crate) use learned::{Choosing, Experience, Experiences};
 
 /// Pieces below this go by `write`, without looking further.
@@ -46,14 +54,16 @@ pub const LEAST_BYTES: u32 = 4096;
 pub const LEAST_DATAGRAM: u32 = 2048;
 /// One call in so many looks whether the wire has changed, if that was not done just before.
 pub const PROBE_EVERY: u32 = 32;
+/// It is not done again for so many times what it takes, within these bounds.
+const PROBE_SHARE: u32 = 64;
 const PROBE_PAUSE: Duration = Duration::from_millis(2);
+const PROBE_LAST_PAUSE: Duration = Duration::from_millis(8);
 /// A call that tries another path takes so many bytes, or one piece.
 const PROBE_BYTES: usize = 256 << 10;
 /// Calls before other paths are tried at all: most connections carry little.
 const WARM_UP: u32 = 24;
-/// Calls of each path at the start, and when the wire has changed. The slowest of them does not count: the first sets
-/// things up, and any may be interrupted.
-const FIRST_PROBES: u32 = 4;
+/// Calls of each path at the start, and when the wire has changed.
+const FIRST_PROBES: u32 = fit::FIRST_CALLS;
 /// Paths that are then nearer to the best than this factor are called this often before the first decision.
 const NEAR: f64 = 1.2;
 const FINAL_PROBES: u32 = 8;
@@ -66,16 +76,15 @@ const FINALISTS: usize = 3;
 /// Paths dearer by this factor have one trial where others have so many, and those dearer by that one no first trial.
 const DEAR: f64 = 1.25;
 const DEAR_EVERY: u32 = 8;
-const MUCH_DEARER: f64 = 2.0;
+const MUCH_DEARER: f64 = 2.5;
 /// A path is left for one that costs less than this share.
 const MARGIN: f64 = 0.95;
-/// The same for a first decision, which rests on few calls.
+/// The same for what rests on few calls: when the wire has changed, and at the very start, where trials follow.
 const FIRST_MARGIN: f64 = 0.88;
+const START_MARGIN: f64 = 0.7;
 /// How long a path is kept at least, if the wire did not change; at the start a part of the time that has passed.
 const DWELL: Duration = Duration::from_secs(1);
 const FIRST_DWELL: Duration = Duration::from_millis(40);
-/// What a call's weight is multiplied with at each further call of its path.
-const FORGETTING: f64 = 0.99;
 /// A call that takes so many times what was predicted was interrupted, and counts as if it took this.
 const CUT: f64 = 3.0;
 /// The wire has changed when so many calls in a row are off by a factor of [`JUMP`], all in the same direction.
@@ -87,143 +96,48 @@ const FIRST_QUIET: Duration = Duration::from_millis(20);
 const LAST_QUIET: Duration = Duration::from_secs(3);
 /// Calls that took less say nothing about a path.
 const LEAST_TOLD: usize = 1024;
-/// How much is carried is counted over so long, and so many calls.
-const WINDOW: Duration = Duration::from_micros(1500);
-const WINDOW_CALLS: u32 = 8;
-/// After a change of path, for a trial or for good, what is under way by the path before still passes for so long.
-const LEAD_IN: Duration = Duration::from_millis(1);
+/// What the receiver tells counts so much beside what it told before.
+const NEW_TOLD: f64 = 0.3;
+/// The first calls of a trial find what the path before has left.
 const LEAD_IN_CALLS: u32 = 2;
-/// A trial has so many calls and, where something is always under way, so many windows.
+/// A trial has so many calls, and as many windows as it takes to know what is carried.
 const TRIAL_CALLS: u32 = 10;
-const TRIAL_WINDOWS: u32 = 3;
-/// Between trials: a part of the time that has passed, within these bounds.
+/// A trial ends after the first window if the path is worse by this factor by both measures.
+const HOPELESS: f64 = 1.4;
+/// Between trials: as long as it takes that they cost this share of the time, and a part of the time that has passed,
+/// within these bounds.
+const TRIALS_SHARE: f64 = 0.01;
 const FIRST_PAUSE: Duration = Duration::from_millis(100);
 const LAST_PAUSE: Duration = Duration::from_secs(4);
-/// What earlier calls count in a trial.
-const AGED: f64 = 0.3;
-/// Calls after which it is looked again whether another path is better.
-const DECIDE_EVERY: u32 = 32;
+/// What is better by so much is believed at once, and otherwise after a second trial.
+const CLEARLY: f64 = 0.6;
+/// So many paths in a row have a second trial at the most.
+const CHALLENGES: u32 = 3;
 /// What differs by less than this factor is the same, and what differs by more than that is all one.
-const SAME_PACE: f64 = 1.08;
+const SAME_PACE: f64 = 1.05;
 const MOST_SLOWNESS: f64 = 4.0;
-/// What going to sleep and being woken costs in processor time, about, in nanoseconds: a call after which the socket
-/// takes or has no more is charged with it, so that a path that goes in smaller steps is seen to cost more.
-pub const SLEEP_NS: u64 = 5000;
+/// What going to sleep and being woken is taken to cost in processor time, in nanoseconds, where it is not measured.
+pub(crate) const SLEEP_NS: u64 = 5000;
 /// A send of so many bytes or more that costs less than this share of a copying one did not copy.
 const TELLING_BYTES: f64 = 16384.0;
 const UNCOPIED: f64 = 0.75;
 /// Calls from which what a path costs tells whether it copies.
 const TELLING_CALLS: u32 = 6;
-/// What is believed before anything was measured, and how strongly, in calls.
-const PRIOR: [f64; 2] = [1000.0, 60.0];
-const PRIOR_WEIGHT: f64 = 0.02;
-
 const PATHS: usize = PathKind::ALL.len();
-
-/// The fit of `a * pieces + b * KiB` to what calls took.
-#[derive(Clone, Copy, Debug, Default)]
-struct Fit {
-    /// The slowest call so far, while there are few.
-    slowest: Option<[f64; 3]>,
-    pieces_pieces: f64,
-    pieces_kib: f64,
-    kib_kib: f64,
-    pieces_ns: f64,
-    kib_ns: f64,
-    samples: u32,
-}
-
-impl Fit {
-    /// Takes a call; of the first ones the slowest is left out.
-    fn call(&mut self, pieces: f64, kib: f64, ns: f64) {
-        if self.samples + 1 >= FIRST_PROBES {
-            return self.add(pieces, kib, ns);
-        }
-        let new = [pieces, kib, ns];
-        let pace = |[pieces, kib, ns]: [f64; 3]| ns / (kib + pieces);
-        let [pieces, kib, ns] = match self.slowest {
-            None => {
-                self.slowest = Some(new);
-                return;
-            }
-            Some(slowest) if pace(slowest) >= pace(new) => new,
-            Some(slowest) => {
-                self.slowest = Some(new);
-                slowest
-            }
-        };
-        self.add(pieces, kib, ns);
-    }
-
-    /// How many calls it has seen.
-    fn calls(&self) -> u32 {
-        self.samples + u32::from(self.slowest.is_some())
-    }
-
-    fn add(&mut self, pieces: f64, kib: f64, ns: f64) {
-        // Large calls would outweigh small ones by the square of their size: each is brought to the same size.
-        let scale = 1.0 / (kib + pieces).max(1e-9);
-        let (pieces, kib, ns) = (pieces * scale, kib * scale, ns * scale);
-        for sum in
-            [&mut self.pieces_pieces, &mut self.pieces_kib, &mut self.kib_kib, &mut self.pieces_ns, &mut self.kib_ns]
-        {
-            *sum *= FORGETTING;
-        }
-        self.pieces_pieces += pieces * pieces;
-        self.pieces_kib += pieces * kib;
-        self.kib_kib += kib * kib;
-        self.pieces_ns += pieces * ns;
-        self.kib_ns += kib * ns;
-        self.samples = self.samples.saturating_add(1);
-    }
-
-    /// Has what was seen count less from now on.
-    fn age(&mut self) {
-        for sum in
-            [&mut self.pieces_pieces, &mut self.pieces_kib, &mut self.kib_kib, &mut self.pieces_ns, &mut self.kib_ns]
-        {
-            *sum *= AGED;
-        }
-    }
-
-    /// Adds to what a call has cost that was counted already.
-    fn charge(&mut self, pieces: f64, kib: f64, ns: f64) {
-        let scale = 1.0 / (kib + pieces).max(1e-9);
-        self.pieces_ns += pieces * scale * ns * scale;
-        self.kib_ns += kib * scale * ns * scale;
-    }
-
-    /// What a piece and what a KiB costs, in nanoseconds.
-    fn solve(&self) -> [f64; 2] {
-        // The prior keeps the equations solvable when all calls had one size, and bends the answer little.
-        let (pp, kk, pk) = (self.pieces_pieces + PRIOR_WEIGHT * 1e-3, self.kib_kib + PRIOR_WEIGHT, self.pieces_kib);
-        let (pn, kn) = (self.pieces_ns + PRIOR_WEIGHT * 1e-3 * PRIOR[0], self.kib_ns + PRIOR_WEIGHT * PRIOR[1]);
-        let determinant = pp * kk - pk * pk;
-        let (a, b) = ((pn * kk - kn * pk) / determinant, (kn * pp - pn * pk) / determinant);
-        if a < 0.0 {
-            [0.0, kn / kk]
-        } else if b < 0.0 {
-            [pn / pp, 0.0]
-        } else {
-            [a, b]
-        }
-    }
-
-    fn cost_ns(&self, bytes: f64) -> f64 {
-        let [a, b] = self.solve();
-        a + b * bytes / 1024.0
-    }
-}
 
 /// What is known of one path.
 #[derive(Clone, Copy, Debug, Default)]
 struct State {
     sending: Fit,
-    receiving: Fit,
+    /// What a KiB costs the receiver, as it has told.
+    receiving: Option<f64>,
     /// Whether it was refused, so that it is not to be tried for a while.
     refused: u32,
-    /// How much is carried while it is in use, beside what `write` carried at the start.
+    /// How much is carried while it is in use, beside what the path in use carries.
     pace: Option<f64>,
+    /// What it costs both ends while it is in use, beside the path in use, for pieces of about that size: measured one
+    /// after the other, because what all of them cost changes with what else the machine does.
+    cost: Option<(f64, f64)>,
     /// Whether its last completion said that the kernel copied.
     says_copied: Option<bool>,
     /// Whether it has been in use, for a trial at least, since the wire changed.
@@ -234,11 +148,12 @@ struct State {
 #[derive(Clone, Copy, Debug)]
 struct Trial {
     path: usize,
+    began: Instant,
     calls: u32,
-    /// Whether nothing was under way at times, so that how much is carried says nothing.
-    rested: bool,
-    /// How much the path in use carried.
-    rate: Option<f64>,
+    /// What was carried before, and what that took.
+    before: Option<[f64; 2]>,
+    /// Whether it is the second in a row, which decides.
+    again: bool,
 }
 
 /// What the selection believes of a path, for people.
@@ -354,22 +269,21 @@ pub struct Selector {
     /// Whether what was decided when the wire had changed is looked at more closely.
     refines: bool,
     trial: Option<Trial>,
+    /// Whether it is for this one to try other paths: of the connections to a host only one does.
+    leads: bool,
     /// Whether there are paths that should have a first trial; nothing is decided before.
     first_trials: bool,
     next_trial: Instant,
     next_probe: Instant,
-    /// Until when what passes is not what the path in use carries.
-    leads_in: Instant,
-    /// Whether nothing was under way at times, of late.
-    rests: bool,
-    /// Since when bytes are counted while something is always under way, how many they are, and in how many calls.
-    window: Option<(Instant, usize, u32)>,
-    /// Bytes a nanosecond in the last windows since the path is in use, in the best of them, and how many there were.
-    recent: [f64; TRIAL_WINDOWS as usize],
-    rate: Option<f64>,
-    windows: u32,
-    /// What the path before carried at the end, and its pace.
-    before: Option<(f64, f64)>,
+    /// When a jump of the cost may bring the next trial forward.
+    next_hurry: Instant,
+    /// The path that looked better in its last trial and has another, and how many had.
+    challenger: Option<usize>,
+    challenges: u32,
+    /// What passes since the path that is in use or on trial is.
+    carried: Carried,
+    /// Bytes that are under way.
+    under_way: u64,
     /// When it was decided last, and whether others have not heard of it.
     decided: Instant,
     is_news: bool,
@@ -403,16 +317,15 @@ impl Selector {
             settled: false,
             refines: false,
             trial: None,
+            leads: true,
             first_trials: false,
             next_trial: now,
             next_probe: now,
-            leads_in: now,
-            rests: false,
-            window: None,
-            recent: [0.0; TRIAL_WINDOWS as usize],
-            rate: None,
-            windows: 0,
-            before: None,
+            next_hurry: now,
+            challenger: None,
+            challenges: 0,
+            carried: Carried::new(now),
+            under_way: 0,
             decided: now,
             is_news: false,
             switches: 0,
@@ -482,9 +395,11 @@ impl Selector {
             (Some(path), _) => path,
             (None, Some(trial)) => trial.path,
             (None, None) if self.refines && self.calls.is_multiple_of(2) => self.nearest(FINAL_PROBES_MOST)?,
-            (None, None) if self.calls.is_multiple_of(PROBE_EVERY) && self.now >= self.next_probe => {
-                self.next_probe = self.now + PROBE_PAUSE;
-                self.sentinel()?
+            (None, None) if self.leads && self.calls.is_multiple_of(PROBE_EVERY) && self.now >= self.next_probe => {
+                let path = self.sentinel()?;
+                let took = Duration::from_nanos(self.states[path].sending.cost_ns(self.bytes) as u64);
+                self.next_probe = self.now + (took * PROBE_SHARE).clamp(PROBE_PAUSE, PROBE_LAST_PAUSE);
+                path
             }
             (None, None) => return None,
         };
@@ -494,7 +409,7 @@ impl Selector {
     /// Whether other paths are not tried yet: at the start, until it is known how much `write` carries, or that this
     /// cannot be known because nothing is under way at times.
     fn is_warming(&self) -> bool {
-        let most = if self.rate.is_none() { 4 * WARM_UP } else { WARM_UP };
+        let most = if self.carried.windows() == 0 { 4 * WARM_UP } else { WARM_UP };
         !self.settled && self.changes == 0 && self.calls < most
     }
 
@@ -548,101 +463,93 @@ impl Selector {
         if self.objective == Objective::ThisEnd { sending } else { sending + receiving }
     }
 
+    /// What a path costs beside the one in use, as its trials have shown for pieces like these.
+    fn measured_cost(&self, path: usize) -> Option<f64> {
+        let (cost, bytes) = self.states[path].cost?;
+        (bytes / 2.0..=bytes * 2.0).contains(&self.bytes).then_some(cost)
+    }
+
     /// How far each path is from the best, by the measure in which it is worse: 1 is the best of both.
     fn scores(&self) -> [f64; PATHS] {
         let is_own = self.objective == Objective::ThisEnd;
+        let in_use = self.cost_ns(self.path as usize);
         let costs: [[f64; 2]; PATHS] = core::array::from_fn(|path| {
             let [sending, receiving] = self.costs_ns(path);
-            if is_own { [sending; 2] } else { [sending + receiving, sending.max(receiving)] }
+            let slower = if is_own { sending } else { sending.max(receiving) };
+            [self.measured_cost(path).unwrap_or_else(|| self.cost_ns(path) / in_use), slower]
         });
         let best = |which: usize| {
             let known = (0..PATHS).filter(|&path| self.is_known(path));
-            known.map(|path| costs[path][which]).fold(f64::INFINITY, f64::min).max(1.0)
+            known.map(|path| costs[path][which]).fold(f64::INFINITY, f64::min).max(1e-3)
         };
         let best = [best(0), best(1)];
-        // A path that was never in use is taken to carry as much as any.
         let best_pace = self.states.iter().filter_map(|state| state.pace).fold(0.0, f64::max);
         core::array::from_fn(|path| {
-            let pace = self.states[path].pace.filter(|_| !is_own);
-            let slowness = pace.map_or(1.0, |pace| (best_pace / pace / SAME_PACE).min(MOST_SLOWNESS));
-            (costs[path][0] / best[0]).max(costs[path][1] / best[1]).max(slowness)
+            let slowness = match self.states[path].pace.filter(|_| !is_own) {
+                Some(pace) => (best_pace / pace / SAME_PACE).min(MOST_SLOWNESS),
+                // A path that was never in use is taken to carry what its slower end lets pass.
+                None => costs[path][1] / best[1],
+            };
+            (costs[path][0] / best[0]).max(slowness)
         })
     }
 
-    /// Counts what is carried while the path is in use.
-    fn count(&mut self, bytes: usize, now: Instant) {
-        if now < self.leads_in {
-            return;
-        }
-        let Some((begin, sum, calls)) = &mut self.window else {
-            // What this call took was under way before.
-            self.window = Some((now, 0, 0));
-            return;
-        };
-        (*sum, *calls) = (*sum + bytes, *calls + 1);
-        let took = now.duration_since(*begin);
-        if took < WINDOW || *calls < WINDOW_CALLS {
-            return;
-        }
-        self.rests = false;
-        let rate = *sum as f64 / took.as_nanos() as f64;
-        // The best of the last ones: interruptions only take away.
-        self.recent.rotate_right(1);
-        self.recent[0] = rate;
-        self.rate = Some(self.recent.iter().copied().fold(0.0, f64::max));
-        self.windows = self.windows.saturating_add(1);
-        self.window = Some((now, 0, 0));
-        // The first windows after a change carry what was queued before; late ones compare with a past that is over.
-        if let (Some(rate), Some((before, pace)), 2..=8) = (self.rate, self.before, self.windows) {
-            self.states[self.path as usize].pace = Some(pace * rate / before);
-        }
+    /// Notes that nothing is under way any more.
+    pub(crate) fn idles(&mut self) {
+        self.carried.idles(Instant::now());
     }
 
-    /// Notes that nothing was under way: how much is carried says nothing about the path then.
-    pub(crate) fn rested(&mut self) {
-        (self.window, self.rests) = (None, true);
-        if let Some(trial) = &mut self.trial {
-            trial.rested = true;
-        }
+    /// Notes that something is under way again.
+    pub(crate) fn resumes(&mut self) {
+        self.carried.resumes(Instant::now());
     }
 
-    /// Another path is in use from now on.
+    /// Another path is in use from now on: what others carry is told beside what it carries.
     fn use_path(&mut self, path: PathKind) {
-        let pace = self.states[self.path as usize].pace;
-        self.before = self.rate.take().zip(pace);
-        (self.path, self.window, self.windows) = (path, None, 0);
-        self.recent = Default::default();
-        self.states[path as usize].was_used = true;
-        self.leads_in = self.now + LEAD_IN;
+        match self.states[path as usize].pace {
+            Some(pace) => {
+                self.states.iter_mut().filter_map(|state| state.pace.as_mut()).for_each(|other| *other /= pace);
+            }
+            None => self.states.iter_mut().for_each(|state| (state.pace, state.was_used) = (None, false)),
+        }
+        let cost = self.states[path as usize].cost.take().map(|(cost, _)| cost);
+        for state in &mut self.states {
+            state.cost = state.cost.zip(cost).map(|((other, bytes), cost)| (other / cost, bytes));
+        }
+        self.states[self.path as usize].cost = cost.map(|cost| (1.0 / cost, self.bytes));
+        self.path = path;
+        let state = &mut self.states[path as usize];
+        (state.pace, state.was_used) = (Some(1.0), true);
+        self.carried.begin(self.now, self.under_way);
     }
 
     /// The same at either end: the sender, and the receiver.
     fn costs_ns(&self, path: usize) -> [f64; 2] {
         let state = &self.states[path];
         // A receiver that has not said what a path costs it is taken to find it as dear as the path in use.
-        let told = if state.receiving.samples > 0 { state } else { &self.states[self.path as usize] };
-        let receiving = if told.receiving.samples > 0 { told.receiving.cost_ns(self.bytes) } else { 0.0 };
-        [state.sending.cost_ns(self.bytes), receiving]
+        let told = state.receiving.or(self.states[self.path as usize].receiving);
+        [state.sending.cost_ns(self.bytes), told.unwrap_or(0.0) * self.bytes / 1024.0]
     }
 
     /// Notes what a call took.
     ///
-    /// `pieces` may be a part of one: a path that takes a piece in several calls costs as much as all of them.
-    pub fn called(&mut self, path: PathKind, pieces: f64, bytes: usize, took: Duration, now: Instant) {
+    /// `pieces` may be a part of one: a path that takes a piece in several calls costs as much as all of them. So many
+    /// bytes are `under_way`, sent and not acknowledged.
+    pub fn called(&mut self, path: PathKind, pieces: f64, bytes: usize, took: Duration, under_way: u64, now: Instant) {
         if bytes < LEAST_TOLD {
             // A head that went ahead of a payload, which may have been refused.
             return;
         }
         let (kib, ns) = (bytes as f64 / 1024.0, took.as_nanos() as f64);
-        self.now = now;
+        (self.now, self.under_way) = (now, under_way);
+        if (self.settled && !self.refines) || self.is_warming() {
+            self.carried.count(bytes, took, now);
+        }
         if let Some(trial) = self.trial.as_mut().filter(|trial| trial.path == path as usize) {
             trial.calls += 1;
-            if trial.calls <= LEAD_IN_CALLS || now < self.leads_in {
+            if trial.calls <= LEAD_IN_CALLS || self.carried.leads_in(now) {
                 return;
             }
-        }
-        if (self.settled && !self.refines) || self.is_warming() {
-            self.count(bytes, now);
         }
         let state = &mut self.states[path as usize];
         state.refused = 0;
@@ -650,7 +557,7 @@ impl Selector {
         let [a, b] = state.sending.solve();
         let predicted = a * pieces + b * kib;
         state.sending.call(pieces, kib, if known { ns.min(predicted * CUT) } else { ns });
-        if path == self.path && known && now >= self.leads_in {
+        if path == self.path && known && !self.carried.leads_in(now) {
             self.jumps = match (ns > predicted * JUMP, ns * JUMP < predicted) {
                 (true, _) => self.jumps.max(0) + 1,
                 (_, true) => self.jumps.min(0) - 1,
@@ -663,11 +570,13 @@ impl Selector {
         self.decide(now);
     }
 
-    /// Notes that the socket took no more by a path, so that somebody has to sleep and to be woken.
-    pub fn blocked(&mut self, path: PathKind) {
-        let state = &mut self.states[path as usize];
-        if state.sending.samples > 0 {
-            state.sending.charge(1.0, self.bytes / 1024.0, SLEEP_NS as f64);
+    /// Notes that this end went to sleep until the socket takes more, or something comes, and what that cost.
+    pub fn slept(&mut self, ns: u64) {
+        let path = self.trial.map_or(self.path as usize, |trial| trial.path);
+        self.carried.charge(ns);
+        let sending = &mut self.states[path].sending;
+        if sending.samples > 0 && !self.carried.leads_in(self.now) {
+            sending.charge(1.0, self.bytes / 1024.0, ns as f64);
         }
     }
 
@@ -675,11 +584,11 @@ impl Selector {
     pub fn refused(&mut self, path: PathKind) {
         let state = &mut self.states[path as usize];
         state.refused = state.refused.saturating_add(1);
+        let gives_up = state.refused >= 2;
         if self.trial.is_some_and(|trial| trial.path == path as usize) {
             self.end_trial();
         }
-        let state = &mut self.states[path as usize];
-        if path == self.path && path != PathKind::Write && state.refused >= 2 {
+        if path == self.path && path != PathKind::Write && gives_up {
             self.use_path(PathKind::Write);
             self.switches += 1;
         }
@@ -696,6 +605,9 @@ impl Selector {
     pub fn notified(&mut self, path: PathKind, copied: bool, took: Duration) {
         let state = &mut self.states[path as usize];
         state.sending.charge(1.0, self.bytes / 1024.0, took.as_nanos() as f64);
+        if self.trial.map_or(self.path as usize, |trial| trial.path) == path as usize {
+            self.carried.charge(took.as_nanos() as u64);
+        }
         let flipped = state.says_copied.replace(copied).is_some_and(|before| before != copied);
         // Notifications of io_uring that are joined say "copied" for nothing (see `copies`).
         if path != PathKind::ZeroCopy && self.can_be_tried(PathKind::ZeroCopy as usize) {
@@ -709,7 +621,8 @@ impl Selector {
 
     /// Notes what the receiver says that a KiB cost it, when it came by a path.
     pub fn received(&mut self, path: PathKind, kib_ns: f64) {
-        self.states[path as usize].receiving.add(0.0, 1.0, kib_ns);
+        let told = &mut self.states[path as usize].receiving;
+        *told = Some(told.map_or(kib_ns, |before| before + (kib_ns - before) * NEW_TOLD));
     }
 
     /// What the path in use costs is another than it was, for several calls. Where the kernel reads the pages and says
@@ -720,8 +633,10 @@ impl Selector {
             return self.wire_changed(Sign::Cost);
         }
         self.jumps = 0;
-        if self.settled {
-            self.next_trial = self.next_trial.min(self.since + DWELL).max(self.now);
+        // Once in a while: on a busy machine what calls cost jumps all the time.
+        if self.settled && self.now >= self.next_hurry {
+            self.next_hurry = self.now + DWELL;
+            self.next_trial = self.now;
         }
     }
 
@@ -737,7 +652,7 @@ impl Selector {
         }
         self.changes += 1;
         (self.changed, self.sign) = (self.now, sign);
-        (self.settled, self.refines, self.trial) = (false, false, None);
+        (self.settled, self.refines, self.trial, self.challenger) = (false, false, None, None);
         for state in &mut self.states {
             *state = State { refused: state.refused, says_copied: state.says_copied, ..State::default() };
         }
@@ -749,118 +664,150 @@ impl Selector {
 
     /// Forgets how much was carried so far, which nothing that follows can be compared with.
     fn forget_rates(&mut self) {
-        (self.rate, self.window, self.windows, self.before) = (None, None, 0, None);
-        self.recent = Default::default();
+        self.carried = Carried::new(self.now);
     }
 
     /// Takes over what another connection to the same host has found out.
     fn adopt(&mut self, other: &Self) {
         self.switches += u64::from(self.path != other.path);
         self.use_path(other.path);
-        (self.states, self.reason, self.before) = (other.states, other.reason, None);
+        (self.states, self.reason, self.challenger) = (other.states, other.reason, None);
         (self.settled, self.refines, self.trial, self.jumps) = (true, false, None, 0);
         self.first_trials = false;
         (self.since, self.decided) = (self.now, other.decided);
-        self.next_trial = self.now + self.pause();
+        (self.next_trial, self.next_hurry) = (self.now + self.pause(), self.now + DWELL);
     }
 
     fn decide(&mut self, now: Instant) {
-        // Whether it is decided however long ago that was done last.
-        let mut decides = false;
         if !self.settled {
-            if self.unseen().is_some() {
-                return;
+            if self.unseen().is_none() {
+                self.settle(if self.changes == 0 { START_MARGIN } else { FIRST_MARGIN });
             }
         } else if self.refines {
-            decides = true;
-            if now.duration_since(self.changed) < FINAL_TIME && self.nearest(FINAL_PROBES_MOST).is_some() {
-                return;
+            if now.duration_since(self.changed) >= FINAL_TIME || self.nearest(FINAL_PROBES_MOST).is_none() {
+                self.refines = false;
+                self.take_best(FIRST_MARGIN);
             }
         } else if let Some(trial) = self.trial {
-            if trial.calls < TRIAL_CALLS || !(trial.rested || self.windows >= TRIAL_WINDOWS) {
-                return;
+            if trial.calls >= TRIAL_CALLS && (self.carried.known().is_some() || self.is_hopeless(trial)) {
+                self.end_trial();
             }
-            let first = self.first_trials;
-            self.end_trial();
-            if self.first_trials {
-                return;
-            }
-            decides = first;
-        } else {
-            let is_known = self.windows >= TRIAL_WINDOWS || self.rests;
-            if now >= self.next_trial && now >= self.leads_in && is_known {
-                return self.begin_trial();
-            }
-            if self.first_trials || !self.calls.is_multiple_of(DECIDE_EVERY) {
-                return;
-            }
+        } else if self.leads && now >= self.next_trial && self.carried.known().is_some() {
+            self.begin_trial();
         }
-        if self.settled && !decides && now.duration_since(self.since) < self.dwell(now) {
-            return;
-        }
-        self.refines = false;
-        let (scores, before) = (self.scores(), self.path);
+    }
+
+    /// Decides by the first calls of each path.
+    fn settle(&mut self, margin: f64) {
+        let before = self.path;
+        self.take_best(margin);
+        let now = self.now;
+        (self.decided, self.is_news) = (now, true);
+        (self.settled, self.since) = (true, now);
+        // When the wire has changed what was decided is kept for a while in any case.
+        self.refines = self.changes > 0;
+        (self.next_trial, self.first_trials, self.challenges) = (now, true, 0);
+        self.carried.begin(now, self.under_way);
+        let quiet = &mut self.quiet[self.sign as usize];
+        let was_right = self.path != before && self.sign == Sign::Word;
+        *quiet = if was_right { FIRST_QUIET } else { (*quiet * 2).min(LAST_QUIET) };
+    }
+
+    /// The best path, and how far the one in use is from it.
+    fn best(&self) -> Option<(usize, f64)> {
+        let scores = self.scores();
         let candidates = (0..PATHS).filter(|&path| self.is_known(path));
-        let Some(best) = candidates.min_by(|&one, &two| scores[one].total_cmp(&scores[two])) else {
+        let best = candidates.min_by(|&one, &two| scores[one].total_cmp(&scores[two]))?;
+        Some((best, scores[best] / scores[self.path as usize]))
+    }
+
+    /// Uses the best path, if it is better by this margin.
+    fn take_best(&mut self, margin: f64) {
+        let Some((best, share)) = self.best() else { return };
+        if best == self.path as usize || share >= margin {
             return;
-        };
-        // What was decided a moment ago is left only for what is clearly better.
-        let margin = if self.settled && !decides { MARGIN } else { FIRST_MARGIN };
-        let cheaper = scores[best] < scores[self.path as usize] * margin;
-        if cheaper && best != self.path as usize {
-            if self.reason != Reason::WireChanged || self.settled {
-                self.reason = Reason::Cheaper;
-            }
-            self.use_path(PathKind::ALL[best]);
-            self.switches += 1;
-            (self.since, self.jumps) = (now, 0);
-            (self.decided, self.is_news) = (now, true);
         }
-        if !self.settled {
-            (self.decided, self.is_news) = (now, true);
-            (self.settled, self.since) = (true, now);
-            // When the wire has changed what was decided is kept for a while in any case.
-            self.refines = self.changes > 0;
-            (self.next_trial, self.first_trials) = (now, true);
-            let quiet = &mut self.quiet[self.sign as usize];
-            let was_right = self.path != before && self.sign == Sign::Word;
-            *quiet = if was_right { FIRST_QUIET } else { (*quiet * 2).min(LAST_QUIET) };
+        if self.reason != Reason::WireChanged || self.settled {
+            self.reason = Reason::Cheaper;
         }
+        self.use_path(PathKind::ALL[best]);
+        self.switches += 1;
+        (self.since, self.decided, self.jumps, self.is_news) = (self.now, self.now, 0, true);
     }
 
     /// Uses another path for a while.
     fn begin_trial(&mut self) {
-        let Some(path) = self.next_on_trial() else {
+        let challenger = self.challenger.take().filter(|&path| self.can_be_tried(path));
+        let Some(path) = challenger.or_else(|| self.next_on_trial()) else {
             (self.next_trial, self.first_trials) = (self.now + self.pause(), false);
             return;
         };
         let state = &mut self.states[path];
         state.sending.age();
-        state.receiving.age();
-        self.trial = Some(Trial { path, calls: 0, rested: self.rate.is_none(), rate: self.rate.take() });
-        (self.window, self.windows, self.leads_in) = (None, 0, self.now + LEAD_IN);
-        self.recent = Default::default();
+        let (before, again) = (self.carried.known(), challenger.is_some());
+        self.trial = Some(Trial { path, began: self.now, calls: 0, before, again });
+        self.carried.begin(self.now, self.under_way);
     }
 
-    /// Goes back to the path in use, with what the trial has shown.
+    /// Whether a path on trial is worse than the one in use by both measures, and by much.
+    fn is_hopeless(&self, trial: Trial) -> bool {
+        let both = self.carried.last().zip(trial.before);
+        both.is_some_and(|(now, before)| now[0] * HOPELESS < before[0] && now[1] > before[1] * HOPELESS)
+    }
+
+    /// What the path on trial carried and cost both ends, beside the path in use.
+    fn found(&self, trial: Trial) -> Option<[f64; 2]> {
+        let [rate, sending] = self.carried.known().or(self.carried.last())?;
+        let [rate_before, sending_before] = trial.before?;
+        let told = |path: usize| match self.objective {
+            Objective::ThisEnd => 0.0,
+            Objective::BothEnds => {
+                self.states[path].receiving.or(self.states[self.path as usize].receiving).unwrap_or(0.0)
+            }
+        };
+        let [cost, cost_before] = [sending + told(trial.path), sending_before + told(self.path as usize)];
+        Some([rate / rate_before, cost / cost_before])
+    }
+
+    /// Goes back to the path in use, or to the other for good, by what the trial has shown.
     fn end_trial(&mut self) {
         let Some(trial) = self.trial.take() else { return };
-        let in_use = self.states[self.path as usize].pace;
-        let state = &mut self.states[trial.path];
-        state.was_used = true;
-        if let (Some(rate), Some(before), Some(pace), false) = (self.rate, trial.rate, in_use, trial.rested) {
+        self.states[trial.path].was_used = true;
+        if let Some([rate, cost]) = self.found(trial) {
             // Half of it is what was found before: a trial is short.
-            let found = pace * rate / before;
-            state.pace = Some(state.pace.map_or(found, |earlier| (earlier * found).sqrt()));
+            let pace = self.states[trial.path].pace.map_or(rate, |earlier| (earlier * rate).sqrt());
+            let cost = self.measured_cost(trial.path).map_or(cost, |earlier| (earlier * cost).sqrt());
+            let state = &mut self.states[trial.path];
+            (state.pace, state.cost) = (Some(pace), Some((cost, self.bytes)));
         }
-        (self.rate, self.window, self.windows) = (trial.rate, None, 0);
-        self.recent = Default::default();
-        (self.leads_in, self.jumps) = (self.now + LEAD_IN, 0);
-        // First each has one.
         let scores = self.scores();
-        let more = (0..PATHS).any(|path| self.is_untried(path, &scores));
-        self.next_trial = if more { self.leads_in } else { self.now + self.pause() };
-        self.first_trials &= more;
+        let excess = (scores[trial.path] / scores[self.path as usize] - 1.0).max(0.0);
+        let took = self.now.duration_since(trial.began);
+        self.carried.begin(self.now, self.under_way);
+        self.jumps = 0;
+        // First each has one. When the wire has changed it is decided after all of them, to change once.
+        let more = self.first_trials && (0..PATHS).any(|path| self.is_untried(path, &scores));
+        let may = match self.first_trials {
+            true => !more || self.changes == 0,
+            false => self.now.duration_since(self.since) >= self.dwell(self.now),
+        };
+        let found = self.best().filter(|&(best, share)| may && best != self.path as usize && share < MARGIN);
+        if let Some((best, share)) = found {
+            if trial.path == best && (trial.again || share < CLEARLY) {
+                self.take_best(MARGIN);
+            } else if self.challenges < CHALLENGES {
+                // Luck makes one of many look better: it has to be so twice.
+                self.challenges += 1;
+                (self.challenger, self.next_trial) = (Some(best), self.now);
+                return;
+            }
+        }
+        (self.first_trials, self.challenges) = (more, 0);
+        if more {
+            self.next_trial = self.now;
+            return;
+        }
+        self.next_trial = self.now + self.pause().max(took.mul_f64(excess / TRIALS_SHARE).min(LAST_PAUSE));
     }
 
     /// Whether a path that is not much dearer than the best was never in use.
@@ -890,7 +837,7 @@ impl Selector {
 
     /// How long there is no trial after one.
     fn pause(&self) -> Duration {
-        (self.now.duration_since(self.began) / 4).clamp(FIRST_PAUSE, LAST_PAUSE)
+        (self.now.duration_since(self.began) / 8).clamp(FIRST_PAUSE, LAST_PAUSE)
     }
 
     /// How long a path is kept at least: at the start less, because what is known rests on few calls.
@@ -922,12 +869,11 @@ impl Selector {
     pub fn selection(&self) -> Selection {
         let model = |(path, state): (&PathKind, &State)| {
             let [piece_ns, kib_ns] = state.sending.solve();
-            let told = state.receiving.samples > 0;
             PathModel {
                 path: *path,
                 piece_ns,
                 kib_ns,
-                receiver_kib_ns: told.then(|| state.receiving.solve()[1]),
+                receiver_kib_ns: state.receiving,
                 calls: state.sending.samples,
                 refused: state.refused,
                 says_copied: state.says_copied,

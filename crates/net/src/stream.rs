@@ -70,6 +70,7 @@ use crate::path::PathKind;
 use crate::receive_paths::receive_paths;
 use crate::select::{Experiences, Objective, Selection};
 use crate::shared::{RingHandle, SharedRing};
+use crate::sleep::SleepMeter;
 use crate::slots::{SlotCounts, SlotPlan, Slots};
 use crate::socket::{self, SocketWire};
 use crate::transport::{Capabilities, Closed, ConnectionId, Destination, Event, ListenerId, Transport, TransportError};
@@ -106,6 +107,8 @@ const LATE_TURNS: u32 = 16;
 const RING: u64 = u64::MAX;
 /// Every so many turns the descriptor is looked at although something is ready.
 const LOOKS: u32 = 8;
+/// What a sleep costs is told to those that something came for, if they are no more than these.
+const SLEEPERS: usize = 8;
 /// Between the first attempts to mend a connection; each waits twice as long as the one before.
 const FIRST_REDIAL: Duration = Duration::from_millis(5);
 /// The longest time between attempts.
@@ -293,6 +296,7 @@ pub struct StreamTransport {
     /// What somebody may read for ever; never dropped.
     quarantined: u64,
     gathered: Vec<epoll::Event>,
+    sleeps: SleepMeter,
     /// What came of a call other than a poll; the next poll tells it.
     later: Vec<Event>,
     happened: Vec<Happened>,
@@ -360,6 +364,7 @@ impl StreamTransport {
             leaving: Vec::new(),
             quarantined: 0,
             gathered: Vec::with_capacity(EVENTS),
+            sleeps: SleepMeter::new(),
             later: Vec::new(),
             happened: Vec::new(),
             turns: 0,
@@ -683,7 +688,10 @@ impl StreamTransport {
         let wait = wait.map(|wait| Timespec { tv_sec: wait.as_secs() as i64, tv_nsec: wait.subsec_nanos().into() });
         let mut gathered = core::mem::take(&mut self.gathered);
         gathered.clear();
-        let count = match epoll::wait(&self.epoll, spare_capacity(&mut gathered), wait.as_ref()) {
+        let sleeps = wait != Some(Timespec::default());
+        let mut wait = || epoll::wait(&self.epoll, spare_capacity(&mut gathered), wait.as_ref());
+        let (waited, slept_ns) = if sleeps { self.sleeps.wait(wait) } else { (wait(), 0) };
+        let count = match waited {
             Ok(count) => count,
             Err(Errno::INTR) => 0,
             Err(errno) => {
@@ -701,6 +709,10 @@ impl StreamTransport {
                 Some(Entry::Stranger(_)) => self.ready.push_back(key),
                 Some(Entry::Connection(_)) => {
                     let flags = event.flags;
+                    if slept_ns > 0 && gathered.len() <= SLEEPERS {
+                        let each = slept_ns / gathered.len() as u64;
+                        self.places.connection(key).into_iter().for_each(|connection| connection.link.slept(each));
+                    }
                     if flags.intersects(EventFlags::HUP | EventFlags::RDHUP) {
                         self.places.mark(key, mark::HUNG_UP);
                     }

@@ -709,7 +709,7 @@ impl Transport for UdpTransport {
             return Err(NotTaken { payload, reason: SubmitError::NoConnection(key) });
         };
         if connection.session.sender.unfinished() == 0 {
-            connection.choosing.tell(Selector::rested);
+            connection.choosing.tell(Selector::resumes);
         }
         connection.session.sender.submit(to.stream, to.tag, payload, token)?;
         connection.submitted += 1;

@@ -3,14 +3,16 @@
 use core::hash::Hash;
 use std::cell::RefCell;
 use std::collections::HashMap;
-use std::rc::Rc;
-use std::time::Instant;
+use std::rc::{Rc, Weak};
+use std::time::{Duration, Instant};
 
 use super::{LEAST_DATAGRAM, Objective, Selection, Selector};
 use crate::path::PathKind;
 
 /// Hosts of which something is remembered.
 const HOSTS: usize = 1024;
+/// Who has sent nothing for so long no longer tries paths for the others.
+const LEADS_FOR: Duration = Duration::from_millis(100);
 /// How the path is chosen.
 pub(crate) enum Choosing {
     /// This one, wherever it can be.
@@ -22,14 +24,15 @@ pub(crate) enum Choosing {
         /// What was decided, and is looked after for this connection alone; none before.
         own: Option<Box<Selector>>,
         /// What it is called among those it learns with, once it has asked for a path.
-        id: Option<u64>,
+        id: Option<Rc<u64>>,
         learned: Experience,
     },
 }
 
 /// What the connections to one host have learned, for each other. Until something is decided they measure together, so
 /// that those that begin together do not all try everything, and those that send little come to an end; who comes later
-/// takes over what was decided last.
+/// takes over what was decided last. From then on one of them that sends tries other paths for all: what it decides the
+/// others take over.
 #[derive(Debug, Default)]
 pub(crate) struct Learned {
     /// The selection that was decided last.
@@ -39,6 +42,9 @@ pub(crate) struct Learned {
     last: u64,
     is_shared: bool,
     next_id: u64,
+    /// Who tries other paths, and when it sent last.
+    leader: Weak<u64>,
+    led: Option<Instant>,
 }
 
 /// The same, as connections hold it.
@@ -68,6 +74,27 @@ impl<H: Eq + Hash> Experiences<H> {
     }
 }
 
+impl Learned {
+    /// Finds out whether a connection that has decided tries other paths for all, tells the others what it has decided,
+    /// and it what they have.
+    fn lead(&mut self, token: &Rc<u64>, own: &mut Box<Selector>) {
+        let leader = self.leader.upgrade();
+        let is_gone = leader.is_none() || self.led.is_none_or(|led| own.now.saturating_duration_since(led) > LEADS_FOR);
+        own.leads = is_gone || leader.is_some_and(|leader| Rc::ptr_eq(&leader, token));
+        if own.leads {
+            (self.leader, self.led) = (Rc::downgrade(token), Some(own.now));
+        }
+        if core::mem::take(&mut own.is_news) {
+            self.latest = Some(own.clone());
+        } else if let Some(latest) = &self.latest
+            && !own.leads
+            && latest.decided > own.decided
+        {
+            own.adopt(latest);
+        }
+    }
+}
+
 impl Choosing {
     /// The cheapest of these paths.
     pub(crate) fn among(usable: &'static [PathKind], objective: Objective) -> Self {
@@ -79,15 +106,14 @@ impl Choosing {
         let Self::Cheapest { usable, objective, own, id, learned } = self else { return None };
         let mut learned = learned.borrow_mut();
         let learned = &mut *learned;
-        let id = *id.get_or_insert_with(|| {
+        let token = &*id.get_or_insert_with(|| {
             learned.next_id += 1;
-            learned.next_id
+            Rc::new(learned.next_id)
         });
+        let id = **token;
         match own {
             Some(own) if own.settled => {
-                if core::mem::take(&mut own.is_news) {
-                    learned.latest = Some(own.clone());
-                }
+                learned.lead(token, own);
                 return Some(pick(own));
             }
             // The wire has changed: others may know of it already, or find it out together with this one.

@@ -59,7 +59,7 @@ impl World {
         // The slower end says how much passes.
         self.now += Duration::from_nanos(took.max(receiver * f64::from(bytes) / 1024.0) as u64);
         self.choosing.tell(|selector| {
-            selector.called(path, 1.0, bytes as usize, Duration::from_nanos(took as u64), self.now);
+            selector.called(path, 1.0, bytes as usize, Duration::from_nanos(took as u64), 0, self.now);
         });
         self.choosing.tell(|selector| selector.received(path, receiver * noise));
         if path.is_notified() {
@@ -191,7 +191,7 @@ fn a_path_that_is_refused_is_not_used_and_rarely_tried() {
             world.choosing.tell(|selector| selector.refused(path));
         } else {
             let now = world.now;
-            world.choosing.tell(|selector| selector.called(path, 1.0, 64 << 10, Duration::from_micros(3), now));
+            world.choosing.tell(|selector| selector.called(path, 1.0, 64 << 10, Duration::from_micros(3), 0, now));
         }
     }
     assert!(tried <= 6, "it was tried {tried} times");
@@ -318,7 +318,7 @@ fn a_path_that_is_refused_every_second_time_costs_what_the_refusals_cost() {
                 cost = took(1.7);
                 world.choosing.tell(|selector| {
                     selector.refused(path);
-                    selector.called(PathKind::Write, 1.0, 64 << 10, took(1.0), world.now);
+                    selector.called(PathKind::Write, 1.0, 64 << 10, took(1.0), 0, world.now);
                     selector.fell_back(path, 1.0, 64 << 10, cost);
                 });
                 world.now += cost;
@@ -326,7 +326,7 @@ fn a_path_that_is_refused_every_second_time_costs_what_the_refusals_cost() {
             }
         }
         world.now += cost;
-        world.choosing.tell(|selector| selector.called(path, 1.0, 64 << 10, cost, world.now));
+        world.choosing.tell(|selector| selector.called(path, 1.0, 64 << 10, cost, 0, world.now));
     }
     assert!(used[PathKind::SendFile as usize] < 400, "{used:?}: {:?}", world.selection());
 }
@@ -348,4 +348,72 @@ fn what_a_path_costs_when_it_is_in_use_decides() {
         last = path;
     }
     assert_eq!(world.selection().path, PathKind::Write, "{:?}", world.selection());
+}
+
+#[test]
+fn of_connections_to_a_host_one_tries_paths_and_the_others_follow_until_it_is_gone() {
+    let learned = Experience::default();
+    let with = |seed: u64| {
+        let mut world = World { seed, ..World::new() };
+        world.choosing.learn_from(&learned);
+        world
+    };
+    let mut worlds: Vec<World> = (1..=4).map(with).collect();
+    let probes = |worlds: &[World]| worlds.iter().map(|world| world.selection().probes).collect::<Vec<_>>();
+    let run = |worlds: &mut [World], costs: &Costs, calls: u32| {
+        for _ in 0..calls {
+            for world in worlds.iter_mut() {
+                world.call(costs, 64 << 10, true);
+            }
+        }
+    };
+    run(&mut worlds, &COPYING, 10_000);
+    let before = probes(&worlds);
+    run(&mut worlds, &COPYING, 40_000);
+    let tried: Vec<u64> = probes(&worlds).iter().zip(&before).map(|(after, before)| after - before).collect();
+    let leader = (0..4).max_by_key(|&world| tried[world]).expect("four");
+    assert!(tried[leader] > 100, "{tried:?}");
+    assert_eq!(tried.iter().sum::<u64>(), tried[leader], "{tried:?}");
+    // It decides for all.
+    let path = worlds[leader].selection().path;
+    let mut costs = COPYING;
+    costs[path as usize] = [4000.0, 300.0, 90.0];
+    run(&mut worlds, &costs, 60_000);
+    let paths: Vec<PathKind> = worlds.iter().map(|world| world.selection().path).collect();
+    assert!(paths.iter().all(|&now| now != path && now == paths[0]), "{path} became {paths:?}");
+    // Without it another does.
+    worlds.remove(leader);
+    let before = probes(&worlds);
+    run(&mut worlds, &costs, 40_000);
+    let tried = probes(&worlds).iter().zip(&before).filter(|(after, before)| after > before).count();
+    assert_eq!(tried, 1);
+}
+
+#[test]
+fn what_looks_better_by_luck_is_not_taken() {
+    // `sendfile` and `write` cost the same, but calls vary by a third from one moment to the next.
+    let mut alike = COPYING;
+    alike[PathKind::SendFile as usize] = alike[PathKind::Write as usize];
+    let (mut switches, mut seconds) = (0, 0.0);
+    for seed in 1..=20 {
+        let mut world = World { seed, ..World::new() };
+        let mut moment = [1.0; 2];
+        for call in 0..300_000_u32 {
+            if call % 500 == 0 {
+                for factor in &mut moment {
+                    world.seed = world.seed.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1);
+                    *factor = 0.85 + f64::from((world.seed >> 40) as u32 % 1000) / 3333.0;
+                }
+            }
+            let mut costs = alike;
+            for (path, factor) in [(PathKind::Write, moment[0]), (PathKind::SendFile, moment[1])] {
+                costs[path as usize][1] *= factor;
+            }
+            world.call(&costs, 64 << 10, true);
+        }
+        switches += world.selection().switches;
+        seconds += world.now.duration_since(world.choosing.tell(|own| own.began).expect("it measures")).as_secs_f64();
+    }
+    println!("{switches} switches in {seconds} s");
+    assert!(seconds > 30.0 && (switches as f64) < seconds / 2.0, "{switches} switches in {seconds} s");
 }

@@ -118,6 +118,9 @@ impl UdpTransport {
             let session = &mut connection.session;
             self.happened.extend(session.done.drain(..).map(Happened::Completed));
             session.receiver.top_up(&mut self.slots);
+            if session.sender.unfinished() == 0 {
+                connection.choosing.tell(Selector::idles);
+            }
             if connection.last_heard + nanos(self.options.keep_alive) <= now && session.sender.silent_since().is_none()
             {
                 session.sender.ping = true;
@@ -370,7 +373,8 @@ impl UdpTransport {
                         let end = Instant::now();
                         choosing.tell(|selector| {
                             if path == PathKind::Write || sent.path != PathKind::Write {
-                                selector.called(path, sent.count as f64, bytes, end.duration_since(begin), end);
+                                let under_way = session.sender.unacknowledged();
+                                selector.called(path, sent.count as f64, bytes, end - begin, under_way, end);
                             } else {
                                 selector.refused(path);
                             }
@@ -385,7 +389,7 @@ impl UdpTransport {
                 }
                 Err(Errno::AGAIN) => {
                     if begin.is_some() {
-                        choosing.tell(|selector| selector.blocked(path));
+                        choosing.tell(|selector| selector.slept(select::SLEEP_NS));
                     }
                     session.sender.put_back(train, 0);
                     place.blocked.push(key);

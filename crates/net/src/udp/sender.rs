@@ -257,6 +257,11 @@ impl Sender {
         self.live_messages
     }
 
+    /// Bytes that were sent and are not acknowledged.
+    pub(crate) fn unacknowledged(&self) -> u64 {
+        self.in_flight
+    }
+
     /// Bytes that the kernel may read although the calls that sent them have returned.
     pub(crate) fn pinned_bytes(&self) -> u64 {
         self.pinned_bytes
