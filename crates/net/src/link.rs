@@ -216,8 +216,8 @@ pub struct Link<W> {
     limits: LinkLimits,
     header: [u8; HEADER_BYTES],
     header_filled: usize,
-    /// What the sleep cost that the next receive ended, in nanoseconds.
-    slept_ns: u64,
+    /// What the wait cost that the next receive ended, in nanoseconds.
+    waited_ns: u64,
     filling: Option<Filling>,
     last_length: u32,
     choosing: Choosing,
@@ -264,7 +264,7 @@ impl<W: Wire> Link<W> {
             limits,
             header: [0; HEADER_BYTES],
             header_filled: 0,
-            slept_ns: 0,
+            waited_ns: 0,
             filling: None,
             last_length: 0,
             choosing: Choosing::Forced(PathKind::Write),
@@ -433,10 +433,10 @@ impl<W: Wire> Link<W> {
         happened.extend(self.tokens.drain(..).map(Happened::Completed));
     }
 
-    /// Notes that this end slept until something happened here, and what that cost.
-    pub fn slept(&mut self, ns: u64) {
-        self.slept_ns = ns;
-        self.choosing.tell(|selector| selector.slept(ns));
+    /// Notes that this end waited until something happened here, and what that cost. Returns whether that is of use.
+    pub fn waited(&mut self, ns: u64) -> bool {
+        let before = core::mem::replace(&mut self.waited_ns, ns);
+        self.choosing.tell(|selector| selector.waited(ns)).is_some() || before == 0
     }
 
     /// Takes the notifications that have come.
@@ -812,8 +812,8 @@ impl<W: Wire> Link<W> {
                 // What it cost is told to the sender, where all of it came by one path.
                 let one = PathKind::ALL.into_iter().find(|path| self.came_by == 1 << *path as u8);
                 if let Some(path) = one.filter(|_| read >= select::LEAST_BYTES as usize) {
-                    let slept = core::mem::take(&mut self.slept_ns);
-                    self.incoming.took(path, read, took.as_nanos() as u64 + slept);
+                    let waited = core::mem::take(&mut self.waited_ns);
+                    self.incoming.took(path, read, took.as_nanos() as u64 + waited);
                 }
                 placed.map(|()| if read < room { Readiness::Drained } else { Readiness::More })
             }

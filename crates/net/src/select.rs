@@ -570,8 +570,8 @@ impl Selector {
         self.decide(now);
     }
 
-    /// Notes that this end went to sleep until the socket takes more, or something comes, and what that cost.
-    pub fn slept(&mut self, ns: u64) {
+    /// Notes that this end waited until the socket takes more, or something comes, and what that cost.
+    pub fn waited(&mut self, ns: u64) {
         let path = self.trial.map_or(self.path as usize, |trial| trial.path);
         self.carried.charge(ns);
         let sending = &mut self.states[path].sending;

@@ -46,8 +46,6 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use rustix::buffer::spare_capacity;
-use rustix::event::Timespec;
 use rustix::event::epoll::{self, EventData, EventFlags};
 use rustix::io::Errno;
 use rustix::net::SocketFlags;
@@ -70,7 +68,7 @@ use crate::path::PathKind;
 use crate::receive_paths::receive_paths;
 use crate::select::{Experiences, Objective, Selection};
 use crate::shared::{RingHandle, SharedRing};
-use crate::sleep::SleepMeter;
+use crate::sleep::{BUSY_POLL, Waits};
 use crate::slots::{SlotCounts, SlotPlan, Slots};
 use crate::socket::{self, SocketWire};
 use crate::transport::{Capabilities, Closed, ConnectionId, Destination, Event, ListenerId, Transport, TransportError};
@@ -107,8 +105,8 @@ const LATE_TURNS: u32 = 16;
 const RING: u64 = u64::MAX;
 /// Every so many turns the descriptor is looked at although something is ready.
 const LOOKS: u32 = 8;
-/// What a sleep costs is told to those that something came for, if they are no more than these.
-const SLEEPERS: usize = 8;
+/// What a wait cost is told to those that something came for, if they are no more than these.
+const WAITERS: usize = 8;
 /// Between the first attempts to mend a connection; each waits twice as long as the one before.
 const FIRST_REDIAL: Duration = Duration::from_millis(5);
 /// The longest time between attempts.
@@ -148,6 +146,9 @@ pub struct StreamOptions {
     /// when the piece is whole, or 4 KiB more of it are there; if it does not, its socket is given up as if it had
     /// broken.
     pub stall_timeout: Duration,
+    /// Who waits looks again and again for so long before it sleeps (busy polling), as long as that is enough more
+    /// often than not; whether it is, is tried from time to time. Zero has it sleep at once.
+    pub busy_poll: Duration,
 }
 
 impl Default for StreamOptions {
@@ -166,6 +167,7 @@ impl Default for StreamOptions {
             resume_for: Duration::from_secs(10),
             told: true,
             stall_timeout: Duration::from_secs(20),
+            busy_poll: BUSY_POLL,
         }
     }
 }
@@ -296,7 +298,7 @@ pub struct StreamTransport {
     /// What somebody may read for ever; never dropped.
     quarantined: u64,
     gathered: Vec<epoll::Event>,
-    sleeps: SleepMeter,
+    waits: Waits,
     /// What came of a call other than a poll; the next poll tells it.
     later: Vec<Event>,
     happened: Vec<Happened>,
@@ -364,7 +366,7 @@ impl StreamTransport {
             leaving: Vec::new(),
             quarantined: 0,
             gathered: Vec::with_capacity(EVENTS),
-            sleeps: SleepMeter::new(),
+            waits: Waits::new(options.busy_poll),
             later: Vec::new(),
             happened: Vec::new(),
             turns: 0,
@@ -685,12 +687,9 @@ impl StreamTransport {
             self.hear_ring(events);
             wait = Some(Duration::ZERO);
         }
-        let wait = wait.map(|wait| Timespec { tv_sec: wait.as_secs() as i64, tv_nsec: wait.subsec_nanos().into() });
         let mut gathered = core::mem::take(&mut self.gathered);
         gathered.clear();
-        let sleeps = wait != Some(Timespec::default());
-        let mut wait = || epoll::wait(&self.epoll, spare_capacity(&mut gathered), wait.as_ref());
-        let (waited, slept_ns) = if sleeps { self.sleeps.wait(wait) } else { (wait(), 0) };
+        let (waited, waited_ns) = self.waits.epoll(&self.epoll, wait, &mut gathered);
         let count = match waited {
             Ok(count) => count,
             Err(Errno::INTR) => 0,
@@ -709,9 +708,11 @@ impl StreamTransport {
                 Some(Entry::Stranger(_)) => self.ready.push_back(key),
                 Some(Entry::Connection(_)) => {
                     let flags = event.flags;
-                    if slept_ns > 0 && gathered.len() <= SLEEPERS {
-                        let each = slept_ns / gathered.len() as u64;
-                        self.places.connection(key).into_iter().for_each(|connection| connection.link.slept(each));
+                    if waited_ns > 0
+                        && gathered.len() <= WAITERS
+                        && let Some(connection) = self.places.connection(key)
+                    {
+                        self.waits.wanted = connection.link.waited(waited_ns / gathered.len() as u64);
                     }
                     if flags.intersects(EventFlags::HUP | EventFlags::RDHUP) {
                         self.places.mark(key, mark::HUNG_UP);

@@ -45,8 +45,6 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use rustix::buffer::spare_capacity;
-use rustix::event::Timespec;
 use rustix::event::epoll::{self, EventData, EventFlags};
 use rustix::io::Errno;
 use rustix::net::SocketAddrAny;
@@ -68,6 +66,7 @@ use crate::outgoing::{Kept, NotTaken, Payload, SubmitError, Token};
 use crate::path::PathKind;
 use crate::select::{self, Choosing, Experiences, Objective, Selection, Selector};
 use crate::shared::{RingHandle, SharedRing};
+use crate::sleep::{BUSY_POLL, Waits};
 use crate::slots::{SlotPlan, Slots};
 use crate::transport::{Capabilities, Closed, ConnectionId, Destination, Event, ListenerId, Transport, TransportError};
 use crate::uring::Ring;
@@ -141,6 +140,9 @@ pub struct UdpOptions {
     pub socket_bytes: usize,
     /// Whether other processes of this user may read how each connection does ([`links`](crate::links)).
     pub told: bool,
+    /// Who waits looks again and again for so long before it sleeps (busy polling), as long as that is enough more
+    /// often than not; whether it is, is tried from time to time. Zero has it sleep at once.
+    pub busy_poll: Duration,
 }
 
 impl Default for UdpOptions {
@@ -161,6 +163,7 @@ impl Default for UdpOptions {
             keep_alive: Duration::from_secs(10),
             socket_bytes: 4 << 20,
             told: true,
+            busy_poll: BUSY_POLL,
         }
     }
 }
@@ -320,6 +323,7 @@ pub struct UdpTransport {
     orphans: HashMap<u64, Orphan>,
     strays: StrayCounts,
     gathered: Vec<epoll::Event>,
+    waits: Waits,
     /// What came of a call other than a poll; the next poll tells it.
     later: Vec<Event>,
     happened: Vec<Happened>,
@@ -390,6 +394,7 @@ impl UdpTransport {
             orphans: HashMap::new(),
             strays: StrayCounts::default(),
             gathered: Vec::with_capacity(EVENTS),
+            waits: Waits::new(options.busy_poll),
             later: Vec::new(),
             happened: Vec::new(),
             flat: Vec::new(),
@@ -638,9 +643,8 @@ impl UdpTransport {
 
     /// Takes what the kernel has to tell, waiting at most `wait`. Returns how much it was.
     fn gather(&mut self, wait: Option<Duration>) -> Result<usize, TransportError> {
-        let wait = wait.map(|wait| Timespec { tv_sec: wait.as_secs() as i64, tv_nsec: wait.subsec_nanos().into() });
         self.gathered.clear();
-        let count = match epoll::wait(&self.epoll, spare_capacity(&mut self.gathered), wait.as_ref()) {
+        let count = match self.waits.epoll(&self.epoll, wait, &mut self.gathered).0 {
             Ok(count) => count,
             Err(Errno::INTR) => 0,
             Err(errno) => return Err(failed("epoll_wait")(errno)),

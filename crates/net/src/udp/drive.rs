@@ -389,7 +389,7 @@ impl UdpTransport {
                 }
                 Err(Errno::AGAIN) => {
                     if begin.is_some() {
-                        choosing.tell(|selector| selector.slept(select::SLEEP_NS));
+                        choosing.tell(|selector| selector.waited(select::SLEEP_NS));
                     }
                     session.sender.put_back(train, 0);
                     place.blocked.push(key);
