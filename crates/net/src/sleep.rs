@@ -23,6 +23,12 @@ const RUN_LOOKS: u32 = 2;
 /// Where it does not, it is seen again after so many waits, each time after more.
 const FIRST_REST: u32 = 256;
 const LAST_REST: u32 = 4096;
+/// It is not looked while more than this is moved between waits: much is moved in fewer steps by who sleeps meanwhile.
+const BULK_BYTES: u64 = 16 << 10;
+/// What a message counts beside its bytes.
+const MESSAGE_BYTES: u64 = 512;
+/// What was moved before the last waits counts less at each by this part.
+const FADING: u64 = 8;
 /// What a wait counts in the mean of how often looking was enough.
 const NEW: f64 = 0.1;
 
@@ -39,6 +45,8 @@ pub(crate) struct Waits {
     sleeps: u32,
     /// Whether somebody wants to know that well.
     pub wanted: bool,
+    /// What was moved of late, in bytes.
+    moved: u64,
     /// How often looking was enough of late, from -1 to 1.
     luck: f64,
     /// Waits for which it is looked in any case, and after which that is done again.
@@ -56,6 +64,7 @@ impl Waits {
             sleep_ns: None,
             sleeps: 0,
             wanted: true,
+            moved: 0,
             luck: 0.0,
             run: RUN,
             rest: 0,
@@ -92,7 +101,9 @@ impl Waits {
         found: impl Fn(&T) -> bool,
     ) -> (T, u64) {
         let mut spent = Duration::ZERO;
-        if most.is_none_or(|most| most > self.most) && self.looks() {
+        let is_bulk = self.moved > BULK_BYTES;
+        self.moved -= self.moved.div_ceil(FADING);
+        if !is_bulk && most.is_none_or(|most| most > self.most) && self.looks() {
             let begin = Instant::now();
             let patience = if self.run > 0 { self.most * RUN_LOOKS } else { self.most };
             while spent < patience {
@@ -102,11 +113,18 @@ impl Waits {
                     self.learn(if spent <= self.most { 1.0 } else { -1.0 });
                     return (looked, spent.as_nanos() as u64);
                 }
+                // Who has something to do on this processor, and be it what is waited for, goes first.
+                std::thread::yield_now();
             }
             self.learn(-1.0);
         }
         let (looked, slept_ns) = self.sleep(|| look(true));
         (looked, spent.as_nanos() as u64 + slept_ns)
+    }
+
+    /// Notes a message that is to be sent, or a piece that has come.
+    pub(crate) fn moved(&mut self, bytes: usize) {
+        self.moved = self.moved.saturating_add(bytes as u64 + MESSAGE_BYTES);
     }
 
     /// Whether this wait begins with looking.
@@ -221,6 +239,13 @@ mod tests {
         // It comes soon again, which is found out after a while.
         let slept = (0..20_000).filter(|_| wait(&mut late, 3)).count();
         assert!(slept < 12_000, "it slept {slept} of 20,000 times");
+        // Much is moved between the waits.
+        let mut bulk = waits(20_000);
+        let slept = (0..100).filter(|_| {
+            bulk.moved(64 << 10);
+            wait(&mut bulk, 3)
+        });
+        assert_eq!(slept.count(), 100);
         // Nobody wants it, or there is no time.
         let mut never = Waits { most: Duration::ZERO, ..waits(20_000) };
         assert!((0..100).all(|_| wait(&mut never, 3)));

@@ -856,7 +856,9 @@ impl Transport for StreamTransport {
         let Some(connection) = self.places.connection(key) else {
             return Err(NotTaken { payload, reason: SubmitError::NoConnection(key) });
         };
+        let bytes = payload.bytes().len();
         connection.link.submit(to.stream, to.tag, payload, token, &self.slots)?;
+        self.waits.moved(bytes);
         self.make_dirty(key);
         Ok(())
     }

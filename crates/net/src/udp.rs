@@ -715,7 +715,9 @@ impl Transport for UdpTransport {
         if connection.session.sender.unfinished() == 0 {
             connection.choosing.tell(Selector::resumes);
         }
+        let bytes = payload.bytes().len();
         connection.session.sender.submit(to.stream, to.tag, payload, token)?;
+        self.waits.moved(bytes);
         connection.submitted += 1;
         self.make_dirty(key);
         Ok(())

@@ -93,7 +93,10 @@ impl UdpTransport {
     pub(super) fn tell(&mut self, key: u64, events: &mut Vec<Event>) {
         let connection = ConnectionId(key);
         events.extend(self.happened.drain(..).map(|happened| match happened {
-            Happened::Received(piece) => Event::Received { connection, piece },
+            Happened::Received(piece) => {
+                self.waits.moved(piece.lease.len());
+                Event::Received { connection, piece }
+            }
             Happened::Completed(token) => Event::Completed { connection, token },
             Happened::Unreadable(token, reason) => Event::Unreadable { connection, token, reason },
             Happened::Ended => Event::Ended { connection },
