@@ -807,7 +807,8 @@ impl Selector {
             self.next_trial = self.now;
             return;
         }
-        self.next_trial = self.now + self.pause().max(took.mul_f64(excess / TRIALS_SHARE).min(LAST_PAUSE));
+        let waste = Duration::try_from_secs_f64(took.as_secs_f64() * excess / TRIALS_SHARE);
+        self.next_trial = self.now + self.pause().max(waste.map_or(LAST_PAUSE, |waste| waste.min(LAST_PAUSE)));
     }
 
     /// Whether a path that is not much dearer than the best was never in use.
