@@ -187,25 +187,22 @@ mod tests {
 
     use super::*;
 
-    /// A wait in which something is found after so many looks, or else in sleep. Returns whether it slept.
-    fn wait(waits: &mut Waits, after: u32) -> bool {
-        let mut looks = 0;
-        let (slept, _) = waits.wait(
-            None,
-            |sleeps| {
-                looks += 1;
-                // A look takes a microsecond.
-                let begin = Instant::now();
-                while begin.elapsed() < Duration::from_micros(1) {}
-                (sleeps || looks > after).then_some(sleeps)
-            },
-            Option::is_some,
-        );
-        slept.expect("found, or slept")
+    /// A wait for what comes soon, or does not. Returns whether it was looked for.
+    fn looked(waits: &mut Waits, soon: bool) -> bool {
+        let looks = waits.looks();
+        if looks {
+            waits.learn(if soon { 1.0 } else { -1.0 });
+        }
+        looks
     }
 
-    fn waits(sleep_ns: u64) -> Waits {
-        Waits { sleep_ns: Some(sleep_ns), wanted: false, ..Waits::new(Duration::from_micros(20)) }
+    /// Whether a wait, for so long at the most, sleeps at once.
+    fn sleeps(waits: &mut Waits, most: Option<Duration>) -> bool {
+        waits.wait(most, |sleeps| sleeps, |_| true).0
+    }
+
+    fn waits() -> Waits {
+        Waits { sleep_ns: Some(20_000), wanted: false, ..Waits::new(Duration::from_micros(20)) }
     }
 
     #[test]
@@ -224,33 +221,30 @@ mod tests {
     #[test]
     fn it_is_looked_where_that_pays_and_only_there() {
         // What is waited for comes soon.
-        let mut soon = waits(20_000);
-        let slept = (0..2000).filter(|_| wait(&mut soon, 3)).count();
-        assert!(slept < 400, "it slept {slept} of 2,000 times");
+        let mut soon = waits();
+        assert!((0..2000).all(|_| looked(&mut soon, true)));
         // It never does.
-        let mut late = waits(20_000);
-        let mut looked = 0;
-        for _ in 0..4000 {
-            let mut looks = 0;
-            late.wait(None, |sleeps| looks += u32::from(!sleeps), |()| false);
-            looked += u32::from(looks > 0);
-        }
-        assert!((RUN..600).contains(&looked), "it looked in {looked} of 4,000 waits");
+        let mut late = waits();
+        let times = (0..4000).filter(|_| looked(&mut late, false)).count() as u32;
+        assert!((RUN..=5 * RUN).contains(&times), "it looked in {times} of 4,000 waits");
         // It comes soon again, which is found out after a while.
-        let slept = (0..20_000).filter(|_| wait(&mut late, 3)).count();
-        assert!(slept < 12_000, "it slept {slept} of 20,000 times");
-        // Much is moved between the waits.
-        let mut bulk = waits(20_000);
-        let slept = (0..100).filter(|_| {
+        let times = (0..20_000).filter(|_| looked(&mut late, true)).count();
+        assert!(times > 10_000, "it looked in {times} of 20,000 waits");
+        // It comes soon half of the time, and a little less.
+        let mut seldom = waits();
+        let times = (0..20_000).filter(|wait| looked(&mut seldom, wait % 5 < 2)).count();
+        assert!(times < 6000, "it looked in {times} of 20,000 waits");
+        assert!(!sleeps(&mut waits(), None));
+        // Much is moved between the waits, and then no more.
+        let mut bulk = waits();
+        for _ in 0..100 {
             bulk.moved(64 << 10);
-            wait(&mut bulk, 3)
-        });
-        assert_eq!(slept.count(), 100);
+            assert!(sleeps(&mut bulk, None));
+        }
+        let times = (0..100).filter(|_| sleeps(&mut bulk, None)).count();
+        assert!((5..40).contains(&times), "{times} waits were as before");
         // Nobody wants it, or there is no time.
-        let mut never = Waits { most: Duration::ZERO, ..waits(20_000) };
-        assert!((0..100).all(|_| wait(&mut never, 3)));
-        let mut hurried = waits(20_000);
-        let most = Some(Duration::from_micros(10));
-        assert!((0..100).all(|_| hurried.wait(most, |sleeps| sleeps, |_| true).0));
+        assert!(sleeps(&mut Waits { most: Duration::ZERO, ..waits() }, None));
+        assert!(sleeps(&mut waits(), Some(Duration::from_micros(10))));
     }
 }
