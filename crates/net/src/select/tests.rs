@@ -47,6 +47,13 @@ impl World {
         Self { choosing: Choosing::among(&PathKind::ALL, Objective::BothEnds), now, seed: 1 }
     }
 
+    /// One of several connections that learn from each other.
+    fn learning(seed: u64, learned: &Experience) -> Self {
+        let mut world = Self { seed, ..Self::new() };
+        world.choosing.learn_from(learned);
+        world
+    }
+
     /// One call, with noise of 20 %, and an interruption now and then. Returns the path.
     fn call(&mut self, costs: &Costs, bytes: u32, copied: bool) -> PathKind {
         self.seed = self.seed.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1);
@@ -201,11 +208,7 @@ fn a_path_that_is_refused_is_not_used_and_rarely_tried() {
 #[test]
 fn of_connections_that_begin_together_one_measures_and_the_others_learn() {
     let learned = Experience::default();
-    let with = |seed: u64| {
-        let mut world = World { seed, ..World::new() };
-        world.choosing.learn_from(&learned);
-        world
-    };
+    let with = |seed| World::learning(seed, &learned);
     let mut worlds: Vec<World> = (1..=8).map(with).collect();
     let mut probes = 0;
     for _ in 0..200 {
@@ -229,8 +232,7 @@ fn connections_that_send_little_each_find_out_together() {
     let learned = Experience::default();
     let mut last = World::new();
     for seed in 0..400 {
-        last = World { seed, ..World::new() };
-        last.choosing.learn_from(&learned);
+        last = World::learning(seed, &learned);
         last.call(&SHARING, 64 << 10, false);
     }
     let selection = last.selection();
@@ -353,11 +355,7 @@ fn what_a_path_costs_when_it_is_in_use_decides() {
 #[test]
 fn of_connections_to_a_host_one_tries_paths_and_the_others_follow_until_it_is_gone() {
     let learned = Experience::default();
-    let with = |seed: u64| {
-        let mut world = World { seed, ..World::new() };
-        world.choosing.learn_from(&learned);
-        world
-    };
+    let with = |seed| World::learning(seed, &learned);
     let mut worlds: Vec<World> = (1..=4).map(with).collect();
     let probes = |worlds: &[World]| worlds.iter().map(|world| world.selection().probes).collect::<Vec<_>>();
     let run = |worlds: &mut [World], costs: &Costs, calls: u32| {
