@@ -45,6 +45,7 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use rustc_hash::FxHashMap;
 use rustix::event::epoll::{self, EventData, EventFlags};
 use rustix::io::Errno;
 use rustix::net::SocketAddrAny;
@@ -306,9 +307,9 @@ pub struct UdpTransport {
     ring: RingHandle,
     ring_is_watched: bool,
     /// Sockets by the ring's names for them.
-    by_key: HashMap<u32, usize>,
+    by_key: FxHashMap<u32, usize>,
     places: Vec<Option<Place>>,
-    connections: HashMap<u64, Box<Connection>>,
+    connections: FxHashMap<u64, Box<Connection>>,
     experiences: RefCell<Experiences<IpAddr>>,
     next_key: u64,
     /// Accepted sessions by their word.
@@ -320,7 +321,7 @@ pub struct UdpTransport {
     dirty: Vec<u64>,
     starved: Vec<u64>,
     timers: BTreeSet<(Nanos, u64)>,
-    orphans: HashMap<u64, Orphan>,
+    orphans: FxHashMap<u64, Orphan>,
     strays: StrayCounts,
     gathered: Vec<epoll::Event>,
     waits: Waits,
@@ -375,14 +376,14 @@ impl UdpTransport {
         Ok(Self {
             ring,
             ring_is_watched: false,
-            by_key: HashMap::new(),
+            by_key: FxHashMap::default(),
             incarnation: random()?,
             cookies,
             began: Instant::now(),
             slots,
             epoll: epoll::create(epoll::CreateFlags::CLOEXEC).map_err(failed("epoll_create"))?,
             places: Vec::new(),
-            connections: HashMap::new(),
+            connections: FxHashMap::default(),
             experiences: RefCell::default(),
             next_key: 0,
             words: HashMap::new(),
@@ -391,7 +392,7 @@ impl UdpTransport {
             dirty: Vec::new(),
             starved: Vec::new(),
             timers: BTreeSet::new(),
-            orphans: HashMap::new(),
+            orphans: FxHashMap::default(),
             strays: StrayCounts::default(),
             gathered: Vec::with_capacity(EVENTS),
             waits: Waits::new(options.busy_poll),

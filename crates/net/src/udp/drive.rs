@@ -327,10 +327,10 @@ impl UdpTransport {
             let count = train.items.len();
             let mut heads = place.socket.heads();
             let mut payloads: [&[u8]; socket::MOST_SEGMENTS] = [&[]; socket::MOST_SEGMENTS];
-            for (index, item) in train.items.iter().enumerate() {
-                let number = train.first_number + index as u64;
-                session.sender.head(item, number, session.word, session.epoch).encode(&mut heads[index]);
-                payloads[index] = session.sender.bytes(item);
+            let datagrams = session.sender.datagrams(&train, session.word, session.epoch);
+            for ((head, payload), (to_head, to_payload)) in datagrams.zip(heads.iter_mut().zip(&mut payloads)) {
+                head.encode(to_head);
+                *to_payload = payload;
             }
             if *is_deaf {
                 session.sender.sent(train, count, false, now, &mut session.done);

@@ -12,7 +12,7 @@
 
 use std::io::IoSliceMut;
 
-use super::datagram::{END, HEAD_BYTES};
+use super::datagram::{END, HEAD_BYTES, NotOurs};
 use super::greet::{HELLO_DATAGRAM, hello_datagram, hello_of};
 use super::receiver::{Expected, Landed};
 use super::socket::{MOST_BYTES, MOST_SEGMENTS};
@@ -38,24 +38,49 @@ struct Layout {
 }
 
 impl Layout {
-    /// Whether every datagram up to the stage is the one that was expected there.
-    fn lies_well(&self, buffers: &[IoSliceMut<'_>]) -> bool {
-        let &Self { received, cells, expected: Some(expected), segment, word, epoch } = self else { return false };
+    /// The datagrams up to the stage, if every one is that which was expected there: a run of consecutive numbers whose
+    /// payloads lie one behind the other.
+    fn run(&self, buffers: &[IoSliceMut<'_>]) -> Option<Run> {
+        let &Self { received, cells, expected, segment, word, epoch } = self;
+        let expected = expected?;
         let step = received.segment;
         let count = received.bytes.div_ceil(step.max(1));
         if received.was_cut || (count > 1 && step != HEAD_BYTES + segment) {
-            return false;
+            return None;
         }
-        (0..count.min(cells)).all(|at| {
+        let mut run: Option<Run> = None;
+        for at in 0..count.min(cells) {
             let bytes = step.min(received.bytes - at * step);
-            let Ok(head) = Head::decode(&buffers[2 * at]) else { return false };
-            bytes >= HEAD_BYTES
-                && bytes <= HEAD_BYTES + buffers[2 * at + 1].len()
-                && head.kind == Kind::Data
-                && (head.session, head.epoch) == (word, epoch)
-                && (head.sequence, head.begin) == (expected.sequence, expected.begin + (at * segment) as u32)
-        })
+            let head = Head::decode(&buffers[2 * at]).ok()?;
+            let begin = expected.begin + (at * segment) as u32;
+            let is_due = match &run {
+                None => {
+                    head.kind == Kind::Data
+                        && (head.session, head.epoch) == (word, epoch)
+                        && (head.sequence, head.begin) == (expected.sequence, begin)
+                }
+                Some(Run { head: first, .. }) => {
+                    Some(head.number) == first.number.checked_add(at as u64)
+                        && head == Head { number: head.number, begin, ..*first }
+                }
+            };
+            if !is_due || bytes < HEAD_BYTES || bytes > HEAD_BYTES + buffers[2 * at + 1].len() {
+                return None;
+            }
+            let run = run.get_or_insert(Run { head, datagrams: 0, bytes: 0 });
+            (run.datagrams, run.bytes) = (run.datagrams + 1, run.bytes + bytes - HEAD_BYTES);
+        }
+        run
     }
+}
+
+/// Datagrams whose payloads lie where they belong, one behind the other.
+#[derive(Clone, Copy)]
+struct Run {
+    /// Of the first; the others differ in their number and in where they begin.
+    head: Head,
+    datagrams: usize,
+    bytes: usize,
 }
 
 /// Copies a train out of its buffers, one datagram behind the other.
@@ -144,14 +169,13 @@ impl UdpTransport {
         if let Ok(received) = result {
             layout.received = received;
             // Copied out at once if anything is not where it was expected.
-            let in_place = layout.lies_well(&buffers[..room]);
+            let run = layout.run(&buffers[..room]);
             // Without cells everything lies in the stage already.
-            if !in_place && layout.cells > 0 {
+            if run.is_none() && layout.cells > 0 {
                 flatten(&buffers[..=room], received.bytes, &mut flat);
             }
-            let staged = if !in_place && layout.cells > 0 { &flat[..] } else { stage };
-            let placed = if in_place { &cells[..layout.cells] } else { &[] };
-            self.hand_on(index, received, placed, staged, &mut ahead, events);
+            let staged = if run.is_none() && layout.cells > 0 { &flat[..] } else { stage };
+            self.hand_on(index, received, run, staged, &mut ahead, events);
         }
         self.flat = flat;
         if let Some(slot) = ahead {
@@ -160,12 +184,13 @@ impl UdpTransport {
         result.map(|_| ())
     }
 
-    /// Hands on each datagram of a train: those whose heads are in cells lie in place, the others in the stage.
+    /// Hands on the datagrams of a train: those that lie in place together, the others, which lie in the stage, one by
+    /// one.
     fn hand_on(
         &mut self,
         index: usize,
         received: sys::Received,
-        cells: &[[u8; HEAD_BYTES]],
+        run: Option<Run>,
         stage: &[u8],
         ahead: &mut Option<Slot>,
         events: &mut Vec<Event>,
@@ -173,38 +198,41 @@ impl UdpTransport {
         let (step, from) = (received.segment.max(1), received.from);
         // A datagram that is too long for all buffers is none of ours.
         let bytes = if received.was_cut { 0 } else { received.bytes };
-        for (at, begin) in (0..bytes).step_by(step).enumerate() {
-            let length = step.min(bytes - begin);
-            if let Some(cell) = cells.get(at) {
-                self.datagram(index, from, cell, Some(length - HEAD_BYTES), ahead, events);
-            } else {
-                let begin = (at - cells.len()) * step;
-                self.datagram(index, from, &stage[begin..begin + length], None, ahead, events);
-            }
+        if let Some(Run { head, datagrams, bytes }) = run {
+            self.datagram(index, from, Ok(head), Landed::InPlace { bytes, datagrams: datagrams as u64 }, ahead, events);
+        }
+        let placed = run.map_or(0, |run| run.datagrams * step);
+        for begin in (placed..bytes).step_by(step) {
+            let datagram = &stage[begin - placed..][..step.min(bytes - begin)];
+            let body = datagram.get(HEAD_BYTES..).unwrap_or(&[]);
+            self.datagram(index, from, Head::decode(datagram), Landed::Elsewhere(body), ahead, events);
         }
     }
 
-    /// Takes one datagram; `in_place` says how many bytes of payload lie where they were expected.
+    /// Takes one datagram, or a run of them with the first one's head.
     fn datagram(
         &mut self,
         index: usize,
         from: Option<SocketAddr>,
-        bytes: &[u8],
-        in_place: Option<usize>,
+        head: Result<Head, NotOurs>,
+        landed: Landed<'_>,
         ahead: &mut Option<Slot>,
         events: &mut Vec<Event>,
     ) {
-        let (Some(from), Ok(head)) = (from, Head::decode(bytes)) else {
+        let (Some(from), Ok(head)) = (from, head) else {
             self.strays.foreign += 1;
             return;
         };
-        let body = &bytes[HEAD_BYTES..];
+        let body = match landed {
+            Landed::Elsewhere(body) => body,
+            Landed::InPlace { .. } => &[],
+        };
         let Some(Some(place)) = self.places.get(index) else { return };
         let (listens, owner) = (place.listens, place.owner);
         // A socket that is about to go greets nobody.
         let greets = listens && place.leaves_at.is_none();
         match head.kind {
-            Kind::Hello if greets => return self.asked(index, from, bytes.len(), body),
+            Kind::Hello if greets => return self.asked(index, from, HEAD_BYTES + body.len(), body),
             Kind::Proof if greets => return self.proved(index, from, body, events),
             Kind::Hello | Kind::Proof => {
                 self.strays.unproved += 1;
@@ -235,10 +263,7 @@ impl UdpTransport {
                 }
             }
             Kind::Reset => self.was_reset(key, &head, events),
-            _ => {
-                let landed = in_place.map_or(Landed::Elsewhere(body), Landed::InPlace);
-                self.of_session(index, key, &head, landed, ahead, events);
-            }
+            _ => self.of_session(index, key, &head, landed, ahead, events),
         }
     }
 
@@ -268,11 +293,9 @@ impl UdpTransport {
             self.strays.old_epoch += 1;
             return;
         }
-        if head.kind == Kind::Data {
-            let bytes = match landed {
-                Landed::InPlace(bytes) => bytes,
-                Landed::Elsewhere(bytes) => bytes.len(),
-            };
+        // Of several that came at once each but the last is as long as was expected.
+        if head.kind == Kind::Data && landed.datagrams() == 1 {
+            let bytes = landed.len();
             let rest = head.message_bytes.saturating_sub(head.offset).saturating_sub(head.begin);
             let is_last = bytes >= rest.min(self.slots.sizes().1.saturating_sub(head.begin)) as usize;
             // The last of a piece may be short, and says nothing about the next.

@@ -10,6 +10,7 @@
 
 use std::collections::HashMap;
 
+use rustc_hash::FxHashMap;
 use zcmi_mem::lease::LeaseMut;
 use zcmi_mem::pool::Slot;
 
@@ -32,17 +33,25 @@ const AHEAD: u64 = 1 << 20;
 /// Where the payload of a datagram lies.
 #[derive(Clone, Copy, Debug)]
 pub(crate) enum Landed<'a> {
-    /// In the slot that was expected, where it belongs: so many bytes.
-    InPlace(usize),
+    /// In the slot that was expected, where it belongs: so many bytes, of so many datagrams of consecutive numbers.
+    InPlace { bytes: usize, datagrams: u64 },
     /// Somewhere else.
     Elsewhere(&'a [u8]),
 }
 
 impl Landed<'_> {
-    fn len(&self) -> usize {
+    pub(crate) fn len(&self) -> usize {
         match self {
-            Self::InPlace(bytes) => *bytes,
+            Self::InPlace { bytes, .. } => *bytes,
             Self::Elsewhere(bytes) => bytes.len(),
+        }
+    }
+
+    /// How many datagrams they are.
+    pub(crate) fn datagrams(&self) -> u64 {
+        match self {
+            Self::InPlace { datagrams, .. } => *datagrams,
+            Self::Elsewhere(_) => 1,
         }
     }
 }
@@ -108,9 +117,9 @@ pub(crate) struct Receiver {
     told: [u32; 2],
     used: [u32; 2],
     wants: [bool; 2],
-    partial: HashMap<u64, Partial>,
+    partial: FxHashMap<u64, Partial>,
     /// Whole pieces that wait for another one: that one, and they.
-    waiting: HashMap<u64, u64>,
+    waiting: FxHashMap<u64, u64>,
     /// Pieces of peers that do not send again, by their order of coming.
     loose: Vec<u64>,
     /// Every piece below is handed out.
@@ -153,8 +162,8 @@ impl Receiver {
             told: [0; 2],
             used: [0; 2],
             wants: [false; 2],
-            partial: HashMap::new(),
-            waiting: HashMap::new(),
+            partial: FxHashMap::default(),
+            waiting: FxHashMap::default(),
             loose: Vec::new(),
             floor: 0,
             handed: Ranges::default(),
@@ -215,19 +224,21 @@ impl Receiver {
         })
     }
 
-    /// Whether a datagram of that number came before.
-    pub(crate) fn knows(&self, number: u64) -> bool {
-        self.numbers.contains(number)
+    /// Whether one of so many datagrams from that number on came before.
+    pub(crate) fn knows_any(&self, number: u64, datagrams: u64) -> bool {
+        let next = self.numbers.next_begin(number);
+        self.numbers.contains(number) || next.is_some_and(|next| next - number < datagrams)
     }
 
-    /// Notes that a datagram came and was used.
-    pub(crate) fn note(&mut self, head: &Head, now: Nanos) {
-        self.numbers.insert(head.number, head.number.saturating_add(1));
+    /// Notes that so many datagrams, of which this is the first, came and were used.
+    pub(crate) fn note(&mut self, head: &Head, datagrams: u64, now: Nanos) {
+        let end = head.number.saturating_add(datagrams);
+        self.numbers.insert(head.number, end);
         if self.numbers.len() > KNOWN_RANGES {
             self.numbers.join_lowest();
         }
-        if self.newest.is_none_or(|(newest, _)| head.number > newest) {
-            self.newest = Some((head.number, now));
+        if self.newest.is_none_or(|(newest, _)| end > newest + 1) {
+            self.newest = Some((end - 1, now));
         }
         self.owes |= head.has(ELICITS);
     }
@@ -378,7 +389,7 @@ impl Receiver {
             return Ok(Taken::Dropped);
         }
         match landed {
-            Landed::InPlace(bytes) => self.counts.in_place += bytes as u64,
+            Landed::InPlace { bytes, .. } => self.counts.in_place += bytes as u64,
             Landed::Elsewhere(bytes) => {
                 if let Some(slot) = &mut partial.slot {
                     slot.bytes_mut(length as usize)[begin as usize..][..bytes.len()].copy_from_slice(bytes);
@@ -428,7 +439,7 @@ impl Receiver {
         }
         let slot = match landed {
             _ if length == 0 => None,
-            Landed::InPlace(_) => ahead.take(),
+            Landed::InPlace { .. } => ahead.take(),
             Landed::Elsewhere(_) => slots.take(class),
         };
         if slot.is_none() && length > 0 {

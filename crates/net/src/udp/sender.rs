@@ -100,6 +100,17 @@ struct Piece {
     finished: bool,
 }
 
+/// What is left of a piece that is being sent for the first time.
+#[derive(Clone, Copy)]
+struct Fresh {
+    sequence: u64,
+    /// How far it was sent, and how long it is.
+    begin: u32,
+    length: u32,
+    /// Bytes of each datagram but the last.
+    part: u32,
+}
+
 /// Whether something can be sent now.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Ready {
@@ -134,8 +145,8 @@ pub(crate) struct Sender {
     last_of: FxHashMap<u32, u64>,
     pieces: VecDeque<Piece>,
     first_piece: u64,
-    /// The piece that is being sent for the first time, and how far.
-    fresh: Option<(u64, u32)>,
+    /// The piece that is being sent for the first time.
+    fresh: Option<Fresh>,
     again: VecDeque<Item>,
     packets: VecDeque<Packet>,
     first_packet: u64,
@@ -370,7 +381,10 @@ impl Sender {
                 pins: 0,
                 finished: false,
             });
-            self.fresh = Some((sequence, 0));
+            // Equal parts, so that the last is not a crumb.
+            let parts = length.div_ceil(self.segment).max(1);
+            let part = length.div_ceil(parts).next_multiple_of(64).min(self.segment);
+            self.fresh = Some(Fresh { sequence, begin: 0, length, part });
             return;
         }
     }
@@ -394,15 +408,12 @@ impl Sender {
         if self.fresh.is_none() {
             self.frame();
         }
-        let (sequence, begin) = self.fresh?;
-        let piece = self.piece(sequence)?;
-        // Equal parts, so that the last is not a crumb.
-        let parts = piece.length.div_ceil(self.segment).max(1);
-        let part = piece.length.div_ceil(parts).next_multiple_of(64).min(self.segment);
-        let length = part.min(piece.length - begin);
-        let end = begin + length;
-        self.fresh = (end < piece.length).then_some((sequence, end));
-        Some(Item { sequence, begin, length })
+        let fresh = self.fresh?;
+        // Datagrams may have become smaller since it was begun.
+        let length = fresh.part.min(self.segment).min(fresh.length - fresh.begin);
+        let end = fresh.begin + length;
+        self.fresh = (end < fresh.length).then_some(Fresh { begin: end, ..fresh });
+        Some(Item { sequence: fresh.sequence, begin: fresh.begin, length })
     }
 
     /// Whether a message or a part of one waits to be sent. It may wait for credits.
@@ -490,29 +501,37 @@ impl Sender {
         }
     }
 
-    /// The head of a datagram of data.
-    pub(crate) fn head(&self, item: &Item, number: u64, session: u64, epoch: u32) -> Head {
-        let mut head = Head { number, epoch, begin: item.begin, ..Head::empty(Kind::Data, session) };
-        head.sequence = item.sequence;
-        head.flags = if self.pace.rate().is_some() { 0 } else { ELICITS };
-        head.flags |= if self.reliable { 0 } else { UNRELIABLE };
-        if let Some(piece) = self.piece(item.sequence)
-            && let Some(message) = self.message(piece.message)
-        {
-            (head.stream, head.tag, head.message_bytes) =
-                (message.stream, message.tag, message.payload.byte_len() as u32);
-            (head.offset, head.after) = (piece.offset, piece.after);
-        }
-        head
-    }
-
-    /// The bytes behind that head.
-    pub(crate) fn bytes(&self, item: &Item) -> &[u8] {
-        let bytes = self.piece(item.sequence).and_then(|piece| {
-            let begin = (piece.offset + item.begin) as usize;
-            self.message(piece.message)?.payload.bytes().get(begin..begin + item.length as usize)
-        });
-        bytes.unwrap_or(&[])
+    /// The datagrams of a train, each with its head and the bytes behind that.
+    pub(crate) fn datagrams<'a>(
+        &'a self,
+        train: &'a Train,
+        session: u64,
+        epoch: u32,
+    ) -> impl Iterator<Item = (Head, &'a [u8])> {
+        let flags = if self.pace.rate().is_some() { 0 } else { ELICITS } | if self.reliable { 0 } else { UNRELIABLE };
+        let empty = Head { epoch, flags, ..Head::empty(Kind::Data, session) };
+        // Most are parts of the same piece.
+        let (mut of_piece, mut whole): (Option<Head>, &[u8]) = (None, &[]);
+        train.items.iter().zip(train.first_number..).map(move |(item, number)| {
+            let mut head = match of_piece.filter(|head| head.sequence == item.sequence) {
+                Some(head) => head,
+                None => {
+                    let mut head = Head { sequence: item.sequence, ..empty };
+                    whole = &[];
+                    if let Some(piece) = self.piece(item.sequence)
+                        && let Some(message) = self.message(piece.message)
+                    {
+                        let bytes = message.payload.bytes();
+                        (head.stream, head.tag, head.message_bytes) = (message.stream, message.tag, bytes.len() as u32);
+                        (head.offset, head.after) = (piece.offset, piece.after);
+                        whole = bytes.get(piece.offset as usize..).unwrap_or(&[]);
+                    }
+                    *of_piece.insert(head)
+                }
+            };
+            (head.number, head.begin) = (number, item.begin);
+            (head, whole.get(item.begin as usize..(item.begin + item.length) as usize).unwrap_or(&[]))
+        })
     }
 
     /// Whether a control datagram must go out for the sender's sake.

@@ -47,7 +47,8 @@ impl Session {
         }
     }
 
-    /// Takes a datagram of the session and its epoch; what is left of `ahead` was not needed. Says whether it was used.
+    /// Takes a datagram of the session and its epoch, or several that lie in place, with the first one's head; what is
+    /// left of `ahead` was not needed. Says whether it was used.
     ///
     /// # Errors
     /// [`PeerFault`] for what no honest peer sends.
@@ -60,7 +61,8 @@ impl Session {
         happened: &mut Vec<Happened>,
         now: Nanos,
     ) -> Result<bool, PeerFault> {
-        if self.receiver.knows(head.number) {
+        // Who numbers several in a row, some of which came before, is no honest peer.
+        if self.receiver.knows_any(head.number, landed.datagrams()) {
             self.receiver.note_again(head);
             return Ok(false);
         }
@@ -68,7 +70,7 @@ impl Session {
             (Kind::Data, landed) => {
                 let taken = self.receiver.data(head, landed, ahead, slots, happened)?;
                 if taken != Taken::Dropped {
-                    self.receiver.note(head, now);
+                    self.receiver.note(head, landed.datagrams(), now);
                 }
                 self.sender.alive();
                 Ok(taken == Taken::Yes)
@@ -76,7 +78,7 @@ impl Session {
             (Kind::Control, Landed::Elsewhere(bytes)) => {
                 let report = Report::decode(bytes).map_err(|_| FrameFault::Kind(2))?;
                 self.receiver.control(head, happened)?;
-                self.receiver.note(head, now);
+                self.receiver.note(head, 1, now);
                 self.sender.report(&report, now, &mut self.done)?;
                 happened.extend(self.done.drain(..).map(Happened::Completed));
                 Ok(true)
