@@ -498,6 +498,12 @@ impl Wire {
         Ok(())
     }
 
+    /// Where the far address is routed to; over the veth if the wire has no route that moves.
+    #[must_use]
+    pub fn route(&self) -> Route {
+        self.regime().route
+    }
+
     /// Routes the far address of [`WireKind::Ifb`]; it leads into the sink at first.
     ///
     /// # Errors

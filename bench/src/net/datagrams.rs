@@ -45,6 +45,7 @@ fn with_sender_and_receiver<T: Send>(
     work: impl FnOnce(&mut Sender<UdpTransport>) -> Result<T, CellError> + Send,
 ) -> Result<(T, Received), CellError> {
     let is_sink = cell.wire == WireKind::Ifb;
+    let route = wire.route();
     if is_sink {
         // The greeting needs an answer.
         wire.set_route(Route::Veth)?;
@@ -62,7 +63,7 @@ fn with_sender_and_receiver<T: Send>(
                 let mut sender = sender(options(cell), at, cell.bytes, cell.streams)?;
                 connected.store(true, Ordering::Release);
                 if is_sink {
-                    wire.set_route(Route::Sink)?;
+                    wire.set_route(route)?;
                 }
                 work(&mut sender)
             })?

@@ -163,10 +163,12 @@ struct Cost {
 
 /// What the calls before count at each further call.
 const REMEMBERED: f32 = 0.95;
+/// What they count once they were told, so that the peer hears soon that something changed. It smooths what it hears.
+const TOLD: f32 = 0.2;
 
 impl Cost {
     fn kib_ns(self) -> u16 {
-        (self.ns / self.kib.max(f32::MIN_POSITIVE)) as u16
+        (self.ns / self.kib.max(f32::MIN_POSITIVE)).round() as u16
     }
 }
 
@@ -336,7 +338,8 @@ impl Incoming {
     /// Notes that a frame said it.
     pub fn told(&mut self, note: Note) {
         if let Some(cost) = note.cost {
-            self.costs[cost.path as usize].is_news = false;
+            let told = &mut self.costs[cost.path as usize];
+            (told.kib, told.ns, told.is_news) = (told.kib * TOLD, told.ns * TOLD, false);
             self.told_cost = (cost.path as usize + 1) % PathKind::ALL.len();
         }
         for class in [0, 1] {
@@ -370,6 +373,23 @@ impl Incoming {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn what_a_path_costs_is_told_anew_when_it_has_changed() {
+        let mut incoming = Incoming::new(64, 4096, 1);
+        let mut told = |ns: u64| {
+            incoming.took(PathKind::Write, 10_240, ns);
+            let note = incoming.note();
+            incoming.told(note);
+            note.cost.map(|cost| cost.kib_ns)
+        };
+        for _ in 0..50 {
+            told(10_000);
+        }
+        assert_eq!(told(10_000), Some(1000));
+        // A fifth of what is told is what was told before, after the second call a fifth of that.
+        assert_eq!([told(2000), told(2000)], [Some(352), Some(229)]);
+    }
 
     #[test]
     fn what_each_path_cost_is_told_in_turn_although_one_has_news_all_the_time() {

@@ -45,7 +45,7 @@ use crate::outgoing::Front;
 use crate::path::PathKind;
 
 use carried::Carried;
-use fit::Fit;
+use fit::{Fit, Jump, Jumps};
 pub(crate) use learned::{Choosing, Experience, Experiences};
 
 /// Pieces below this go by `write`, without looking further.
@@ -67,12 +67,14 @@ const FIRST_PROBES: u32 = fit::FIRST_CALLS;
 /// Paths that are then nearer to the best than this factor are called this often before the first decision.
 const NEAR: f64 = 1.2;
 const FINAL_PROBES: u32 = 8;
-/// When the wire has changed every second call goes to them for so long after the decision, or until each was called so
-/// often; then it is decided once more.
-const FINAL_TIME: Duration = Duration::from_millis(4);
+/// When the wire has changed each of them is used for so many calls in turn, of which the first find what others left,
+/// until the change is so long ago, or each was called so often; then it is decided once more.
+const FINAL_RUN: u32 = 8;
+const FINAL_NEAR: f64 = 1.6;
+const FINAL_TIME: Duration = Duration::from_millis(8);
 const FINAL_PROBES_MOST: u32 = 40;
-/// So many of them at the most.
-const FINALISTS: usize = 3;
+/// So many of them at the most, at first and when the wire has changed.
+const FINALISTS: [usize; 2] = [3, 5];
 /// Paths dearer by this factor have one trial where others have so many, and those dearer by that one no first trial.
 const DEAR: f64 = 1.25;
 const DEAR_EVERY: u32 = 8;
@@ -87,9 +89,6 @@ const DWELL: Duration = Duration::from_secs(1);
 const FIRST_DWELL: Duration = Duration::from_millis(40);
 /// A call that takes so many times what was predicted was interrupted, and counts as if it took this.
 const CUT: f64 = 3.0;
-/// The wire has changed when so many calls in a row are off by a factor of [`JUMP`], all in the same direction.
-const JUMPS: i32 = 10;
-const JUMP: f64 = 1.4;
 /// Signs that the wire has changed are not heeded for a while after the last; longer each time that they were wrong, or
 /// that what calls cost was the sign, until there was none for the longest of these times.
 const FIRST_QUIET: Duration = Duration::from_millis(20);
@@ -98,18 +97,20 @@ const LAST_QUIET: Duration = Duration::from_secs(3);
 const LEAST_TOLD: usize = 1024;
 /// What the receiver tells counts so much beside what it told before.
 const NEW_TOLD: f64 = 0.3;
-/// The first calls of a trial find what the path before has left.
+/// The first calls of a trial, or of a run, find what the path before has left.
 const LEAD_IN_CALLS: u32 = 2;
 /// A trial has so many calls, and as many windows as it takes to know what is carried.
 const TRIAL_CALLS: u32 = 10;
 /// A trial ends after the first window if the path is worse by this factor by both measures.
 const HOPELESS: f64 = 1.4;
+/// What differs by this factor from what was found before means that the wire has changed.
+const INCREDIBLE: f64 = 3.0;
 /// Between trials: as long as it takes that they cost this share of the time, and a part of the time that has passed,
 /// within these bounds.
 const TRIALS_SHARE: f64 = 0.01;
 const FIRST_PAUSE: Duration = Duration::from_millis(100);
 const LAST_PAUSE: Duration = Duration::from_secs(4);
-/// What is better by so much is believed at once, and otherwise after a second trial.
+/// What is better by so much is believed at once while the wire has not changed, and otherwise after a second trial.
 const CLEARLY: f64 = 0.6;
 /// So many paths in a row have a second trial at the most.
 const CHALLENGES: u32 = 3;
@@ -263,11 +264,15 @@ pub struct Selector {
     probing: bool,
     /// The size of pieces that is decided for: that of the last.
     bytes: f64,
-    /// Calls in a row that were slower than expected, or, below 0, faster.
-    jumps: i32,
+    jumps: Jumps,
+    /// Bytes that were sent since the wire changed, while others from before are under way: the receiver tells how these
+    /// came.
+    stale: Option<u64>,
     settled: bool,
-    /// Whether what was decided when the wire had changed is looked at more closely.
+    /// Whether what was decided when the wire had changed is looked at more closely, and the path that is in use for
+    /// that, with how many calls it had.
     refines: bool,
+    run: (usize, u32),
     trial: Option<Trial>,
     /// Whether it is for this one to try other paths: of the connections to a host only one does.
     leads: bool,
@@ -313,9 +318,11 @@ impl Selector {
             turn: PATHS,
             probing: false,
             bytes: f64::from(LEAST_BYTES),
-            jumps: 0,
+            jumps: Jumps::default(),
+            stale: None,
             settled: false,
             refines: false,
+            run: (PATHS, 0),
             trial: None,
             leads: true,
             first_trials: false,
@@ -370,7 +377,7 @@ impl Selector {
         self.calls = self.calls.wrapping_add(1);
         match self.due_probe() {
             Some(path) => {
-                self.probes += 1;
+                self.probes += u64::from(path != self.path);
                 self.probing = path != self.path && self.trial.is_none();
                 path
             }
@@ -394,7 +401,7 @@ impl Selector {
         let chosen = match (self.unseen(), self.trial) {
             (Some(path), _) => path,
             (None, Some(trial)) => trial.path,
-            (None, None) if self.refines && self.calls.is_multiple_of(2) => self.nearest(FINAL_PROBES_MOST)?,
+            (None, None) if self.refines => self.next_in_run()?,
             (None, None) if self.leads && self.calls.is_multiple_of(PROBE_EVERY) && self.now >= self.next_probe => {
                 let path = self.sentinel()?;
                 let took = Duration::from_nanos(self.states[path].sending.cost_ns(self.bytes) as u64);
@@ -428,12 +435,23 @@ impl Selector {
         let scores = self.scores();
         let best =
             (0..PATHS).filter(|&path| self.is_known(path)).map(|path| scores[path]).fold(f64::INFINITY, f64::min);
+        let (factor, most) = if self.refines { (FINAL_NEAR, FINALISTS[1]) } else { (NEAR, FINALISTS[0]) };
         let mut near: Vec<usize> =
-            (0..PATHS).filter(|&path| self.is_known(path) && scores[path] <= best * NEAR).collect();
+            (0..PATHS).filter(|&path| self.is_known(path) && scores[path] <= best * factor).collect();
         near.sort_by(|&one, &two| scores[one].total_cmp(&scores[two]));
-        near.truncate(FINALISTS);
+        near.truncate(most);
         let least = near.into_iter().min_by_key(|&path| self.states[path].sending.calls())?;
         (self.states[least].sending.calls() < calls).then_some(least)
+    }
+
+    /// The path that is in use while it is looked more closely at which is the best.
+    fn next_in_run(&mut self) -> Option<usize> {
+        let (path, calls) = self.run;
+        self.run = match calls < FINAL_RUN && path < PATHS && self.can_be_tried(path) {
+            true => (path, calls + 1),
+            false => (self.nearest(FINAL_PROBES_MOST)?, 1),
+        };
+        Some(self.run.0)
     }
 
     /// Whether enough is known of a path to choose it.
@@ -542,6 +560,7 @@ impl Selector {
         }
         let (kib, ns) = (bytes as f64 / 1024.0, took.as_nanos() as f64);
         (self.now, self.under_way) = (now, under_way);
+        self.stale = self.stale.map(|sent| sent + bytes as u64).filter(|&sent| sent < under_way);
         if (self.settled && !self.refines) || self.is_warming() {
             self.carried.count(bytes, took, now);
         }
@@ -551,21 +570,21 @@ impl Selector {
                 return;
             }
         }
+        if self.refines && self.run.1 <= LEAD_IN_CALLS {
+            return self.decide(now);
+        }
         let state = &mut self.states[path as usize];
         state.refused = 0;
         let known = state.sending.calls() >= FIRST_PROBES;
         let [a, b] = state.sending.solve();
         let predicted = a * pieces + b * kib;
         state.sending.call(pieces, kib, if known { ns.min(predicted * CUT) } else { ns });
-        if path == self.path && known && !self.carried.leads_in(now) {
-            self.jumps = match (ns > predicted * JUMP, ns * JUMP < predicted) {
-                (true, _) => self.jumps.max(0) + 1,
-                (_, true) => self.jumps.min(0) - 1,
-                _ => 0,
-            };
-            if self.jumps.abs() >= JUMPS {
-                self.cost_jumped();
-            }
+        if path == self.path
+            && known
+            && !self.carried.leads_in(now)
+            && let Some(jump) = self.jumps.count(ns, predicted)
+        {
+            self.cost_jumped(jump);
         }
         self.decide(now);
     }
@@ -621,18 +640,22 @@ impl Selector {
 
     /// Notes what the receiver says that a KiB cost it, when it came by a path.
     pub fn received(&mut self, path: PathKind, kib_ns: f64) {
+        if self.stale.is_some() {
+            return;
+        }
         let told = &mut self.states[path as usize].receiving;
         *told = Some(told.map_or(kib_ns, |before| before + (kib_ns - before) * NEW_TOLD));
     }
 
-    /// What the path in use costs is another than it was, for several calls. Where the kernel reads the pages and says
-    /// when it is done, the wire has changed. What else costs depends on much, such as how much goes by a call while
-    /// the far program is busy: the others have trials soon.
-    fn cost_jumped(&mut self) {
-        if self.path.is_notified() {
+    /// What the path in use costs is another than it was, for several calls. If it is far from that the wire has changed,
+    /// and also where the kernel reads the pages and says when it is done. What else costs depends on much, such as how
+    /// much goes by a call while the far program is busy: the others have trials soon.
+    fn cost_jumped(&mut self, jump: Jump) {
+        self.jumps = Jumps::default();
+        let is_new = self.changes > 0 && self.now.duration_since(self.since) < DWELL;
+        if jump == Jump::Far || (self.path.is_notified() && !is_new) {
             return self.wire_changed(Sign::Cost);
         }
-        self.jumps = 0;
         // Once in a while: on a busy machine what calls cost jumps all the time.
         if self.settled && self.now >= self.next_hurry {
             self.next_hurry = self.now + DWELL;
@@ -642,7 +665,7 @@ impl Selector {
 
     /// Everything is measured anew; what was believed counts little.
     fn wire_changed(&mut self, sign: Sign) {
-        self.jumps = 0;
+        self.jumps = Jumps::default();
         let since = self.now.duration_since(self.changed);
         if self.changes > 0 && since < self.quiet[sign as usize] {
             return;
@@ -652,6 +675,7 @@ impl Selector {
         }
         self.changes += 1;
         (self.changed, self.sign) = (self.now, sign);
+        (self.stale, self.run) = (Some(0), (PATHS, 0));
         (self.settled, self.refines, self.trial, self.challenger) = (false, false, None, None);
         for state in &mut self.states {
             *state = State { refused: state.refused, says_copied: state.says_copied, ..State::default() };
@@ -672,7 +696,7 @@ impl Selector {
         self.switches += u64::from(self.path != other.path);
         self.use_path(other.path);
         (self.states, self.reason, self.challenger) = (other.states, other.reason, None);
-        (self.settled, self.refines, self.trial, self.jumps) = (true, false, None, 0);
+        (self.settled, self.refines, self.trial, self.jumps) = (true, false, None, Jumps::default());
         self.first_trials = false;
         (self.since, self.decided) = (self.now, other.decided);
         (self.next_trial, self.next_hurry) = (self.now + self.pause(), self.now + DWELL);
@@ -689,7 +713,9 @@ impl Selector {
                 self.take_best(FIRST_MARGIN);
             }
         } else if let Some(trial) = self.trial {
-            if trial.calls >= TRIAL_CALLS && (self.carried.known().is_some() || self.is_hopeless(trial)) {
+            if self.is_incredible(trial) {
+                self.wire_changed(Sign::Cost);
+            } else if trial.calls >= TRIAL_CALLS && (self.carried.known().is_some() || self.is_hopeless(trial)) {
                 self.end_trial();
             }
         } else if self.leads && now >= self.next_trial && self.carried.known().is_some() {
@@ -732,7 +758,7 @@ impl Selector {
         }
         self.use_path(PathKind::ALL[best]);
         self.switches += 1;
-        (self.since, self.decided, self.jumps, self.is_news) = (self.now, self.now, 0, true);
+        (self.since, self.decided, self.jumps, self.is_news) = (self.now, self.now, Jumps::default(), true);
     }
 
     /// Uses another path for a while.
@@ -753,6 +779,15 @@ impl Selector {
     fn is_hopeless(&self, trial: Trial) -> bool {
         let both = self.carried.last().zip(trial.before);
         both.is_some_and(|(now, before)| now[0] * HOPELESS < before[0] && now[1] > before[1] * HOPELESS)
+    }
+
+    /// Whether what a path on trial carries is so far from what was found before that the wire must have changed.
+    fn is_incredible(&self, trial: Trial) -> bool {
+        let state = &self.states[trial.path];
+        let (Some([rate, _]), Some([before, _]), Some(pace)) = (self.carried.last(), trial.before, state.pace) else {
+            return false;
+        };
+        state.was_used && !(1.0 / INCREDIBLE..=INCREDIBLE).contains(&(rate / before / pace))
     }
 
     /// What the path on trial carried and cost both ends, beside the path in use.
@@ -784,17 +819,19 @@ impl Selector {
         let excess = (scores[trial.path] / scores[self.path as usize] - 1.0).max(0.0);
         let took = self.now.duration_since(trial.began);
         self.carried.begin(self.now, self.under_way);
-        self.jumps = 0;
+        self.jumps = Jumps::default();
         // First each has one. When the wire has changed it is decided after all of them, to change once.
         let more = self.first_trials && (0..PATHS).any(|path| self.is_untried(path, &scores));
         let may = match self.first_trials {
             true => !more || self.changes == 0,
             false => self.now.duration_since(self.since) >= self.dwell(self.now),
         };
-        let found = self.best().filter(|&(best, share)| may && best != self.path as usize && share < MARGIN);
+        // When it was just decided it takes more.
+        let margin = if self.first_trials && self.changes > 0 { FIRST_MARGIN } else { MARGIN };
+        let found = self.best().filter(|&(best, share)| may && best != self.path as usize && share < margin);
         if let Some((best, share)) = found {
-            if trial.path == best && (trial.again || share < CLEARLY) {
-                self.take_best(MARGIN);
+            if trial.path == best && (trial.again || (share < CLEARLY && self.changes == 0)) {
+                self.take_best(margin);
             } else if self.challenges < CHALLENGES {
                 // Luck makes one of many look better: it has to be so twice.
                 self.challenges += 1;

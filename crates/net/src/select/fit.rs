@@ -104,3 +104,37 @@ impl Fit {
         a + b * bytes / 1024.0
     }
 }
+
+/// A call is off when what it takes differs by this factor from what was predicted, and far off by that one.
+const OFF: [f64; 2] = [1.4, 4.0];
+/// So many such calls in a row, all in the same direction, are no accident.
+const IN_A_ROW: i32 = 10;
+
+/// How many calls in a row were off, and far off: above 0 they were slower than expected, below faster.
+#[derive(Clone, Copy, Debug, Default)]
+pub(super) struct Jumps([i32; 2]);
+
+/// What calls cost is another than it was.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Jump {
+    Near,
+    Far,
+}
+
+impl Jumps {
+    /// Counts a call; says if so many were off that it cannot be an accident.
+    pub(super) fn count(&mut self, ns: f64, predicted: f64) -> Option<Jump> {
+        for (row, factor) in self.0.iter_mut().zip(OFF) {
+            *row = match (ns > predicted * factor, ns * factor < predicted) {
+                (true, _) => row.max(&mut 0).saturating_add(1),
+                (_, true) => row.min(&mut 0).saturating_sub(1),
+                _ => 0,
+            };
+        }
+        match self.0.map(|row| row.abs() >= IN_A_ROW) {
+            [_, true] => Some(Jump::Far),
+            [true, _] => Some(Jump::Near),
+            _ => None,
+        }
+    }
+}

@@ -415,3 +415,69 @@ fn what_looks_better_by_luck_is_not_taken() {
     println!("{switches} switches in {seconds} s");
     assert!(seconds > 30.0 && (switches as f64) < seconds / 2.0, "{switches} switches in {seconds} s");
 }
+
+#[test]
+fn a_wire_that_changes_under_a_path_without_notifications_is_noticed_by_what_it_costs() {
+    let all_times = |factor: f64| COPYING.map(|costs| costs.map(|cost| cost * factor));
+    let mut world = World::new();
+    // Only paths that nobody is notified of.
+    world.choosing = Choosing::among(&[PathKind::Write, PathKind::UringSend, PathKind::SendFile], Objective::BothEnds);
+    world.run(&COPYING, 64 << 10, true, 20_000);
+    assert_eq!(world.selection().changes, 0);
+    // What varies from one moment to the next is no change, and what jumps far is.
+    world.run(&all_times(1.8), 64 << 10, true, 20_000);
+    assert_eq!(world.selection().changes, 0, "{:?}", world.selection());
+    // After a trial there is none for a while, which would find it too.
+    let is_trying = |world: &mut World| world.choosing.tell(|own| own.trial.is_some()).unwrap_or(false);
+    while !is_trying(&mut world) {
+        world.call(&all_times(1.8), 64 << 10, true);
+    }
+    while is_trying(&mut world) {
+        world.call(&all_times(1.8), 64 << 10, true);
+    }
+    world.run(&all_times(1.8), 64 << 10, true, 400);
+    world.run(&all_times(1.8 * 9.0), 64 << 10, true, 10);
+    assert_eq!(world.selection().changes, 1, "{:?}", world.selection());
+}
+
+#[test]
+fn what_the_receiver_says_of_bytes_from_before_a_change_is_not_believed() {
+    let mut world = World::new();
+    world.run(&COPYING, 64 << 10, true, 2000);
+    let now = world.now;
+    let told = |world: &mut World| {
+        let (now, ns) = (world.now, Duration::from_micros(5));
+        world.choosing.tell(|own| {
+            own.called(PathKind::Write, 1.0, 64 << 10, ns, 200 << 10, now);
+            own.received(PathKind::Write, 9999.0);
+            own.states[PathKind::Write as usize].receiving
+        })
+    };
+    world.choosing.tell(|own| own.wire_changed(Sign::Word));
+    // 200 KiB are under way: three calls of 64 KiB later some of them are from before, four calls later none is.
+    for _ in 0..3 {
+        assert_eq!(told(&mut world), Some(None), "{:?} after {:?}", world.selection(), world.now - now);
+    }
+    assert_eq!(told(&mut world), Some(Some(9999.0)));
+}
+
+#[test]
+fn a_trial_that_finds_what_cannot_be_has_all_measured_anew() {
+    // Everything costs what it did, and in the trial six times as much passes.
+    let fast = COPYING.map(|costs| costs.map(|cost| cost / 6.0));
+    for (costs, changes) in [(&fast, 1), (&COPYING, 0)] {
+        let mut world = World::new();
+        world.run(&COPYING, 64 << 10, true, 20_000);
+        let mut on_trial = false;
+        for _ in 0..40_000 {
+            let now_on_trial = world.choosing.tell(|own| own.trial.is_some()).unwrap_or(false);
+            if on_trial && !now_on_trial {
+                break;
+            }
+            on_trial = now_on_trial;
+            world.call(if on_trial { costs } else { &COPYING }, 64 << 10, true);
+        }
+        assert!(on_trial, "there was a trial");
+        assert_eq!(world.selection().changes, changes, "{:?}", world.selection());
+    }
+}
