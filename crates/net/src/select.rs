@@ -265,8 +265,8 @@ pub struct Selector {
     /// The size of pieces that is decided for: that of the last.
     bytes: f64,
     jumps: Jumps,
-    /// Bytes that were sent since the wire changed, while others from before are under way: the receiver tells how these
-    /// came.
+    /// Bytes that were sent since the wire changed, while others from before are under way: the receiver tells how
+    /// these came.
     stale: Option<u64>,
     settled: bool,
     /// Whether what was decided when the wire had changed is looked at more closely, and the path that is in use for
@@ -647,9 +647,9 @@ impl Selector {
         *told = Some(told.map_or(kib_ns, |before| before + (kib_ns - before) * NEW_TOLD));
     }
 
-    /// What the path in use costs is another than it was, for several calls. If it is far from that the wire has changed,
-    /// and also where the kernel reads the pages and says when it is done. What else costs depends on much, such as how
-    /// much goes by a call while the far program is busy: the others have trials soon.
+    /// What the path in use costs is another than it was, for several calls. If it is far from that the wire has
+    /// changed, and also where the kernel reads the pages and says when it is done. What else costs depends on much,
+    /// such as how much goes by a call while the far program is busy: the others have trials soon.
     fn cost_jumped(&mut self, jump: Jump) {
         self.jumps = Jumps::default();
         let is_new = self.changes > 0 && self.now.duration_since(self.since) < DWELL;
