@@ -79,7 +79,7 @@ impl LinkLimits {
 
 impl Default for LinkLimits {
     fn default() -> Self {
-        Self { queue: QueueLimits::default(), credits: [256, 16], streams: 1024, pinned_bytes: 64 << 20 }
+        Self { queue: QueueLimits::default(), credits: [256, 32], streams: 1024, pinned_bytes: 64 << 20 }
     }
 }
 

@@ -49,10 +49,10 @@ pub struct SlotPlan {
 impl Default for SlotPlan {
     fn default() -> Self {
         Self {
-            small_bytes: 4096,
+            small_bytes: 16 << 10,
             small_slots: 1024,
             slot_bytes: 256 << 10,
-            large_slots: 64,
+            large_slots: 128,
             headers: 4096,
             loans: PoolPlan::doubling(4096, 1 << 20, 32).ok(),
         }
