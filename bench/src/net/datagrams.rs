@@ -83,7 +83,8 @@ fn options(cell: Cell) -> UdpOptions {
 pub(super) fn options_of(row: RowKind, bytes: usize, is_sink: bool) -> UdpOptions {
     // What is sent once must fit a slot.
     let whole = is_sink || row == RowKind::UdpUnreliable;
-    let slot_bytes = if whole { (bytes as u32).max(SLOT_BYTES) } else { SLOT_BYTES };
+    let usual = UdpOptions::default().slots.slot_bytes;
+    let slot_bytes = if whole { (bytes as u32).max(SLOT_BYTES) } else { usual };
     UdpOptions {
         slots: SlotPlan {
             slot_bytes,
@@ -91,7 +92,7 @@ pub(super) fn options_of(row: RowKind, bytes: usize, is_sink: bool) -> UdpOption
             small_slots: 512,
             headers: 8192,
             loans: PoolPlan::single(bytes, 4).ok(),
-            ..SlotPlan::default()
+            ..UdpOptions::default().slots
         },
         limits: LinkLimits {
             queue: QueueLimits { messages: WINDOW_MESSAGES, bytes: (WINDOW_BYTES + 2 * bytes) as u64 },

@@ -3,8 +3,8 @@
 //!
 //! What is best after a flip is measured then, with other connections that have to use one path each: what is nearest
 //! to the best throughput and to the least processor time, by the measure in which it is worse, with all paths that are
-//! nearly as good or cannot be told from it. Counted are the sends, and the time, from the flip until such a path is in
-//! use, and switches from then on.
+//! nearly as good or cannot be told from it. Counted are the sends, and the time, from the flip until such a path is
+//! chosen, and switches from then on; calls that look at other paths meanwhile do not count.
 
 use core::fmt;
 use std::time::{Duration, Instant};

@@ -24,9 +24,10 @@
 //! - One call in [`PROBE_EVERY`] goes to `zerocopy`, or where that cannot be to the cheapest of the other paths whose
 //!   completions say whether the kernel copied, because that is what tells first that a wire changed.
 //! - A path is left not more than once a second (at the very start more often, while little is known), unless the wire
-//!   has changed: what the path in use costs has jumped and stays so, or completions that said "copied" say so no more,
-//!   or the other way round. Then all is measured anew. What completions say changes nothing else: the kernel's word is
-//!   a reason to look, not an answer.
+//!   has changed: what the path in use costs has jumped and stays so, a trial finds what cannot be, or completions that
+//!   said "copied" say so no more, or the other way round. Then all is measured anew: single calls of each path, and
+//!   runs of calls of the best. What completions say changes nothing else: the kernel's word is a reason to look, not an
+//!   answer.
 //!
 //! # What this does not do
 //! Time, not processor time, is measured around calls, which never sleep; calls that were interrupted for long stand
@@ -95,6 +96,8 @@ const FIRST_QUIET: Duration = Duration::from_millis(20);
 const LAST_QUIET: Duration = Duration::from_secs(3);
 /// Calls that took less say nothing about a path.
 const LEAST_TOLD: usize = 1024;
+/// What a receiver says after a change is of bytes from after it when so many were sent since.
+const MOST_STALE: u64 = 4 << 20;
 /// What the receiver tells counts so much beside what it told before.
 const NEW_TOLD: f64 = 0.3;
 /// The first calls of a trial, or of a run, find what the path before has left.
@@ -236,7 +239,7 @@ pub struct Selection {
 /// What tells that a wire has changed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Sign {
-    /// What calls cost.
+    /// What calls cost, or how much passes.
     Cost,
     /// What completions say.
     Word,
@@ -355,7 +358,7 @@ impl Selector {
     pub fn most_pieces(&self) -> usize {
         match self.probing {
             // It is to say something, not to be measured.
-            true if self.settled && !self.refines => 1,
+            true if self.settled => 1,
             true => (PROBE_BYTES / self.bytes as usize).max(1),
             false => usize::MAX,
         }
@@ -378,7 +381,7 @@ impl Selector {
         match self.due_probe() {
             Some(path) => {
                 self.probes += u64::from(path != self.path);
-                self.probing = path != self.path && self.trial.is_none();
+                self.probing = path != self.path && self.trial.is_none() && !self.refines;
                 path
             }
             None => self.path,
@@ -447,10 +450,9 @@ impl Selector {
     /// The path that is in use while it is looked more closely at which is the best.
     fn next_in_run(&mut self) -> Option<usize> {
         let (path, calls) = self.run;
-        self.run = match calls < FINAL_RUN && path < PATHS && self.can_be_tried(path) {
-            true => (path, calls + 1),
-            false => (self.nearest(FINAL_PROBES_MOST)?, 1),
-        };
+        if calls >= FINAL_RUN || path >= PATHS || !self.can_be_tried(path) {
+            self.run = (self.nearest(FINAL_PROBES_MOST)?, 0);
+        }
         Some(self.run.0)
     }
 
@@ -560,7 +562,7 @@ impl Selector {
         }
         let (kib, ns) = (bytes as f64 / 1024.0, took.as_nanos() as f64);
         (self.now, self.under_way) = (now, under_way);
-        self.stale = self.stale.map(|sent| sent + bytes as u64).filter(|&sent| sent < under_way);
+        self.stale = self.stale.map(|sent| sent + bytes as u64).filter(|&sent| sent < under_way.min(MOST_STALE));
         if (self.settled && !self.refines) || self.is_warming() {
             self.carried.count(bytes, took, now);
         }
@@ -570,8 +572,11 @@ impl Selector {
                 return;
             }
         }
-        if self.refines && self.run.1 <= LEAD_IN_CALLS {
-            return self.decide(now);
+        if self.refines && path as usize == self.run.0 {
+            self.run.1 += 1;
+            if self.run.1 <= LEAD_IN_CALLS {
+                return self.decide(now);
+            }
         }
         let state = &mut self.states[path as usize];
         state.refused = 0;
@@ -591,10 +596,11 @@ impl Selector {
 
     /// Notes that this end waited until the socket takes more, or something comes, and what that cost.
     pub fn waited(&mut self, ns: u64) {
-        let path = self.trial.map_or(self.path as usize, |trial| trial.path);
+        let runs = self.refines && self.run.0 < PATHS;
+        let path = if runs { self.run.0 } else { self.trial.map_or(self.path as usize, |trial| trial.path) };
         self.carried.charge(ns);
         let sending = &mut self.states[path].sending;
-        if sending.samples > 0 && !self.carried.leads_in(self.now) {
+        if sending.samples > 0 && (runs || !self.carried.leads_in(self.now)) {
             sending.charge(1.0, self.bytes / 1024.0, ns as f64);
         }
     }
@@ -654,7 +660,8 @@ impl Selector {
         self.jumps = Jumps::default();
         let is_new = self.changes > 0 && self.now.duration_since(self.since) < DWELL;
         if jump == Jump::Far || (self.path.is_notified() && !is_new) {
-            return self.wire_changed(Sign::Cost);
+            self.wire_changed(Sign::Cost);
+            return;
         }
         // Once in a while: on a busy machine what calls cost jumps all the time.
         if self.settled && self.now >= self.next_hurry {
@@ -663,12 +670,12 @@ impl Selector {
         }
     }
 
-    /// Everything is measured anew; what was believed counts little.
-    fn wire_changed(&mut self, sign: Sign) {
+    /// Everything is measured anew, unless that was done too recently; what was believed counts little.
+    fn wire_changed(&mut self, sign: Sign) -> bool {
         self.jumps = Jumps::default();
         let since = self.now.duration_since(self.changed);
         if self.changes > 0 && since < self.quiet[sign as usize] {
-            return;
+            return false;
         }
         if since > LAST_QUIET {
             self.quiet = [FIRST_QUIET; 2];
@@ -684,6 +691,7 @@ impl Selector {
         self.forget_rates();
         let used = &mut self.states[self.path as usize];
         (used.pace, used.was_used) = (Some(1.0), true);
+        true
     }
 
     /// Forgets how much was carried so far, which nothing that follows can be compared with.
@@ -698,6 +706,9 @@ impl Selector {
         (self.states, self.reason, self.challenger) = (other.states, other.reason, None);
         (self.settled, self.refines, self.trial, self.jumps) = (true, false, None, Jumps::default());
         self.first_trials = false;
+        if other.changed > self.changed {
+            (self.changed, self.stale) = (other.changed, Some(0));
+        }
         (self.since, self.decided) = (self.now, other.decided);
         (self.next_trial, self.next_hurry) = (self.now + self.pause(), self.now + DWELL);
     }
@@ -713,9 +724,10 @@ impl Selector {
                 self.take_best(FIRST_MARGIN);
             }
         } else if let Some(trial) = self.trial {
-            if self.is_incredible(trial) {
-                self.wire_changed(Sign::Cost);
-            } else if trial.calls >= TRIAL_CALLS && (self.carried.known().is_some() || self.is_hopeless(trial)) {
+            if self.is_incredible(trial) && self.wire_changed(Sign::Cost) {
+                return;
+            }
+            if trial.calls >= TRIAL_CALLS && (self.carried.known().is_some() || self.is_hopeless(trial)) {
                 self.end_trial();
             }
         } else if self.leads && now >= self.next_trial && self.carried.known().is_some() {
@@ -781,13 +793,18 @@ impl Selector {
         both.is_some_and(|(now, before)| now[0] * HOPELESS < before[0] && now[1] > before[1] * HOPELESS)
     }
 
-    /// Whether what a path on trial carries is so far from what was found before that the wire must have changed.
+    /// Whether what a path on trial carries is so far from what was found before, in two windows, that the wire must
+    /// have changed.
     fn is_incredible(&self, trial: Trial) -> bool {
         let state = &self.states[trial.path];
-        let (Some([rate, _]), Some([before, _]), Some(pace)) = (self.carried.last(), trial.before, state.pace) else {
+        let (Some(rates), Some([before, _]), Some(pace)) = (self.carried.last_rates(), trial.before, state.pace) else {
             return false;
         };
-        state.was_used && !(1.0 / INCREDIBLE..=INCREDIBLE).contains(&(rate / before / pace))
+        let factors = rates.map(|rate| rate / before / pace);
+        let is_far = factors.iter().all(|&factor| factor > INCREDIBLE)
+            || factors.iter().all(|&factor| factor < 1.0 / INCREDIBLE);
+        // What pieces of another size carried says nothing.
+        is_far && self.measured_cost(trial.path).is_some()
     }
 
     /// What the path on trial carried and cost both ends, beside the path in use.

@@ -75,6 +75,11 @@ use crate::uring::Ring;
 pub use self::socket::DatagramCounts;
 pub(crate) use self::sys::SegmentControl;
 
+/// The longest piece unless somebody says otherwise: as much as fills four of the longest datagrams, so that a call
+/// carries as much as it can where such datagrams pass.
+const SLOT_BYTES: u32 = 4 * socket::MOST_SEGMENT as u32;
+/// What takes a small slot is copied into it, so that this is less than for streams.
+const SMALL_BYTES: u32 = 4096;
 /// Events of one look at the descriptor.
 const EVENTS: usize = 64;
 /// How long the kernel may take to say that it is done with pages, when the transport is dropped.
@@ -149,7 +154,7 @@ pub struct UdpOptions {
 impl Default for UdpOptions {
     fn default() -> Self {
         Self {
-            slots: SlotPlan::default(),
+            slots: SlotPlan { small_bytes: SMALL_BYTES, slot_bytes: SLOT_BYTES, ..SlotPlan::default() },
             limits: LinkLimits::default(),
             key: None,
             insecure: false,

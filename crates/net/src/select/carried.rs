@@ -123,7 +123,12 @@ impl Carried {
         (self.windows > 0).then_some(self.recent[0])
     }
 
-    /// The same, once it is known well: the medians of the last windows.
+    /// What was carried in each of the last two windows.
+    pub(super) fn last_rates(&self) -> Option<[f64; 2]> {
+        (self.windows > 1).then(|| [self.recent[0][0], self.recent[1][0]])
+    }
+
+    /// What was carried, and what a KiB took, once that is known well: the medians of the last windows.
     pub(super) fn known(&self) -> Option<[f64; 2]> {
         let median = |which: usize| {
             let mut sorted = self.recent.map(|both| both[which]);

@@ -70,7 +70,7 @@ fn no_claim_breaks_anything_and_every_slot_comes_back() {
     let seed = std::env::var("ZCMI_SEED").ok().and_then(|seed| seed.parse().ok()).unwrap_or(1);
     let mut dice = Dice(seed);
     let payload = [0x5a; 5000];
-    let (mut faults, mut taken, mut sessions) = (0_u64, 0_u64, 0_u64);
+    let (mut faults, mut taken, mut sessions, mut in_place) = (0_u64, 0_u64, 0_u64, 0_u64);
     let (mut session, mut happened, mut now) = (None, Vec::new(), 0);
     for _ in 0..total() {
         now += dice.next() % 1_000_000;
@@ -105,7 +105,24 @@ fn no_claim_breaks_anything_and_every_slot_comes_back() {
             if dice.next().is_multiple_of(2) {
                 (head.offset, head.begin, head.message_bytes, head.after) = (0, 0, length as u32, 0);
             }
-            session_now.take(&head, Landed::Elsewhere(&payload[..length]), &mut ahead, &mut slots, &mut happened, now)
+            let mut landed = Landed::Elsewhere(&payload[..length]);
+            // Several that lie where the next bytes are expected, whatever else they say.
+            if let Some(expected) = session_now.receiver.expected().filter(|_| dice.next().is_multiple_of(2)) {
+                (head.sequence, head.begin) = (expected.sequence, expected.begin);
+                let datagrams = 1 + dice.next() % 5;
+                let fits = head.number.checked_add(datagrams - 1).is_some();
+                if expected.is_new {
+                    ahead = slots.take_ahead();
+                }
+                if fits && expected.is_begun_by(&head, slots.sizes()) && (!expected.is_new || ahead.is_some()) {
+                    let bytes = 1 + dice.next() as usize % (expected.end - expected.begin) as usize;
+                    landed = Landed::InPlace { bytes, datagrams };
+                    in_place += 1;
+                }
+            }
+            let taken = session_now.take(&head, landed, &mut ahead, &mut slots, &mut happened, now);
+            ahead.into_iter().for_each(|slot| slots.put_back(slot));
+            taken
         };
         if dice.next().is_multiple_of(4) {
             session_now.sender.time(now);
@@ -137,6 +154,7 @@ fn no_claim_breaks_anything_and_every_slot_comes_back() {
             assert_eq!((counts.free, counts.promised), ([SMALL, SLOTS], [0, 0]));
         }
     }
-    println!("{sessions} sessions, {taken} datagrams taken, {faults} faults");
+    println!("{sessions} sessions, {taken} datagrams taken, {faults} faults, {in_place} runs in place");
     assert!(taken > total() / 20 && faults > total() / 100, "{taken} taken, {faults} faults of {}", total());
+    assert!(in_place > total() / 100, "{in_place} runs in place of {}", total());
 }

@@ -32,6 +32,8 @@ struct Layout {
     expected: Option<Expected>,
     /// Bytes of each stretch but the last.
     segment: usize,
+    /// The longest piece that takes a small slot, and the longest of all.
+    sizes: (u32, u32),
     /// The session that they are expected of.
     word: u64,
     epoch: u32,
@@ -41,7 +43,7 @@ impl Layout {
     /// The datagrams up to the stage, if every one is that which was expected there: a run of consecutive numbers whose
     /// payloads lie one behind the other.
     fn run(&self, buffers: &[IoSliceMut<'_>]) -> Option<Run> {
-        let &Self { received, cells, expected, segment, word, epoch } = self;
+        let &Self { received, cells, expected, segment, sizes, word, epoch } = self;
         let expected = expected?;
         let step = received.segment;
         let count = received.bytes.div_ceil(step.max(1));
@@ -57,7 +59,7 @@ impl Layout {
                 None => {
                     head.kind == Kind::Data
                         && (head.session, head.epoch) == (word, epoch)
-                        && (head.sequence, head.begin) == (expected.sequence, begin)
+                        && expected.is_begun_by(&head, sizes)
                 }
                 Some(Run { head: first, .. }) => {
                     Some(head.number) == first.number.checked_add(at as u64)
@@ -134,6 +136,7 @@ impl UdpTransport {
             cells: 0,
             expected: None,
             segment: 0,
+            sizes: self.slots.sizes(),
             word: 0,
             epoch: 0,
         };

@@ -10,11 +10,10 @@
 
 use std::collections::HashMap;
 
-use rustc_hash::FxHashMap;
 use zcmi_mem::lease::LeaseMut;
 use zcmi_mem::pool::Slot;
 
-use super::datagram::{ELICITS, END, Head, RANGES, Report, UNRELIABLE, WANTS_LARGE, WANTS_SMALL};
+use super::datagram::{ELICITS, END, Head, Kind, RANGES, Report, UNRELIABLE, WANTS_LARGE, WANTS_SMALL};
 use super::pace::Nanos;
 use super::ranges::Ranges;
 use crate::frame::{Class, FrameFault, MESSAGE_BYTES};
@@ -94,6 +93,16 @@ pub(crate) struct Expected {
     pub(crate) is_new: bool,
 }
 
+impl Expected {
+    /// Whether a datagram with that head lies where its piece will be: the slots of pieces that are expected are large.
+    pub(crate) fn is_begun_by(&self, head: &Head, (small_bytes, slot_bytes): (u32, u32)) -> bool {
+        let length = head.message_bytes.saturating_sub(head.offset).min(slot_bytes);
+        head.kind == Kind::Data
+            && (head.sequence, head.begin) == (self.sequence, self.begin)
+            && (!self.is_new || length > small_bytes)
+    }
+}
+
 /// What was counted of one connection's datagrams.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(crate) struct ReceiveCounts {
@@ -117,9 +126,9 @@ pub(crate) struct Receiver {
     told: [u32; 2],
     used: [u32; 2],
     wants: [bool; 2],
-    partial: FxHashMap<u64, Partial>,
+    partial: HashMap<u64, Partial>,
     /// Whole pieces that wait for another one: that one, and they.
-    waiting: FxHashMap<u64, u64>,
+    waiting: HashMap<u64, u64>,
     /// Pieces of peers that do not send again, by their order of coming.
     loose: Vec<u64>,
     /// Every piece below is handed out.
@@ -162,8 +171,8 @@ impl Receiver {
             told: [0; 2],
             used: [0; 2],
             wants: [false; 2],
-            partial: FxHashMap::default(),
-            waiting: FxHashMap::default(),
+            partial: HashMap::new(),
+            waiting: HashMap::new(),
             loose: Vec::new(),
             floor: 0,
             handed: Ranges::default(),
@@ -318,7 +327,8 @@ impl Receiver {
                 return Some(Expected { sequence, begin: begin as u32, end: end as u32, is_new: false });
             }
         }
-        let sequence = sequence + 1;
+        // No peer may have come to the last of all numbers, and one that lies says so.
+        let sequence = sequence.checked_add(1)?;
         let is_free =
             !self.partial.contains_key(&sequence) && sequence >= self.floor && !self.handed.contains(sequence);
         (is_free && self.open()[Class::Large.index()] > 0).then_some(Expected {
@@ -334,7 +344,7 @@ impl Receiver {
         self.partial.get_mut(&expected.sequence)?.slot.as_mut()
     }
 
-    /// Takes the payload of a datagram that is [not known](Self::knows). `ahead` is the slot in which a new piece was
+    /// Takes the payload of a datagram that is [not known](Self::knows_any). `ahead` is the slot in which a new piece was
     /// expected; it is taken if the bytes are there.
     pub(crate) fn data(
         &mut self,

@@ -61,7 +61,7 @@ impl Session {
         happened: &mut Vec<Happened>,
         now: Nanos,
     ) -> Result<bool, PeerFault> {
-        // Who numbers several in a row, some of which came before, is no honest peer.
+        // Of several in a row some may count as known that did not come: all are sent again.
         if self.receiver.knows_any(head.number, landed.datagrams()) {
             self.receiver.note_again(head);
             return Ok(false);

@@ -27,7 +27,7 @@ pub(super) const MOST_SEGMENTS: usize = 64;
 pub(super) const MOST_BYTES: usize = 65_507;
 /// The most bytes of payload in a datagram: wherever they begin they lie in 16 pages, which with the head are as many
 /// parts as a packet has (`MAX_SKB_FRAGS`, 17), so that it can be sent without a copy.
-const MOST_SEGMENT: usize = 15 * 4096;
+pub(super) const MOST_SEGMENT: usize = 15 * 4096;
 /// The most datagrams of one call without a copy: each has two parts at least.
 pub(super) const MOST_SHARED: usize = 8;
 /// Bytes of payload that any path takes: a packet of 1,280 bytes without heads.
