@@ -26,8 +26,8 @@
 //! - A path is left not more than once a second (at the very start more often, while little is known), unless the wire
 //!   has changed: what the path in use costs has jumped and stays so, a trial finds what cannot be, or completions that
 //!   said "copied" say so no more, or the other way round. Then all is measured anew: single calls of each path, and
-//!   runs of calls of the best. What completions say changes nothing else: the kernel's word is a reason to look, not an
-//!   answer.
+//!   runs of calls of the best. What completions say changes nothing else: the kernel's word is a reason to look, not
+//!   an answer.
 //!
 //! # What this does not do
 //! Time, not processor time, is measured around calls, which never sleep; calls that were interrupted for long stand

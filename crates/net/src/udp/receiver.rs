@@ -344,8 +344,8 @@ impl Receiver {
         self.partial.get_mut(&expected.sequence)?.slot.as_mut()
     }
 
-    /// Takes the payload of a datagram that is [not known](Self::knows_any). `ahead` is the slot in which a new piece was
-    /// expected; it is taken if the bytes are there.
+    /// Takes the payload of a datagram that is [not known](Self::knows_any). `ahead` is the slot in which a new piece
+    /// was expected; it is taken if the bytes are there.
     pub(crate) fn data(
         &mut self,
         head: &Head,
