@@ -200,7 +200,10 @@ pub enum NetBenchError {
     #[error("the measurements do not make a report")]
     Report(#[from] ReportError),
     /// Nobody serves measurements there, or not for us.
-    #[error("{address} serves no measurement; start `zcmi bench net --serve` there")]
+    #[error(
+        "no measurement with {address} came about; `zcmi bench net --serve` must run there, and both need the same \
+         `--key-file`, or none"
+    )]
     Peer {
         /// Where.
         address: SocketAddr,

@@ -17,7 +17,7 @@ use zcmi_bench::wires::WireKind;
 
 use crate::failure::Failure;
 use crate::say::{self, Tell, harmless};
-use crate::transfer::reach::{Trust, tcp_addresses};
+use crate::transfer::reach::{Trust, seen_from_elsewhere, tcp_addresses};
 
 const EXAMPLES: &str = "\
 Examples:
@@ -377,10 +377,12 @@ impl Net {
             key: self.trust.key()?,
             insecure: self.trust.insecure,
         };
+        let trust = self.trust.to_say();
         let tell = |served: &Served| {
             say::line(match served {
                 Served::Listening(address) => {
-                    format!("zcmi: listening at {address}; run `zcmi bench net --peer {address}`")
+                    let there = seen_from_elsewhere(address);
+                    format!("zcmi: listening at {address}; run `zcmi bench net --peer {there}{trust}`")
                 }
                 Served::Began => "zcmi: somebody measures".into(),
                 Served::Ended { measurements, why } => {

@@ -18,7 +18,7 @@ use crate::descriptor::{LOOK, Outlet};
 use crate::failure::Failure;
 use crate::interrupt::Interrupt;
 use crate::say::{self, Tell, harmless};
-use crate::transfer::reach::{Reach, listen_at};
+use crate::transfer::reach::{Reach, listen_at, seen_from_elsewhere};
 use crate::transfer::receiver::{Session, Target, print_line};
 use crate::transfer::talk::{Talk, words};
 use crate::transfer::tree::{Allowed, Tree};
@@ -107,7 +107,8 @@ impl Receive {
         let (_, bound) = listening
             .map_err(|error| Failure::of(format_args!("{} cannot be listened at", harmless(&self.address)), &error))?;
         let _gone_with_us = Socket::of(&bound);
-        tell.note(format!("listening at {bound}; run `zcmi send {bound} FILE`"));
+        let (there, trust) = (seen_from_elsewhere(&bound), self.reach.trust.to_say());
+        tell.note(format!("listening at {bound}; run `zcmi send {there}{trust} FILE`"));
         if self.json {
             let line = json!({ "schema": "zcmi-recv-listening/1", "address": bound.to_string() });
             print_line(&line, self.is_stdout())?;

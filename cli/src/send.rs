@@ -38,7 +38,8 @@ kept, owners are not. An argument that is a link is followed; links inside a dir
 sockets and pipes are left out.
 After a break, run the same command again: what arrived is compared by its hash and not sent again. A file that changes
 while it is sent is left out. With --no-hash a large file is not read here: the kernel sends it from where it lies.
-A key proves to each side who the other is; it does not encrypt. Without one, only this host's own addresses are used.
+A key proves to each side who the other is; it does not encrypt. Without one, only loopback addresses and Unix sockets
+are used, and others with --insecure.
 Exit codes: 0 everything arrived, and its hashes are right; 1 something did not; 2 usage; 130 interrupted.";
 
 /// Send files, directories or stdin to `zcmi recv`

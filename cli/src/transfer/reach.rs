@@ -41,6 +41,15 @@ impl Trust {
         self.key_file.as_deref().map(read_key).transpose()
     }
 
+    /// How the other side says the same, behind what it is told else.
+    pub(crate) fn to_say(&self) -> &'static str {
+        match (&self.key_file, self.insecure) {
+            (Some(_), _) => " --key-file FILE",
+            (None, true) => " --insecure",
+            (None, false) => "",
+        }
+    }
+
     /// Whether anything was said about it.
     pub(crate) fn is_said(&self) -> bool {
         self.insecure || self.key_file.is_some()
@@ -51,7 +60,7 @@ impl Trust {
 #[derive(Args, Debug)]
 pub(crate) struct Reach {
     #[command(flatten)]
-    trust: Trust,
+    pub(crate) trust: Trust,
     /// How long a connection that broke is mended, and one that is not there yet waited for
     #[arg(long, value_name = "SECONDS", default_value_t = 10)]
     resume_for: u32,
@@ -168,6 +177,15 @@ pub(crate) fn connect_to(text: &str, patience: Duration, interrupt: &Interrupt) 
             return Err(Failure::of(format_args!("nobody answers at any address of {shown}"), &error));
         }
         interrupt.wait(&[], Some(AGAIN))?;
+    }
+}
+
+/// What another host calls an address that was listened at, where that is known.
+pub(crate) fn seen_from_elsewhere(address: &impl ToString) -> String {
+    let text = address.to_string();
+    match text.parse::<SocketAddr>() {
+        Ok(address) if address.ip().is_unspecified() => format!("THIS_HOST:{}", address.port()),
+        _ => text,
     }
 }
 

@@ -375,7 +375,11 @@ impl<'a> Sender<'a> {
                 reason,
             ),
             reason => Failure::of(
-                format_args!("{} does not answer; is `zcmi recv` running there, with the same key", self.peer),
+                format_args!(
+                    "no transfer to {} came about; `zcmi recv` must run there, and both need the same `--key-file`, \
+                     or none",
+                    self.peer
+                ),
                 reason,
             ),
         }

@@ -191,7 +191,7 @@ pub enum Reason {
     First,
     /// It is forced.
     Forced,
-    /// It came out cheaper.
+    /// It came out cheaper than the others, or as cheap and was in use.
     Cheaper,
     /// The wire changed, and it came out cheaper since.
     WireChanged,
@@ -739,6 +739,9 @@ impl Selector {
     fn settle(&mut self, margin: f64) {
         let before = self.path;
         self.take_best(margin);
+        if self.reason == Reason::First {
+            self.reason = Reason::Cheaper;
+        }
         let now = self.now;
         (self.decided, self.is_news) = (now, true);
         (self.settled, self.since) = (true, now);

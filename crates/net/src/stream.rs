@@ -71,7 +71,9 @@ use crate::shared::{RingHandle, SharedRing};
 use crate::sleep::{BUSY_POLL, Waits};
 use crate::slots::{SlotCounts, SlotPlan, Slots};
 use crate::socket::{self, SocketWire};
-use crate::transport::{Capabilities, Closed, ConnectionId, Destination, Event, ListenerId, Transport, TransportError};
+use crate::transport::{
+    Capabilities, Closed, ConnectionId, Destination, Event, ListenerId, Transport, TransportError, UNTRUSTED,
+};
 use crate::uring;
 use crate::wire::Wire;
 use ended::EndedSessions;
@@ -531,8 +533,7 @@ impl StreamTransport {
         if self.options.key.is_some() || self.options.insecure || address.is_local() {
             return Ok(());
         }
-        let reason = "without a key only this host's own addresses are served; give both ends a key, or allow it";
-        Err(TransportError::Address { address: address.to_string(), reason })
+        Err(TransportError::Address { address: address.to_string(), reason: UNTRUSTED })
     }
 
     fn check_room(&self) -> Result<(), TransportError> {
@@ -631,14 +632,19 @@ impl StreamTransport {
         let (session, expected) = (connection.session, connection.link.expected());
         let hello = self.hello(session, epoch, expected, granted)?;
         let greeting = Greeting::connecting(hello, self.options.key.clone());
-        let deadline = Instant::now() + self.options.greeting_timeout;
+        let now = Instant::now();
+        let until = now + self.options.greeting_timeout;
         if let Some(connection) = self.places.connection(key) {
             connection.stage =
                 Stage::Greeting { wire: Box::new(wire), greeting: Box::new(greeting), promised: granted };
             // The kernel tries a connection ever more rarely: one that was begun while the network was away would come
             // about long after that is back.
-            let due = if connection.announced { &mut connection.attempt } else { &mut connection.deadline };
-            *due = Some(deadline);
+            connection.attempt = Some(until);
+            self.timers.insert((until, key));
+            let redials = connection.origin.is_some() && !self.options.resume_for.is_zero();
+            let deadline = if redials { now + self.options.resume_for } else { until };
+            // However many attempts there are.
+            let deadline = *connection.deadline.get_or_insert(deadline);
             self.timers.insert((deadline, key));
         }
         // That it takes something says that it is connected.

@@ -185,6 +185,10 @@ pub struct Capabilities {
     pub piece_bytes: u32,
 }
 
+/// Why an address is not talked with.
+pub(crate) const UNTRUSTED: &str =
+    "without a key only loopback addresses are served; give both ends one, or trust whoever answers (`insecure`)";
+
 /// Why a transport could not go on.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]

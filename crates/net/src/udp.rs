@@ -69,7 +69,9 @@ use crate::select::{self, Choosing, Experiences, Objective, Selection, Selector}
 use crate::shared::{RingHandle, SharedRing};
 use crate::sleep::{BUSY_POLL, Waits};
 use crate::slots::{SlotPlan, Slots};
-use crate::transport::{Capabilities, Closed, ConnectionId, Destination, Event, ListenerId, Transport, TransportError};
+use crate::transport::{
+    Capabilities, Closed, ConnectionId, Destination, Event, ListenerId, Transport, TransportError, UNTRUSTED,
+};
 use crate::uring::Ring;
 
 pub use self::socket::DatagramCounts;
@@ -521,8 +523,7 @@ impl UdpTransport {
         if self.options.key.is_some() || self.options.insecure || address.ip().to_canonical().is_loopback() {
             return Ok(());
         }
-        let reason = "without a key only this host's own addresses are served; give both ends a key, or allow it";
-        Err(TransportError::Address { address: address.to_string(), reason })
+        Err(TransportError::Address { address: address.to_string(), reason: UNTRUSTED })
     }
 
     fn socket(&self, address: &SocketAddr) -> Result<DatagramSocket, TransportError> {

@@ -6,7 +6,7 @@ mod forked;
 
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicU32, Ordering};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use conformance::{End, Rig, Wish};
 use zcmi_mem::pool::PoolPlan;
@@ -15,7 +15,7 @@ use zcmi_net::outgoing::QueueLimits;
 use zcmi_net::path::PathKind;
 use zcmi_net::slots::SlotPlan;
 use zcmi_net::stream::{Address, StreamOptions, StreamTransport};
-use zcmi_net::transport::{Event, Transport};
+use zcmi_net::transport::{Closed, Event, Transport};
 
 /// Streams over one kind of socket, by one path.
 struct Streams {
@@ -213,4 +213,24 @@ fn a_message_from_a_file_is_copied_by_nobody_here_unless_a_path_that_copies_is_f
             assert_eq!((facts.pinned_bytes, facts.refusals), (0, Default::default()), "the file's pages are no slots");
         }
     }
+}
+
+#[test]
+fn where_nobody_listens_is_given_up_in_time_however_many_attempts_there_are() {
+    let listener = std::net::TcpListener::bind("127.0.0.1:0").expect("a port");
+    let nobody = Address::Tcp(listener.local_addr().expect("it has one"));
+    drop(listener);
+    let resume_for = Duration::from_millis(400);
+    let mut transport = StreamTransport::new(StreamOptions { resume_for, ..StreamOptions::default() }).expect("memory");
+    let begin = Instant::now();
+    let connection = transport.connect(&nobody).expect("it is tried");
+    let mut events = Vec::new();
+    while events.is_empty() && begin.elapsed() < Duration::from_secs(4) {
+        transport.poll(&mut events, Some(Duration::from_secs(1))).expect("it works");
+    }
+    assert!(
+        matches!(&events[..], [Event::Closed { connection: of, reason: Closed::Unreachable(_) }] if *of == connection),
+        "{events:?}"
+    );
+    assert!(begin.elapsed() >= resume_for, "it was given up after {:?}", begin.elapsed());
 }

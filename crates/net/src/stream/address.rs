@@ -3,6 +3,7 @@
 use core::fmt;
 use std::net::SocketAddr;
 use std::os::fd::{AsFd, OwnedFd};
+use std::os::unix::fs::FileTypeExt;
 use std::path::PathBuf;
 use std::str::FromStr;
 
@@ -49,9 +50,11 @@ impl Address {
     fn raw(&self) -> Result<SocketAddrAny, TransportError> {
         match self {
             Self::Tcp(address) => Ok((*address).into()),
+            // Without a name it would be one that anybody may connect to.
+            Self::Unix(path) if path.as_os_str().is_empty() => Err(self.refused("it has no path")),
             Self::Unix(path) => match SocketAddrUnix::new(path) {
                 Ok(address) => Ok(address.into()),
-                Err(_) => Err(self.refused("the path is longer than a socket's can be (107 bytes), or empty")),
+                Err(_) => Err(self.refused("the path is longer than a socket's can be (107 bytes)")),
             },
         }
     }
@@ -92,9 +95,12 @@ impl Address {
         Ok(socket)
     }
 
-    /// Whether this is the name of a Unix socket whose listener is dead: connecting to it is refused.
+    /// Whether this is the name of a Unix socket whose listener is dead: connecting to it is refused, as it is to what
+    /// is no socket at all.
     fn is_deserted(&self) -> bool {
-        matches!(self, Self::Unix(_))
+        let Self::Unix(path) = self else { return false };
+        let is_socket = std::fs::symlink_metadata(path).is_ok_and(|found| found.file_type().is_socket());
+        is_socket
             && matches!(self.dial(), Err(TransportError::System { source, .. })
             if source.kind() == std::io::ErrorKind::ConnectionRefused)
     }
@@ -168,6 +174,39 @@ mod tests {
         assert!(!far.is_local());
         let mapped: Address = "[::ffff:127.0.0.1]:80".parse().expect("an address");
         assert!(mapped.is_local());
+    }
+
+    #[test]
+    fn what_is_no_socket_is_not_replaced_and_a_deserted_socket_is() {
+        struct Gone(PathBuf);
+        impl Drop for Gone {
+            fn drop(&mut self) {
+                let _ = std::fs::remove_dir_all(&self.0);
+            }
+        }
+        let directory = std::env::temp_dir().join(format!("zcmi-address-{}", std::process::id()));
+        std::fs::create_dir(&directory).expect("a directory");
+        let _gone = Gone(directory.clone());
+        let path = directory.join("precious");
+        std::fs::write(&path, "data").expect("a file");
+        let address = Address::Unix(path.clone());
+        assert!(address.listen().is_err());
+        assert_eq!(std::fs::read(&path).expect("it is there"), b"data");
+        let link = directory.join("link");
+        std::os::unix::fs::symlink(&path, &link).expect("a link");
+        assert!(Address::Unix(link.clone()).listen().is_err() && link.is_symlink());
+        std::fs::remove_file(&path).expect("ours");
+        drop(address.listen().expect("nothing is there"));
+        drop(address.listen().expect("nobody listens there any more"));
+        let _listens = address.listen().expect("the same");
+        assert!(address.listen().is_err(), "somebody listens there");
+    }
+
+    #[test]
+    fn a_socket_without_a_path_is_refused() {
+        let address = Address::Unix(PathBuf::new());
+        assert!(matches!(address.listen(), Err(TransportError::Address { .. })));
+        assert!(matches!(address.dial(), Err(TransportError::Address { .. })));
     }
 
     #[test]
