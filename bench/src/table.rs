@@ -1,10 +1,13 @@
 //! A report for people: one line a row, figures with units, a dash where a figure is absent.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 
 use comfy_table::{CellAlignment, Table, presets};
 
 use crate::report::{Report, Row};
+
+/// Rows without figures that are named with a reason that many have.
+const NAMED: usize = 4;
 
 /// The table of a report, with a line about the host above and the reasons for dashes below it.
 #[must_use]
@@ -42,6 +45,18 @@ pub fn render(report: &Report) -> String {
     let congestion: BTreeSet<&str> = report.rows.iter().filter_map(|row| row.congestion.as_deref()).collect();
     if !congestion.is_empty() {
         text += &format!("congestion control: {}\n", congestion.into_iter().collect::<Vec<_>>().join("; "));
+    }
+    // Who has no figure at all, by the reason.
+    let mut absent: BTreeMap<&str, BTreeSet<String>> = BTreeMap::new();
+    for row in report.rows.iter().filter(|row| row.p50_ns.is_none() && row.bytes_per_s.is_none()) {
+        let reason = row.na.get("bytes_per_s").or_else(|| row.na.get("p50_ns"));
+        let name = format!("{} ({}, {})", row.row, wire(row), size(row.bytes));
+        absent.entry(reason.map_or("no reason is known", String::as_str)).or_default().insert(name);
+    }
+    for (reason, rows) in absent {
+        let named: Vec<&str> = rows.iter().take(NAMED).map(String::as_str).collect();
+        let more = if rows.len() > NAMED { format!(" and {} more", rows.len() - NAMED) } else { String::new() };
+        text += &format!("not measured: {}{more}: {reason}\n", named.join(", "));
     }
     for row in &report.rows {
         if let (Some(rate), Some(fresh), Some(rested), Some(all)) =
@@ -131,5 +146,14 @@ mod tests {
         for part in ["8 KiB", "71 ns", "2500.0 µs", "21.00 G", " - "] {
             assert!(line.contains(part), "{part:?} is not in {line:?}");
         }
+        assert!(!text.contains("not measured"), "{text}");
+    }
+
+    #[test]
+    fn rows_without_any_figure_are_named_below_with_their_reason() {
+        let rows = (0..6).map(|row| Row::new("net", "udp", 64_usize << row).explain("run as root"));
+        let text = render(&Report::new(Host::here(), rows.collect()));
+        let line = text.lines().find(|line| line.starts_with("not measured: udp (-, ")).expect("a line");
+        assert!(line.ends_with(" and 2 more: run as root"), "{line}");
     }
 }

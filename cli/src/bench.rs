@@ -1,6 +1,6 @@
 //! `zcmi bench`: what it costs here, beside what the machine itself costs.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::OnceLock;
 use std::time::Duration;
 
@@ -273,6 +273,7 @@ impl Bench {
 
     pub(crate) fn run(&self) -> Result<(), Failure> {
         let tell = Tell { json: self.json(), quiet: false };
+        self.document_has_a_place()?;
         // Ctrl-C ends this process at once: the peers die with it, and nothing of them has a name.
         let bar = BAR.get_or_init(|| tell.steps_bar(1));
         let measured = match &self.suite {
@@ -297,8 +298,8 @@ impl Bench {
             }
             Some(path) => {
                 let cannot = |error| Failure::of(format_args!("{} cannot be written", path.display()), &error);
-                report.write(path).map_err(cannot)?;
-                say::print(&table::render(&report))
+                say::print(&table::render(&report))?;
+                report.write(path).map_err(cannot)
             }
             None => say::print(&table::render(&report)),
         }
@@ -306,6 +307,19 @@ impl Bench {
 }
 
 impl Bench {
+    /// Says at once what would be found out after minutes: that the document cannot be written.
+    fn document_has_a_place(&self) -> Result<(), Failure> {
+        let Some(path) = self.document().filter(|_| !self.json()) else { return Ok(()) };
+        let directory = path.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new("."));
+        let cannot = |error| Failure::of(format_args!("{} cannot be written", path.display()), &error);
+        match std::fs::metadata(directory) {
+            Err(error) => Err(cannot(error)),
+            Ok(found) if !found.is_dir() => Err(cannot(std::io::ErrorKind::NotADirectory.into())),
+            Ok(_) if path.is_dir() => Err(cannot(std::io::ErrorKind::IsADirectory.into())),
+            Ok(_) => Ok(()),
+        }
+    }
+
     fn print_regret(&self, regret: &Regret) -> Result<(), Failure> {
         let text = serde_json::to_string_pretty(regret);
         let text = text.map_err(|error| Failure::of("the comparison is no document", &error))?;

@@ -59,3 +59,12 @@ fn a_wire_or_size_that_does_not_exist_is_a_usage_error() {
     scratch.run(&["bench", "net", "--bytes", "65"]).expect_code(2).expect_words("the sizes that are measured");
     scratch.run(&["bench", "net", "--row", "nothing"]).expect_code(2).expect_words("there are raw, write");
 }
+
+#[test]
+fn a_document_that_cannot_be_written_is_told_before_anything_is_measured() {
+    let scratch = Scratch::new();
+    for (path, why) in [("nowhere/report.json", "No such file"), (".", "is a directory")] {
+        let refused = scratch.run(&["bench", "ipc", "--json", path]);
+        refused.expect_code(1).expect_words(&format!("{path} cannot be written: {why}"));
+    }
+}
