@@ -190,8 +190,8 @@ fn a_connection_over_udp_finds_out_that_a_sink_does_not_copy() {
     let Some(wire) = make(WireKind::Ifb) else { return };
     // What it finds rests on times, and others work on this machine too: a path that is rarely tried seems dearer then.
     // So one run in many is enough, and the path that it chose.
-    for _ in 0..24 {
-        let (selection, counts) = believed_of_sink(&wire, 3000);
+    for _ in 0..40 {
+        let (selection, counts) = believed_of_sink(&wire, 20_000);
         println!("ifb: {selection:?} {counts:?}");
         let copies = |path: PathKind| selection.models.iter().find(|model| model.path == path)?.copies;
         assert_ne!(copies(PathKind::Write), Some(false), "{selection:?}");
