@@ -436,6 +436,43 @@ pub fn pause(time: Duration) {
     let _shorter = rustix::event::poll(&mut [], Some(&timeout));
 }
 
+/// How long something keeps this thread: the time since the beginning, less what the thread waited for a processor,
+/// and what a host took of this machine's processors meanwhile.
+///
+/// On a machine that others use these can be tenths of a second, and say nothing of what is looked at. The kernel
+/// counts both: the second word of `/proc/thread-self/schedstat` (`CONFIG_SCHED_INFO`; ns), and the eighth number of
+/// `cpu` in `/proc/stat` (hundredths of a second, for all processors together). Where it does not, nothing is taken
+/// off.
+#[derive(Clone, Copy, Debug)]
+pub struct Kept {
+    begin: Instant,
+    waited: Duration,
+}
+
+impl Kept {
+    /// Begins now, on this thread.
+    #[must_use]
+    pub fn begin() -> Self {
+        Self { waited: Self::waited(), begin: Instant::now() }
+    }
+
+    /// Until now. To be asked on the thread that began it.
+    #[must_use]
+    pub fn elapsed(&self) -> Duration {
+        let elapsed = self.begin.elapsed();
+        elapsed.saturating_sub(Self::waited().saturating_sub(self.waited))
+    }
+
+    fn waited() -> Duration {
+        let number = |path: &str, at: usize| {
+            let told = std::fs::read_to_string(path).unwrap_or_default();
+            told.split_whitespace().nth(at).and_then(|word| word.parse().ok()).unwrap_or(0)
+        };
+        let stolen = Duration::from_millis(10 * number("/proc/stat", 8));
+        Duration::from_nanos(number("/proc/thread-self/schedstat", 1)) + stolen
+    }
+}
+
 /// Waits until something is so that nobody announces, looking every millisecond.
 ///
 /// # Panics

@@ -92,7 +92,7 @@ fn a_slow_stranger_loses_messages_and_knows_exactly_how_many() {
 #[test]
 fn a_stranger_with_the_grant_loses_nothing_and_holds_the_publisher_up() {
     let Some(scratch) = shared() else { return };
-    let (mut owner, mut stranger) = publisher_and_stranger(&scratch, "may_block=user:61001 capacity=16 when_full=200");
+    let (mut owner, mut stranger) = publisher_and_stranger(&scratch, "may_block=user:61001 capacity=16 when_full=2000");
     stranger.ask("sub id=s service=s accept=user:61000 wait=park");
     owner.ask("wait-subscribers id=p n=1 ms=5000");
     let answer = owner.ask("send id=p n=100 sizes=fixed:1000");

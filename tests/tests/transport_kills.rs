@@ -17,6 +17,7 @@ use zcmi_net::slots::SlotPlan;
 use zcmi_net::stream::{StreamOptions, StreamTransport};
 use zcmi_net::transport::{Closed, ConnectionId, Destination, Event, Transport};
 use zcmi_tests::content;
+use zcmi_tests::rig::Kept;
 use zcmi_tests::sys::{Forked, end_now, fork, wait_for};
 
 /// One test at a time: a child of another would hold on to sockets.
@@ -170,7 +171,7 @@ impl Receiver {
 
     /// One turn. How much happened.
     fn poll(&mut self, wait: Duration) -> usize {
-        let (mut events, begin) = (Vec::new(), Instant::now());
+        let (mut events, begin) = (Vec::new(), Kept::begin());
         self.transport.poll(&mut events, Some(wait)).expect("the transport goes on");
         self.slowest = self.slowest.max(begin.elapsed().saturating_sub(wait));
         let count = events.len();
@@ -362,7 +363,7 @@ fn kill_receiver(wire: &Wire, path: PathKind, after: u64) -> (Duration, u64) {
     let deadline = Instant::now() + PATIENCE;
     while !closed {
         assert!(Instant::now() < deadline, "{path}: not told of the end in {PATIENCE:?}");
-        let begin = Instant::now();
+        let begin = Kept::begin();
         submit(&mut transport, connection, &mut next, u64::MAX);
         transport.poll(&mut events, Some(Duration::ZERO)).expect("the transport goes on");
         slowest = slowest.max(begin.elapsed());
@@ -391,7 +392,7 @@ fn kill_receiver(wire: &Wire, path: PathKind, after: u64) -> (Duration, u64) {
     while free.len() < due {
         assert!(Instant::now() < deadline, "{path}: {} slots of {LOANS} came back", free.len());
         free.extend(transport.loan(MESSAGE));
-        let begin = Instant::now();
+        let begin = Kept::begin();
         transport.poll(&mut events, Some(Duration::ZERO)).expect("the transport goes on");
         slowest = slowest.max(begin.elapsed());
     }

@@ -247,10 +247,18 @@ impl<M: Message + ?Sized> Subscriber<M> {
     fn look_closer(&mut self, at: usize, first: Look<M>) -> Result<Option<Sample<M>>, ReceiveError> {
         let mut look = first;
         let mut lost_in_all = 0;
-        for _ in 0..MAX_OVERTAKES {
+        let mut tries = 0;
+        // Whatever a look brings is used, that of the last try too: what was overtaken by then is not told again.
+        loop {
             let lane = &mut self.lanes[at];
             match look {
-                Look::Overtaken(lost) => lost_in_all += lost,
+                Look::Overtaken(lost) => {
+                    lost_in_all += lost;
+                    if tries == MAX_OVERTAKES {
+                        break;
+                    }
+                    tries += 1;
+                }
                 Look::TooManyHeld => {
                     let error = ReceiveError::TooManyHeld { pid: lane.pid, held: lane.holds };
                     self.turn_after(at);
@@ -275,11 +283,7 @@ impl<M: Message + ?Sized> Subscriber<M> {
         }
         self.turn_after(at);
         self.overtaken(at, lost_in_all);
-        // A sample that came with the last look must not be lost.
-        match look {
-            Look::Sample(sample) => Ok(Some(sample)),
-            _ => Ok(None),
-        }
+        Ok(None)
     }
 
     fn overtaken(&mut self, at: usize, lost: u64) {

@@ -6,6 +6,7 @@ use zcmi_mem::pool::PoolPlan;
 use zcmi_net::slots::SlotPlan;
 use zcmi_net::transport::{Closed, Event, Transport};
 use zcmi_tests::content;
+use zcmi_tests::rig::Kept;
 
 /// How long what must come may take.
 pub(crate) const PATIENCE: Duration = Duration::from_secs(30);
@@ -49,7 +50,7 @@ impl<T: Transport> Arrivals<T> {
 
     /// One turn. How much happened.
     pub(crate) fn poll(&mut self, wait: Duration) -> usize {
-        let (mut events, begin) = (Vec::new(), Instant::now());
+        let (mut events, begin) = (Vec::new(), Kept::begin());
         self.transport.poll(&mut events, Some(wait)).expect("the transport goes on");
         self.slowest = self.slowest.max(begin.elapsed().saturating_sub(wait));
         let count = events.len();
