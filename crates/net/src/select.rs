@@ -122,11 +122,13 @@ const SAME_PACE: f64 = 1.05;
 const MOST_SLOWNESS: f64 = 4.0;
 /// What going to sleep and being woken is taken to cost in processor time, in nanoseconds, where it is not measured.
 pub(crate) const SLEEP_NS: u64 = 5000;
-/// A send of so many bytes or more that costs less than this share of a copying one did not copy.
+/// A send of so many bytes or more tells by what it costs whether it copied. After so many calls of both: as much as a
+/// copying one or more, it did; less than this share, it did not, which takes more calls, because the first calls on a
+/// connection cost several times what later ones do. What is between says nothing.
 const TELLING_BYTES: f64 = 16384.0;
+const COPIED_CALLS: u32 = 6;
+const UNCOPIED_CALLS: u32 = 32;
 const UNCOPIED: f64 = 0.75;
-/// Calls from which what a path costs tells whether it copies.
-const TELLING_CALLS: u32 = 6;
 const PATHS: usize = PathKind::ALL.len();
 
 /// What is known of one path.
@@ -179,7 +181,7 @@ pub struct PathModel {
     pub says_copied: Option<bool>,
     /// Whether the bytes are copied on their way into the wire, as far as that is known: by a path that copies they
     /// are, and where completions admit it. Where they deny it what it costs decides, because on some wires they are
-    /// wrong.
+    /// wrong; and where that is neither much less than a copy nor as much, nothing is known.
     pub copies: Option<bool>,
 }
 
@@ -913,9 +915,15 @@ impl Selector {
             (true, Some(true)) if path == PathKind::ZeroCopy => Some(true),
             (true, Some(says)) => {
                 let calls = state.sending.samples.min(write.sending.samples);
-                let told = calls >= TELLING_CALLS && self.bytes >= TELLING_BYTES;
-                let (cost, copying) = (state.sending.cost_ns(self.bytes), write.sending.cost_ns(self.bytes));
-                if told { Some(cost > copying * UNCOPIED) } else { says.then_some(true) }
+                let calls = if self.bytes >= TELLING_BYTES { calls } else { 0 };
+                let share = state.sending.cost_ns(self.bytes) / write.sending.cost_ns(self.bytes);
+                if calls >= COPIED_CALLS && share >= 1.0 {
+                    Some(true)
+                } else if calls >= UNCOPIED_CALLS && share < UNCOPIED {
+                    Some(false)
+                } else {
+                    says.then_some(true)
+                }
             }
             // Nobody says, and what it costs is not all that a path without completions costs.
             (true, None) => None,
