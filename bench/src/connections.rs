@@ -91,7 +91,7 @@ impl ConnectionsOptions {
     /// Options for a look of some seconds.
     #[must_use]
     pub fn quick() -> Self {
-        Self { connections: 500, rounds: 1, length: Duration::from_millis(500), ..Self::default() }
+        Self { connections: 1000, rounds: 1, length: Duration::from_millis(500), ..Self::default() }
     }
 }
 

@@ -165,7 +165,7 @@ struct Net {
 
 const CONNECTIONS_EXAMPLES: &str = "\
 Examples:
-  zcmi bench connections --quick              a look in some seconds, at 500 connections
+  zcmi bench connections --quick              a look in some seconds, at 1,000 connections
   zcmi bench connections --json report.json   10,000 connections, five rounds, also as a document
 
 The server is a process of its own on a loopback; every connection has a request under way, one in a hundred of 1 MiB,
