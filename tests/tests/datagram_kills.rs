@@ -36,8 +36,8 @@ fn options(path: PathKind, reliability: Reliability) -> UdpOptions {
         reliability,
         insecure: true,
         resume_for: Duration::ZERO,
-        silence: Duration::from_millis(300),
-        keep_alive: Duration::from_millis(300),
+        silence: Duration::from_secs(1),
+        keep_alive: Duration::from_secs(1),
         ..UdpOptions::default()
     }
 }
