@@ -73,8 +73,8 @@ impl Stage<UdpTransport> {
             slots: slots(1),
             insecure: true,
             resume_for: Duration::ZERO,
-            silence: Duration::from_millis(300),
-            keep_alive: Duration::from_millis(300),
+            silence: Duration::from_secs(1),
+            keep_alive: Duration::from_secs(1),
             ..UdpOptions::default()
         };
         let mut transport = UdpTransport::new(options).expect("a transport");
