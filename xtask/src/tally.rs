@@ -21,6 +21,15 @@ impl Tally {
         self.failed.push(name.into());
     }
 
+    /// Adds to a failure, of which this is the name, what is known of its cause.
+    pub(crate) fn explain(&mut self, name: &str, cause: &str) {
+        let known =
+            |failed: &str| failed.strip_prefix(name).is_some_and(|rest| rest.is_empty() || rest.starts_with(": "));
+        if let Some(failed) = self.failed.iter_mut().rfind(|failed| known(failed)) {
+            failed.push_str(cause);
+        }
+    }
+
     /// Counts one check that could not be made, and why.
     pub(crate) fn skip(&mut self, reason: impl Into<String>) {
         self.skipped.push(reason.into());

@@ -211,6 +211,10 @@ struct Reading {
     only_skipped: usize,
     /// What this program calls ignored tests, and is a part of other tests.
     children: usize,
+    /// The test whose output is read.
+    test: Option<String>,
+    /// Where that test panicked, until it was read why.
+    panicked: Option<String>,
 }
 
 impl Reading {
@@ -224,8 +228,12 @@ impl Reading {
             self.tally.skip(reason);
             self.only_skipped += usize::from(self.opens_output);
             self.opens_output = false;
-        } else if text.starts_with("---- ") && text.ends_with(" stdout ----") {
+        } else if let Some(test) = text.strip_prefix("---- ").and_then(|text| text.strip_suffix(" stdout ----")) {
             self.opens_output = true;
+            (self.test, self.panicked) = (Some(test.to_owned()), None);
+        } else if let Some((_, place)) = text.split_once(" panicked at ").filter(|_| text.starts_with("thread ")) {
+            self.opens_output = false;
+            self.panicked = Some(place.trim_end_matches(':').to_owned());
         } else if text.strip_prefix("test ").and_then(|test| test.strip_suffix(CHILD)).is_some() {
             self.children += 1;
         } else if let Some(test) = text.strip_prefix("test ").and_then(|test| test.strip_suffix(" ... FAILED")) {
@@ -235,6 +243,10 @@ impl Reading {
             self.result(result);
         } else if !text.is_empty() {
             self.opens_output = false;
+            if let (Some(test), Some(place)) = (&self.test, self.panicked.take()) {
+                let program = self.program.as_deref().unwrap_or("tests");
+                self.tally.explain(&format!("{program}: {test}"), &format!(": {text} ({place})"));
+            }
         }
     }
 
@@ -297,12 +309,15 @@ mod tests {
     fn results_of_all_programs_are_added() {
         let output = "     Running unittests src/lib.rs (target/debug/deps/zcmi_ring-0a)\n\
             test a ... ok\ntest b ... FAILED\n\
+            successes:\n\n---- a stdout ----\n\nthread 'a' (7) panicked at src/a.rs:1:2:\nas it should\n\n\
+            failures:\n\n---- b stdout ----\n\nthread 'b' (8) panicked at src/b.rs:3:4:\nno room\nstack backtrace:\n\
+            thread 'b' (8) panicked at src/c.rs:5:6:\nnor there\n\n\
             test result: FAILED. 4 passed; 1 failed; 2 ignored; 0 measured; 0 filtered out; finished in 0.00s\n\
             \x20  Doc-tests zcmi\n\
             test result: ok. 3 passed; 0 failed; 0 ignored; 0 measured; 0 filtered out; finished in 0.00s\n";
         let tally = read(output, Ended::Badly);
         assert_eq!(tally.to_string(), "7 passed, 1 failed, 2 skipped");
-        assert_eq!(tally.failures(), ["zcmi_ring (src/lib.rs): b"]);
+        assert_eq!(tally.failures(), ["zcmi_ring (src/lib.rs): b: no room (src/b.rs:3:4): nor there (src/c.rs:5:6)"]);
     }
 
     #[test]

@@ -43,7 +43,9 @@ impl Program {
         let program = Self(directory);
         let all = std::os::unix::fs::PermissionsExt::from_mode(0o755);
         std::fs::set_permissions(&program.0, all).expect("our own directory");
-        std::fs::copy(std::env::current_exe().expect("/proc"), program.path()).expect("room for the test program");
+        // By another process: a program that a forked child of this one still holds open to write cannot be started.
+        let copied = Command::new("cp").args([std::env::current_exe().expect("/proc"), program.path()]).status();
+        assert!(copied.expect("cp starts").success(), "room for the test program");
         program
     }
 

@@ -63,10 +63,15 @@ pub(crate) fn tcp(small: bool) -> (TcpStream, TcpStream) {
     let sender = TcpStream::connect(listener.local_addr().expect("an address")).expect("a connection");
     let (receiver, _) = listener.accept().expect("a connection");
     if small {
-        rustix::net::sockopt::set_socket_send_buffer_size(&sender, SMALL).expect("SO_SNDBUF");
+        send_little_ahead(&sender);
     }
     receiver.set_nonblocking(true).expect("a socket");
     (sender, receiver)
+}
+
+/// Gives a socket a small send buffer.
+pub(crate) fn send_little_ahead(sender: &TcpStream) {
+    rustix::net::sockopt::set_socket_send_buffer_size(sender, SMALL).expect("SO_SNDBUF");
 }
 
 /// A connected pair of Unix sockets.
@@ -299,7 +304,9 @@ impl Program {
         let program = Self(directory);
         let all = std::os::unix::fs::PermissionsExt::from_mode(0o755);
         std::fs::set_permissions(&program.0, all).expect("our own directory");
-        std::fs::copy(this_program(), program.path()).expect("room for the test program");
+        // By another process: a program that a forked child of this one still holds open to write cannot be started.
+        let copied = Command::new("cp").args([this_program(), program.path()]).status();
+        assert!(copied.expect("cp starts").success(), "room for the test program");
         program
     }
 
