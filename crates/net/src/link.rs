@@ -22,6 +22,7 @@ use zcmi_mem::lease::LeaseMut;
 use zcmi_mem::pool::Slot;
 
 pub use self::counts::{LinkCounts, PathCounts};
+pub use self::standing::Progress;
 use crate::frame::{Class, HEADER_BYTES, Header, Hello, Kind};
 use crate::incoming::{Incoming, PeerFault};
 use crate::outgoing::{Framed, Front, Kept, NotTaken, Outgoing, Payload, QueueLimits, Token};
@@ -142,7 +143,7 @@ pub enum LinkError {
     },
     /// The peer began something and did not go on.
     #[error(
-        "the peer stalled: it began piece {piece}, or was given a slot for it because it waited, and did not go on for \
+        "the peer stalled: it began piece {piece}, or was given a slot because it waited, and did not go on for \
          {milliseconds} ms; if its network is that slow, raise `stall_timeout`"
     )]
     Stalled {
@@ -227,10 +228,15 @@ pub struct Link<W> {
     used: [u32; 2],
     /// Pieces received over this wire, by class: the peer's credits grow with them.
     whole: [u32; 2],
-    /// Classes of which the peer was given credits because it waited, and has used none.
-    lent: [bool; 2],
+    /// The numbers of the loans of classes of which the peer was given credits because it waited, and has used none;
+    /// 0 for none.
+    lent: [u32; 2],
+    /// The number of the last loan.
+    loan: u32,
     /// How many of the peer's credits it has because it is known, by class.
     known: [u32; 2],
+    /// And how many because it waited as a newcomer.
+    newcomer: [u32; 2],
     lacks_header: bool,
     lacks_slot: bool,
     has_turn: bool,
@@ -271,8 +277,10 @@ impl<W: Wire> Link<W> {
             came_by: 0,
             used: [0; 2],
             whole: [0; 2],
-            lent: [false; 2],
+            lent: [0; 2],
+            loan: 0,
             known: [0; 2],
+            newcomer: [0; 2],
             lacks_header: false,
             lacks_slot: false,
             has_turn: false,
@@ -377,9 +385,10 @@ impl<W: Wire> Link<W> {
     fn forget_receiving(&mut self, slots: &mut Slots) {
         slots.unpromise(self.incoming.open());
         slots.forget_known(core::mem::take(&mut self.known));
+        slots.forget_newcomer(core::mem::take(&mut self.newcomer));
         self.incoming.forget_credits();
         self.header_filled = 0;
-        (self.whole, self.lent, self.lacks_slot) = ([0; 2], [false; 2], false);
+        (self.whole, self.lent, self.lacks_slot) = ([0; 2], [0; 2], false);
         if let Some(slot) = self.filling.take().and_then(|filling| filling.slot) {
             slots.put_back(slot);
         }
@@ -553,42 +562,6 @@ impl<W: Wire> Link<W> {
             }
     }
 
-    /// How many credits of a class are kept open for the peer.
-    fn aim(&self, class: usize) -> u32 {
-        FIRST_CREDITS[class].saturating_add(self.whole[class]).min(self.limits.credits[class])
-    }
-
-    /// Gives the peer credits again, as far as there are slots, when half of them are used, or it waits for some.
-    ///
-    /// Of those that are not given ahead, but for the few for peers that are known, a peer gets one at a time: it waits
-    /// for that one, so that none is left over with a peer that has nothing more to send, while others wait for it.
-    ///
-    /// Others who wait for some come before it, unless it stands at the front of their line.
-    pub fn top_up(&mut self, slots: &mut Slots, at_front: bool) {
-        for class in Class::ALL {
-            let index = class.index();
-            let (open, aim) = (self.incoming.open()[index], self.aim(index));
-            if open * 2 > aim {
-                continue;
-            }
-            let waits = open == 0 && self.incoming.wants()[index];
-            let mut got = slots.promise(class, aim - open, Need::Ahead);
-            if got == 0 && !self.is_newcomer() {
-                got = slots.promise(class, aim - open, Need::Known);
-                self.known[index] += got;
-            }
-            if got == 0 && waits {
-                got = match self.is_newcomer() {
-                    true => slots.promise(class, 1, Need::Newcomer),
-                    false if at_front || !slots.has_line(class) => slots.promise(class, 1, Need::Waiting),
-                    false => 0,
-                };
-            }
-            self.lent[index] |= got > 0 && waits;
-            self.incoming.grant(class, got);
-        }
-    }
-
     /// Sends from the front of the queue; `false` if the socket takes no more now.
     fn send_front(&mut self, front: Front, slots: &mut Slots) -> Result<bool, LinkError> {
         if self.outgoing.file_frame().is_some() {
@@ -703,6 +676,9 @@ impl<W: Wire> Link<W> {
         let known = [0, 1].map(|class: usize| self.used[class].min(self.known[class]));
         known.iter().zip(&mut self.known).for_each(|(used, known)| *known -= used);
         slots.forget_known(known);
+        let newcomer = [0, 1].map(|class: usize| self.used[class].min(self.newcomer[class]));
+        newcomer.iter().zip(&mut self.newcomer).for_each(|(used, newcomer)| *newcomer -= used);
+        slots.forget_newcomer(newcomer);
         slots.unpromise(core::mem::take(&mut self.used));
         self.complete(happened);
         self.top_up(slots, false);
@@ -962,7 +938,7 @@ impl<W: Wire> Link<W> {
         let class = self.incoming.class_of(header.length).index();
         self.used[class] += 1;
         self.whole[class] = self.whole[class].saturating_add(1);
-        self.lent[class] = false;
+        self.lent[class] = 0;
         let lease = match slot {
             Some(slot) => LeaseMut::slot(slot, header.length as usize),
             None => LeaseMut::inline(0),

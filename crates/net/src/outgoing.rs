@@ -23,7 +23,7 @@ mod files;
 mod payload;
 
 use core::fmt;
-use std::collections::VecDeque;
+use std::collections::{BTreeSet, VecDeque};
 
 use rustc_hash::FxHashMap;
 use thiserror::Error;
@@ -494,12 +494,14 @@ impl Outgoing {
         self.closed = true;
         let mut done = Vec::new();
         let mut failed = Failed { pinned: self.release_wire(&mut done), ..Failed::default() };
+        let mut kept = BTreeSet::new();
         for sequence in self.acknowledged.max(self.first_piece)..self.next_piece() {
             let Some(piece) = self.piece_mut(sequence) else { continue };
-            if !core::mem::take(&mut piece.shared) {
+            let number = piece.message;
+            // A message is kept once, however many of its pieces were sent so.
+            if !core::mem::take(&mut piece.shared) || !kept.insert(number) {
                 continue;
             }
-            let number = piece.message;
             if let Some(payload) = self.message_mut(number).map(|message| message.payload.share()) {
                 failed.unanswered.push(Kept { header: None, payload });
             }

@@ -92,13 +92,22 @@ pub enum SlotsError {
 pub enum Need {
     /// Nobody asked for them: half of all stay.
     Ahead,
-    /// A peer waits for them that has sent nothing yet: a quarter stays for those that have.
+    /// A peer waits for them that has sent nothing yet: a quarter stays for those that have, unless newcomers have less
+    /// than an eighth of all.
     Newcomer,
     /// Nobody asked for them, and half of all are out; but the peer has sent something, and used what it had: an eighth
     /// of all is for such peers, so that what strangers hold does not cost each of their messages a question first.
     Known,
-    /// A peer waits for them that has sent something: it gets at most half of what is left.
+    /// A peer waits for them that has sent something: it gets at most half of what is left, without what is due to
+    /// newcomers in line.
     Waiting,
+}
+
+/// What somebody waits for in line.
+#[derive(Clone, Copy, Debug, Default)]
+pub(crate) struct InLine {
+    classes: [bool; 2],
+    newcomer: bool,
 }
 
 /// How the slots of a transport stand.
@@ -130,8 +139,10 @@ pub struct Slots {
     promised: [u32; 2],
     /// Of these, how many for [`Need::Known`].
     known: [u32; 2],
-    /// How many wait in line, by class.
-    in_line: [u32; 2],
+    /// And how many for [`Need::Newcomer`].
+    newcomers: [u32; 2],
+    /// How many wait in line that are known, by class, and how many newcomers.
+    in_line: [[u32; 2]; 2],
     ahead: Vec<Slot>,
     stage: Box<[u8]>,
     guard: ForkGuard,
@@ -178,8 +189,9 @@ impl Slots {
             all: [plan.small_slots, plan.large_slots],
             all_headers: plan.headers as usize,
             promised: [0; 2],
-            in_line: [0; 2],
             known: [0; 2],
+            newcomers: [0; 2],
+            in_line: [[0; 2]; 2],
             ahead: Vec::new(),
             stage: vec![0; STAGE_BYTES].into(),
             guard,
@@ -271,35 +283,49 @@ impl Slots {
         let at_hand = if class == Class::Large { self.ahead.len() } else { 0 };
         let free = (self.received.free_in(index) + at_hand) as u32;
         let rest = free.saturating_sub(self.promised[index]);
+        // Those that are known always use what they get, so that some wait for more all the time: without a share of
+        // their own newcomers would wait for as long as there is much to do.
+        let share = (self.all[index] / 8).saturating_sub(self.newcomers[index]).min(rest);
+        let left = if self.in_line[1][index] > 0 { rest - share } else { rest };
         let room = match need {
             Need::Ahead => rest.saturating_sub(self.all[index] / 2),
             // What peers were given that are known is none of what newcomers leave to them.
-            Need::Newcomer => (rest + self.known[index]).saturating_sub(self.all[index] / 4).min(rest),
+            Need::Newcomer => (rest + self.known[index]).saturating_sub(self.all[index] / 4).min(rest).max(share),
             // Several of them share it.
-            Need::Known => (self.all[index] / 8).saturating_sub(self.known[index]).div_ceil(2).min(rest / 2),
-            Need::Waiting => rest.div_ceil(2),
+            Need::Known => (self.all[index] / 8).saturating_sub(self.known[index]).div_ceil(2).min(left / 2),
+            Need::Waiting => left.div_ceil(2),
         };
         let count = count.min(room);
         self.promised[index] += count;
-        if need == Need::Known {
-            self.known[index] += count;
+        match need {
+            Need::Known => self.known[index] += count,
+            Need::Newcomer => self.newcomers[index] += count,
+            Need::Ahead | Need::Waiting => {}
         }
         count
     }
 
     /// Notes that somebody waits in line for these classes.
-    pub(crate) fn join_line(&mut self, classes: [bool; 2]) {
-        self.in_line.iter_mut().zip(classes).for_each(|(count, waits)| *count += u32::from(waits));
+    pub(crate) fn join_line(&mut self, classes: [bool; 2], newcomer: bool) -> InLine {
+        let line = &mut self.in_line[usize::from(newcomer)];
+        line.iter_mut().zip(classes).for_each(|(count, waits)| *count += u32::from(waits));
+        InLine { classes, newcomer }
     }
 
     /// The opposite.
-    pub(crate) fn leave_line(&mut self, classes: [bool; 2]) {
-        self.in_line.iter_mut().zip(classes).for_each(|(count, waits)| *count -= u32::from(waits));
+    pub(crate) fn leave_line(&mut self, InLine { classes, newcomer }: InLine) {
+        let line = &mut self.in_line[usize::from(newcomer)];
+        line.iter_mut().zip(classes).for_each(|(count, waits)| *count -= u32::from(waits));
     }
 
-    /// Whether somebody waits in line for slots of a class, who comes before all that do not.
+    /// Whether newcomers wait in line, by class.
+    pub(crate) fn newcomers_wait(&self) -> [bool; 2] {
+        self.in_line[1].map(|count| count > 0)
+    }
+
+    /// Whether somebody who is known waits in line for slots of a class, and comes before all that do not.
     pub(crate) fn has_line(&self, class: Class) -> bool {
-        self.in_line[class.index()] > 0
+        self.in_line[0][class.index()] > 0
     }
 
     /// Takes promises back that nobody can claim any more.
@@ -314,6 +340,13 @@ impl Slots {
     pub fn forget_known(&mut self, known: [u32; 2]) {
         for (all, known) in self.known.iter_mut().zip(known) {
             *all -= known;
+        }
+    }
+
+    /// The same of promises for [`Need::Newcomer`].
+    pub fn forget_newcomer(&mut self, newcomer: [u32; 2]) {
+        for (all, newcomer) in self.newcomers.iter_mut().zip(newcomer) {
+            *all -= newcomer;
         }
     }
 
@@ -375,5 +408,30 @@ mod tests {
         slots.unpromise([8, 0]);
         assert_eq!(slots.promise(Class::Small, 100, Need::Known), 4);
         assert_eq!(slots.counts().promised, [56, 0]);
+    }
+
+    #[test]
+    fn newcomers_have_a_share_that_those_who_are_known_leave_while_some_wait() {
+        let plan = SlotPlan { small_slots: 64, large_slots: 16, loans: None, ..SlotPlan::default() };
+        let mut slots = Slots::new(&plan).unwrap();
+        let waiting = |slots: &mut Slots| {
+            std::iter::from_fn(|| Some(slots.promise(Class::Small, 1, Need::Waiting)).filter(|got| *got > 0)).count()
+        };
+        assert_eq!(waiting(&mut slots), 64, "where no newcomer waits, all of them go to those that are known");
+        slots.unpromise([10, 0]);
+        let place = slots.join_line([true, false], true);
+        assert_eq!(waiting(&mut slots), 2);
+        assert_eq!(slots.promise(Class::Small, 100, Need::Known), 0);
+        assert_eq!(slots.promise(Class::Small, 100, Need::Newcomer), 8, "an eighth");
+        slots.unpromise([20, 0]);
+        assert_eq!(slots.promise(Class::Small, 100, Need::Newcomer), 4, "more only where a quarter stays");
+        slots.leave_line(place);
+        assert_eq!(waiting(&mut slots), 16);
+        // Another newcomer has the share again when those before it were heard.
+        slots.forget_newcomer([12, 0]);
+        slots.unpromise([12, 0]);
+        slots.leave_line(InLine::default());
+        let _place = slots.join_line([true, false], true);
+        assert_eq!(waiting(&mut slots), 4);
     }
 }

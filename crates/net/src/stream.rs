@@ -19,8 +19,9 @@
 //! Of the second half only peers are given some that say that they wait, one at a time, and these must use it within
 //! `stall_timeout`; the last quarter is for those that have sent a piece before, half of it ahead, a few at a time, so
 //! that their messages need not ask first whatever strangers hold. What they ask for beyond comes when slots are free
-//! again, in turn. Strangers that take what they can slow down newcomers so, by `stall_timeout` for each
-//! round of the quarter that newcomers share, and not the connections that work.
+//! again, in turn. While newcomers wait, an eighth of all is theirs before that, because those that work always ask for
+//! more. Strangers that take what they can slow down newcomers so, by `stall_timeout` for each round of the quarter that
+//! newcomers share, and leave the connections that work seven of eight slots at least.
 //!
 //! Headers are shared alike: a connection whose peer acknowledges nothing takes as many as it leaves to others.
 //!
@@ -61,7 +62,7 @@ use crate::frame::{Hello, MESSAGE_BYTES};
 use crate::greeting::{ENDED_SESSION, Greeted, Greeting, UNKNOWN_SESSION};
 use crate::incoming::PeerFault;
 use crate::key::Key;
-use crate::link::{Happened, Link, LinkCounts, LinkError, LinkLimits, Orphan, Readiness};
+use crate::link::{Happened, Link, LinkCounts, LinkError, LinkLimits, Orphan, Progress, Readiness};
 use crate::links::Board;
 use crate::outgoing::{Kept, NotTaken, Payload, SubmitError, Token};
 use crate::path::PathKind;
@@ -69,7 +70,7 @@ use crate::receive_paths::receive_paths;
 use crate::select::{Experiences, Objective, Selection};
 use crate::shared::{RingHandle, SharedRing};
 use crate::sleep::{BUSY_POLL, Waits};
-use crate::slots::{SlotCounts, SlotPlan, Slots};
+use crate::slots::{InLine, SlotCounts, SlotPlan, Slots};
 use crate::socket::{self, SocketWire};
 use crate::transport::{
     Capabilities, Closed, ConnectionId, Destination, Event, ListenerId, Transport, TransportError, UNTRUSTED,
@@ -95,8 +96,6 @@ const ANSWERING: Duration = Duration::from_secs(5);
 const SETTLING: Duration = Duration::from_millis(200);
 /// How often a transport looks for free slots or late notifications while it waits for either.
 const LOOK_AGAIN: Duration = Duration::from_millis(1);
-/// How much of a piece must come in the time that a peer has to go on.
-const GOING_ON_BYTES: usize = 4096;
 /// How long nobody is accepted when there are no descriptors.
 const ACCEPT_AGAIN: Duration = Duration::from_millis(20);
 /// The part of its time that a greeting has in any case.
@@ -213,12 +212,12 @@ struct Connection {
     wait: Duration,
     starved: bool,
     /// The classes of slots for which it stands in line.
-    in_line: [bool; 2],
+    in_line: InLine,
     /// Its row on the board, if it has one, and what that says of its socket: the address here, and there.
     row: Option<u16>,
     addresses: [Option<Address>; 2],
     /// How far the peer was when it was last looked whether it goes on, if that will be looked at again, and when.
-    watched: Option<(Instant, (u64, usize))>,
+    watched: Option<(Instant, Progress)>,
     /// When it is looked next whether the peer's host acknowledges what is sent, and how often something had come when
     /// that was decided.
     hearing: Option<(Instant, u64)>,
@@ -309,7 +308,7 @@ pub struct StreamTransport {
     unseen: usize,
     /// How the slots stood when it was last looked what they do for those who wait, and for how many of these that was
     /// not looked.
-    fed: Option<(SlotCounts, usize)>,
+    fed: Option<((SlotCounts, [bool; 2]), usize)>,
     board: Option<Board>,
 }
 
@@ -394,7 +393,7 @@ impl StreamTransport {
         let bound = Address::of(&socket).unwrap_or_else(|| address.clone());
         let key = self.places.insert(Entry::Listener(socket));
         if let Some(Entry::Listener(socket)) = self.places.get(key) {
-            watch(&self.epoll, socket.as_fd(), key, EventFlags::IN)?;
+            watch(&self.epoll, socket.as_fd(), key, EventFlags::IN).inspect_err(|_| _ = self.places.remove(key))?;
         }
         Ok((ListenerId(key), bound))
     }
@@ -417,7 +416,7 @@ impl StreamTransport {
         let socket = address.dial();
         let key = self.new_connection(Some(address.clone()), random()?, false);
         match socket {
-            Ok(socket) => self.begin_greeting(key, socket)?,
+            Ok(socket) => self.begin_greeting(key, socket).inspect_err(|_| self.forget(key))?,
             // Nobody listens yet, perhaps.
             Err(TransportError::System { source, .. }) if !self.options.resume_for.is_zero() => {
                 self.redial_later(key, source.to_string(), &mut Vec::new());
@@ -565,7 +564,7 @@ impl StreamTransport {
             attempt: None,
             wait: FIRST_REDIAL,
             starved: false,
-            in_line: [false; 2],
+            in_line: InLine::default(),
             watched: None,
             row: None,
             addresses: [const { None }; 2],
@@ -630,7 +629,8 @@ impl StreamTransport {
         let Some(connection) = self.places.connection(key) else { return Ok(()) };
         let epoch = if connection.announced { connection.epoch + 1 } else { connection.epoch };
         let (session, expected) = (connection.session, connection.link.expected());
-        let hello = self.hello(session, epoch, expected, granted)?;
+        let hello = self.hello(session, epoch, expected, granted);
+        let hello = hello.inspect_err(|_| self.slots.unpromise(granted))?;
         let greeting = Greeting::connecting(hello, self.options.key.clone());
         let now = Instant::now();
         let until = now + self.options.greeting_timeout;

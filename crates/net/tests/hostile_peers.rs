@@ -439,3 +439,39 @@ fn who_begins_something_and_does_not_go_on_is_given_up_and_newcomers_have_its_sl
     assert!(stage.told.iter().filter(stalled).count() > 20, "{:?}", stage.told);
     stage.round(&mut good, 100_000);
 }
+
+#[test]
+fn who_asks_for_a_slot_and_sends_other_pieces_is_given_up() {
+    let _alone = ALONE.lock().unwrap_or_else(PoisonError::into_inner);
+    // One slot for long pieces is given ahead, and that one to the good peer.
+    let slots = SlotPlan { large_slots: 2, ..options().slots };
+    let mut stage = Stage::new(&StreamOptions { slots, ..options() });
+    let mut good = stage.good();
+    stage.until("a connection", &mut good, |stage, _| stage.server.sockets() == (1, 0));
+    let (mut stream, answer) = greeted(&mut stage, &mut good, &hello(&mut Dice::new(3), [0, 0]));
+    assert_eq!(answer.granted[1], 0);
+    let mut say = |header: Header| {
+        let mut bytes = [0; HEADER_BYTES];
+        header.encode(&mut bytes);
+        stream.write_all(&bytes).is_ok()
+    };
+    say(Header { wants: [false, true], ..Header::empty(Kind::Control) });
+    stage.until("the slot to be given", &mut good, |stage, _| stage.server.slot_counts().promised[1] == 2);
+    // Long pieces it sends none, but short ones, of no bytes, for as long as it may.
+    let (mut sent, mut next) = (0, Instant::now());
+    stage.until("its end", &mut good, |stage, _| {
+        let may = answer.granted[0] > sent && Instant::now() >= next;
+        if may && say(Header { wants: [false, true], sequence: sent.into(), ..first_frame(0) }) {
+            (sent, next) = (sent + 1, Instant::now() + Duration::from_millis(150));
+        }
+        stage.server.sockets() == (1, 0)
+    });
+    let stalled = |event: &Event| match event {
+        Event::Closed { reason: Closed::Broken(reason), .. } => reason.contains("stalled"),
+        _ => false,
+    };
+    assert!(stage.told.iter().any(stalled), "{:?}", stage.told);
+    assert!(sent < answer.granted[0], "it was given up when it had nothing more to say");
+    assert_eq!(stage.server.slot_counts().promised[1], 1);
+    stage.round(&mut good, 100_000);
+}

@@ -153,3 +153,47 @@ fn the_timer_of_a_greeting_gives_nobody_up_who_is_slow_after_it() {
     }
     assert_eq!(client.facts(connection).map(|facts| facts.counts.pieces_received), Some(0), "the piece came whole");
 }
+
+#[test]
+fn who_waits_for_slots_of_both_classes_hears_of_those_that_come_first() {
+    let mut server = transport(4, 2, |_| ());
+    let mut client = transport(64, 64, |options| {
+        options.limits.streams = 2;
+        options.slots.loans = PoolPlan::single(60_000, 16).ok();
+    });
+    let (_, address) = server.listen(&"127.0.0.1:0".parse::<Address>().expect("an address")).expect("a listener");
+    let connection = client.connect(&address).expect("a connection");
+    let submit = |client: &mut StreamTransport, stream: u32, bytes: usize| {
+        let lease = client.loan(bytes).expect("a lease");
+        let to = Destination::new(connection).stream(stream);
+        client.submit(to, lease.freeze().into(), Token(0)).expect("it is taken");
+    };
+    let (mut events, mut held) = (Vec::new(), Vec::new());
+    let mut until = |what: &str, client: &mut StreamTransport, held: &mut Vec<_>, rounds: u32, pieces: usize| {
+        let deadline = Instant::now() + BOUND;
+        let mut round = 0;
+        while held.len() < pieces || round < rounds {
+            server.poll(&mut events, Some(Duration::ZERO)).expect("the server goes on");
+            held.extend(events.drain(..).filter_map(|event| match event {
+                Event::Received { piece, .. } => Some(piece),
+                _ => None,
+            }));
+            client.poll(&mut Vec::new(), Some(Duration::ZERO)).expect("the client goes on");
+            round += 1;
+            assert!(Instant::now() < deadline, "{what}: {:?}", server.slot_counts());
+        }
+    };
+    (0..4).for_each(|_| submit(&mut client, 0, 1000));
+    (0..2).for_each(|_| submit(&mut client, 1, 60_000));
+    until("all slots are out", &mut client, &mut held, 0, 6);
+    submit(&mut client, 1, 60_000);
+    submit(&mut client, 0, 1000);
+    until("the peer waits for both", &mut client, &mut held, 1000, 6);
+    assert_eq!(held.len(), 6);
+    let short = held.iter().position(|piece| piece.lease.len() == 1000).expect("one is short");
+    held.remove(short);
+    until("the short message comes, although there is no slot for the long one", &mut client, &mut held, 0, 6);
+    assert_eq!(held.iter().filter(|piece| piece.lease.len() == 1000).count(), 4);
+    held.clear();
+    until("the long one comes when there is", &mut client, &mut held, 0, 1);
+}

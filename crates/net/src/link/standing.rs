@@ -2,6 +2,28 @@
 
 use super::*;
 
+/// How many bytes must come in the time that a peer has to go on, where it does not end what it began.
+const GOING_ON_BYTES: u64 = 4096;
+
+/// How far a peer has come.
+#[derive(Clone, Copy, Debug)]
+pub struct Progress {
+    /// The piece that is expected.
+    pub piece: u64,
+    bytes: u64,
+    lent: [u32; 2],
+}
+
+impl Progress {
+    /// Whether the peer went on since `before`: it ended a piece and holds no slot since then that it waited for, or
+    /// enough came. (Who sends other pieces, of no bytes, would hold such a slot for ever.)
+    #[must_use]
+    pub fn goes_on(&self, before: &Self) -> bool {
+        let holds = self.lent.iter().zip(&before.lent).any(|(now, before)| *now != 0 && now == before);
+        self.piece != before.piece && !holds || self.bytes >= before.bytes + GOING_ON_BYTES
+    }
+}
+
 impl<W: Wire> Link<W> {
     /// The path that is forced, if one is.
     #[must_use]
@@ -105,18 +127,62 @@ impl<W: Wire> Link<W> {
     #[must_use]
     pub fn is_due(&self) -> bool {
         let begun = self.header_filled > 0 || self.filling.is_some();
-        self.wire.is_some() && !self.lacks_slot() && (begun || self.lent != [false; 2])
+        self.wire.is_some() && !self.lacks_slot() && (begun || self.lent != [0; 2])
     }
 
-    /// How far the peer has come: the piece that is expected, and how much of it is there.
+    /// How far the peer has come.
     #[must_use]
-    pub fn progress(&self) -> (u64, usize) {
-        (self.expected(), self.filling.as_ref().map_or(0, |filling| filling.filled))
+    pub fn progress(&self) -> Progress {
+        let filled = self.filling.as_ref().map_or(0, |filling| filling.filled as u64);
+        Progress { piece: self.expected(), bytes: self.counts.bytes_received + filled, lent: self.lent }
     }
 
     /// Whether a notification is owed.
     #[must_use]
     pub fn is_owed(&self) -> bool {
         self.outgoing.is_owed()
+    }
+
+    /// How many credits of a class are kept open for the peer.
+    pub(super) fn aim(&self, class: usize) -> u32 {
+        FIRST_CREDITS[class].saturating_add(self.whole[class]).min(self.limits.credits[class])
+    }
+
+    /// Gives the peer credits again, as far as there are slots, when half of them are used, or it waits for some.
+    ///
+    /// Of those that are not given ahead, but for the few for peers that are known, a peer gets one at a time: it waits
+    /// for that one, so that none is left over with a peer that has nothing more to send, while others wait for it.
+    ///
+    /// Others who wait for some come before it, unless it stands at the front of their line.
+    pub fn top_up(&mut self, slots: &mut Slots, at_front: bool) {
+        for class in Class::ALL {
+            let index = class.index();
+            let (open, aim) = (self.incoming.open()[index], self.aim(index));
+            if open * 2 > aim {
+                continue;
+            }
+            let waits = open == 0 && self.incoming.wants()[index];
+            let mut got = slots.promise(class, aim - open, Need::Ahead);
+            if got == 0 && !self.is_newcomer() {
+                got = slots.promise(class, aim - open, Need::Known);
+                self.known[index] += got;
+            }
+            if got == 0 && waits {
+                got = match self.is_newcomer() {
+                    true => {
+                        let got = slots.promise(class, 1, Need::Newcomer);
+                        self.newcomer[index] += got;
+                        got
+                    }
+                    false if at_front || !slots.has_line(class) => slots.promise(class, 1, Need::Waiting),
+                    false => 0,
+                };
+            }
+            if got > 0 && waits && self.lent[index] == 0 {
+                self.loan = self.loan.wrapping_add(1).max(1);
+                self.lent[index] = self.loan;
+            }
+            self.incoming.grant(class, got);
+        }
     }
 }

@@ -149,13 +149,10 @@ impl StreamTransport {
         if let Some(connection) = self.places.connection(key)
             && !core::mem::replace(&mut connection.starved, true)
         {
-            if connection.link.is_newcomer() && !connection.link.lacks_header() {
-                self.starved_newcomers.push_back(key);
-            } else {
-                connection.in_line = connection.link.lacking();
-                self.slots.join_line(connection.in_line);
-                self.starved.push_back(key);
-            }
+            let newcomer = connection.link.is_newcomer() && !connection.link.lacks_header();
+            connection.in_line = self.slots.join_line(connection.link.lacking(), newcomer);
+            let line = if newcomer { &mut self.starved_newcomers } else { &mut self.starved };
+            line.push_back(key);
         }
     }
 
@@ -206,14 +203,12 @@ impl StreamTransport {
         let stall_timeout = self.options.stall_timeout;
         let Some(connection) = self.places.connection(key) else { return };
         // The timer may be another one of this connection's, such as that of its greeting.
-        let Some((_, (piece, filled))) = connection.watched.take_if(|(due, _)| *due <= now) else { return };
-        let (now_piece, now_filled) = connection.link.progress();
-        let goes_on = now_piece != piece || now_filled >= filled + GOING_ON_BYTES;
-        if goes_on || !connection.link.is_due() {
+        let Some((_, before)) = connection.watched.take_if(|(due, _)| *due <= now) else { return };
+        if connection.link.progress().goes_on(&before) || !connection.link.is_due() {
             return self.watch_progress(key);
         }
         let milliseconds = stall_timeout.as_millis() as u64;
-        self.lost(key, LinkError::Stalled { piece, milliseconds }, events);
+        self.lost(key, LinkError::Stalled { piece: before.piece, milliseconds }, events);
     }
 
     /// Turns what happened into events.
@@ -283,7 +278,7 @@ impl StreamTransport {
             return;
         }
         // What was too little for everybody a moment ago still is.
-        let counts = self.slots.counts();
+        let counts = (self.slots.counts(), self.slots.newcomers_wait());
         if self.fed.is_none_or(|(fed, _)| fed != counts) {
             self.fed = Some((counts, self.starved.len()));
         }
@@ -320,11 +315,12 @@ impl StreamTransport {
         if !matches!(connection.stage, Stage::Open) {
             return;
         }
-        let lacked_header = connection.link.lacks_header();
+        let lacked = (connection.link.lacks_header(), connection.link.lacking());
         connection.link.top_up(&mut self.slots, true);
         if connection.link.lacks_slot() {
             self.turn_receiving(key, events);
-        } else if lacked_header || !connection.link.is_short() {
+        } else if lacked.0 || lacked.1 != connection.link.lacking() || !connection.link.is_short() {
+            // It stands in line again by that turn if it waits for slots of the other class, too.
             self.turn_sending(key, Saying::Due, events);
         } else {
             self.make_starved(key);
@@ -527,6 +523,8 @@ impl StreamTransport {
                 }
                 key
             }
+            // It was known when it said hello, and was forgotten while it proved that it has the key: it asks again.
+            None if theirs.epoch > 0 || ours.resume_from > 0 => return Ok(()),
             None => {
                 let key = self.new_connection(None, theirs.session, true);
                 self.sessions.insert(theirs.session, key);
@@ -537,13 +535,18 @@ impl StreamTransport {
             }
         };
         let place = stranger;
+        let Some(Entry::Stranger(stranger)) = self.places.get(place) else { return Ok(()) };
+        if let Err(errno) = epoll::modify(&self.epoll, &stranger.wire, EventData::new_u64(key), BY_EDGES) {
+            if known.is_none() {
+                self.forget(key);
+            }
+            return Err(failed("epoll_ctl")(errno));
+        }
         let Some(Entry::Stranger(stranger)) = self.places.remove(place) else { return Ok(()) };
         self.strangers -= 1;
         self.timers.remove(&(stranger.deadline, place));
         self.greeting.remove(&(stranger.deadline, place));
         self.resume_listening();
-        let flags = BY_EDGES;
-        epoll::modify(&self.epoll, &stranger.wire, EventData::new_u64(key), flags).map_err(failed("epoll_ctl"))?;
         let listener = stranger.listener;
         let first = self.places.connection(key).is_some_and(|connection| !connection.announced);
         if first {

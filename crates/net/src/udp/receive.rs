@@ -94,6 +94,13 @@ fn flatten(buffers: &[IoSliceMut<'_>], bytes: usize, flat: &mut Vec<u8>) {
     }
 }
 
+/// Whether an error is what a message of ICMP became, by the kernel's tables `icmp_err_convert` and `tab_unreach`.
+fn is_hint(errno: Errno) -> bool {
+    let of_both = [Errno::CONNREFUSED, Errno::HOSTUNREACH, Errno::NETUNREACH, Errno::MSGSIZE, Errno::PROTO];
+    let of_one = [Errno::ACCESS, Errno::NOPROTOOPT, Errno::OPNOTSUPP, Errno::HOSTDOWN, Errno::NONET];
+    of_both.contains(&errno) || of_one.contains(&errno)
+}
+
 impl UdpTransport {
     /// Takes what a socket has received.
     pub(super) fn receive(&mut self, index: usize, events: &mut Vec<Event>) -> Result<(), TransportError> {
@@ -109,7 +116,7 @@ impl UdpTransport {
                     break;
                 }
                 // What the path says of earlier datagrams is a hint, and anybody could have sent it.
-                Err(Errno::CONNREFUSED | Errno::HOSTUNREACH | Errno::NETUNREACH | Errno::MSGSIZE | Errno::PROTO) => {
+                Err(errno) if is_hint(errno) => {
                     let owner = self.places.get(index).and_then(Option::as_ref).and_then(|place| place.owner);
                     if let Some(connection) = owner.and_then(|owner| self.connections.get_mut(&owner)) {
                         connection.broken.get_or_insert_with(|| "the peer's host says that nobody is there".into());

@@ -7,6 +7,10 @@ use crate::udp::datagram::Report;
 use crate::udp::pace::Nanos;
 use crate::udp::sender::Packet;
 
+/// How many datagrams are remembered at most, from the first that may arrive on: a peer that acknowledges nothing, and
+/// makes us answer, would have more and more remembered. What is forgotten is taken to be lost.
+const MOST_UNDER_WAY: usize = 1 << 16;
+
 impl Sender {
     /// Goes on over another path: what was under way is taken to be lost.
     pub(crate) fn begin_epoch(&mut self, now: Nanos) {
@@ -30,6 +34,9 @@ impl Sender {
             self.last_sent = now;
             self.silent_since.get_or_insert(now);
             self.pace.left(size);
+        }
+        if self.packets.len() > MOST_UNDER_WAY {
+            self.lose(0);
         }
         self.pop_packets();
     }
