@@ -51,6 +51,9 @@ const FRAMED_PIECES: usize = 32;
 /// How often one turn reads or writes before others have theirs.
 const TURNS: usize = 16;
 
+/// How many connections are a crowd.
+const CROWD: usize = 64;
+
 /// Credits that a peer gets before it has sent anything, by class.
 const FIRST_CREDITS: [u32; 2] = [8, 1];
 
@@ -665,10 +668,30 @@ impl<W: Wire> Link<W> {
     /// # Errors
     /// [`LinkError`] if the wire is of no use any more, or the peer broke the protocol.
     pub fn receive(&mut self, slots: &mut Slots, happened: &mut Vec<Happened>) -> Result<Readiness, LinkError> {
+        self.receive_beside(0, slots, happened)
+    }
+
+    /// The same among so many connections: in a crowd a long piece is read on while something comes, so that it has its
+    /// slot for few turns of all and not for one for each of the socket's windows, which open while it is read.
+    ///
+    /// # Errors
+    /// As [`receive`](Self::receive).
+    pub fn receive_beside(
+        &mut self,
+        connections: usize,
+        slots: &mut Slots,
+        happened: &mut Vec<Happened>,
+    ) -> Result<Readiness, LinkError> {
         let mut read = Ok(Readiness::More);
         for _ in 0..TURNS {
+            let before = self.counts.receives;
             read = self.receive_once(slots, happened);
-            if !matches!(read, Ok(Readiness::More)) {
+            let goes_on = match &read {
+                Ok(Readiness::More) => true,
+                Ok(Readiness::Drained) => connections >= CROWD && self.fills_long() && self.counts.receives > before,
+                _ => false,
+            };
+            if !goes_on {
                 break;
             }
         }

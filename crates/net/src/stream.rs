@@ -19,9 +19,9 @@
 //! Of the second half only peers are given some that say that they wait, one at a time, and these must use it within
 //! `stall_timeout`; the last quarter is for those that have sent a piece before, half of it ahead, a few at a time, so
 //! that their messages need not ask first whatever strangers hold. What they ask for beyond comes when slots are free
-//! again, in turn. While newcomers wait, an eighth of all is theirs before that, because those that work always ask for
-//! more. Strangers that take what they can slow down newcomers so, by `stall_timeout` for each round of the quarter that
-//! newcomers share, and leave the connections that work seven of eight slots at least.
+//! again, in turn. While newcomers wait, an eighth of all is theirs before that, because those that work always ask
+//! for more. Strangers that take what they can slow down newcomers so, by `stall_timeout` for each round of the
+//! quarter that newcomers share, and leave a quarter of the slots at least to the connections that work.
 //!
 //! Headers are shared alike: a connection whose peer acknowledges nothing takes as many as it leaves to others.
 //!

@@ -111,6 +111,11 @@ impl<W: Wire> Link<W> {
         self.lacks_header
     }
 
+    /// Whether the rest of a long piece is to come.
+    pub(super) fn fills_long(&self) -> bool {
+        self.filling.as_ref().is_some_and(|filling| self.incoming.class_of(filling.header.length) == Class::Large)
+    }
+
     /// Whether a piece came that has no slot.
     #[must_use]
     pub fn lacks_slot(&self) -> bool {

@@ -126,7 +126,7 @@ impl StreamTransport {
         let Some(connection) = self.places.connection(key) else { return };
         let (owed, before) = (connection.link.is_owed(), events.len());
         let told = if owed { connection.link.take_notifications(&mut self.happened) } else { Ok(()) };
-        let read = connection.link.receive(&mut self.slots, &mut self.happened);
+        let read = connection.link.receive_beside(self.connections, &mut self.slots, &mut self.happened);
         self.tell(key, events);
         match told.and(read) {
             Ok(Readiness::More) => self.make_ready(key),
