@@ -18,6 +18,7 @@ use crate::descriptor::{LOOK, Outlet};
 use crate::failure::Failure;
 use crate::interrupt::Interrupt;
 use crate::say::{self, Tell, harmless};
+use crate::store::{names_directory, no_directory};
 use crate::transfer::reach::{Reach, listen_at, seen_from_elsewhere};
 use crate::transfer::receiver::{Session, Target, print_line};
 use crate::transfer::talk::{Talk, words};
@@ -149,13 +150,15 @@ impl Receive {
                 let file = file.map_err(|error| Failure::of(format_args!("{shown} cannot be written"), &error))?;
                 return Ok(Target::Stream { outlet: Outlet::new(file.into()), shown });
             }
-            Err(error)
-                if error.kind() == std::io::ErrorKind::NotFound
-                    && self.output.as_os_str().as_bytes().ends_with(b"/") =>
-            {
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound && names_directory(&self.output) => {
                 std::fs::create_dir(&self.output)
                     .map_err(|error| Failure::of(format_args!("the directory {shown} cannot be made"), &error))?;
                 return open(&self.output).map(|root| Target::Tree(Tree::new(root, allowed)));
+            }
+            Err(error) if names_directory(&self.output) => return Err(no_directory(&self.output, &error)),
+            Ok(_) if self.keep => {
+                let text = format!("--keep needs a directory, and {shown} is a file; give another name, with `/` behind it");
+                return Err(Failure::usage(text));
             }
             _ => {}
         }

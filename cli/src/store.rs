@@ -82,11 +82,12 @@ impl Store {
         let shown = harmless(&path.display().to_string());
         match open(path) {
             Ok(directory) => return Ok(Self::Directory(place(directory, OsString::new()))),
-            Err(Errno::NOENT) if path.as_os_str().as_bytes().ends_with(b"/") => {
+            Err(Errno::NOENT) if names_directory(path) => {
                 let made = rustix::fs::mkdir(path, Mode::from_raw_mode(0o777)).and_then(|()| open(path));
                 let cannot = |errno| Failure::of(format_args!("the directory {shown} cannot be made"), &errno);
                 return Ok(Self::Directory(place(made.map_err(cannot)?, OsString::new())));
             }
+            Err(errno) if names_directory(path) => return Err(no_directory(path, &errno)),
             Err(Errno::NOTDIR | Errno::NOENT | Errno::ACCESS) => {}
             Err(errno) => return Err(Failure::of(format_args!("{shown} cannot be opened"), &errno)),
         }
@@ -245,6 +246,29 @@ impl Place {
         renamed.map_err(|errno| {
             Failure::of(format_args!("{} cannot get its name", harmless(&to.to_string_lossy())), &errno)
         })
+    }
+}
+
+/// Whether a path is that of a directory, whatever is there: it ends with `/`, or with `/.`, which means the same.
+pub(crate) fn names_directory(path: &Path) -> bool {
+    let path = path.as_os_str().as_bytes();
+    path.ends_with(b"/") || path.ends_with(b"/.")
+}
+
+/// Why what [names a directory](names_directory) cannot be one. Nothing may be put in its place: it would be lost.
+pub(crate) fn no_directory(path: &Path, error: &(dyn std::error::Error + 'static)) -> Failure {
+    let shown = harmless(&path.display().to_string());
+    // Without what makes it a directory's name, it may be the name of something else.
+    let name: PathBuf = path.components().collect();
+    match std::fs::metadata(&name) {
+        Ok(metadata) if !metadata.is_dir() => {
+            let name = harmless(&name.display().to_string());
+            let text = format!(
+                "{name} is a file, not a directory as `{shown}` says; give another name, or leave out the `/` at its end"
+            );
+            Failure::new(Fault::NotADirectory, text)
+        }
+        _ => Failure::of(format_args!("the directory {shown} cannot be opened; give another to --output"), error),
     }
 }
 

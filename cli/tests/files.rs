@@ -100,6 +100,17 @@ fn what_exists_is_kept_without_force_and_replaced_with_it() {
 }
 
 #[test]
+fn a_file_is_not_replaced_where_a_directory_was_named() {
+    let scratch = Scratch::new();
+    scratch.file("ex", b"old");
+    for output in ["ex/", "ex/."] {
+        let told = scratch.run(&["sub", "stream", "-o", output, "--force", "--no-wait"]);
+        told.expect_code(1).expect_words("error[ZC9038]: ex is a file, not a directory");
+    }
+    assert_eq!(fs::read(scratch.path("ex")).expect("the file"), b"old");
+}
+
+#[test]
 fn a_symbolic_link_is_never_written_through() {
     let scratch = Scratch::new();
     scratch.file("a", b"new");

@@ -161,6 +161,26 @@ fn a_pipe_without_a_name_needs_one_and_several_files_do_not_fit_one() {
 }
 
 #[test]
+fn a_file_is_not_replaced_where_a_directory_was_named() {
+    let scratch = Scratch::new();
+    scratch.file("a", b"new");
+    scratch.file("ex", b"old");
+    symlink("ex", scratch.path("link")).expect("a link");
+    for output in ["ex/", "ex//", "ex/.", "link/"] {
+        for more in [&[][..], &["--force"], &["--keep"], &["--keep", "--force"]] {
+            let (sent, received) = hand_over(&scratch, &["a", "--resume-for", "0"], &[&["-o", output], more].concat());
+            sent.expect_code(1);
+            received.expect_code(1).expect_words("error[ZC9038]: ").expect_words("is a file, not a directory");
+        }
+    }
+    scratch.run(&["recv", "unix:socket", "-o", "ex/in/", "--force"]).expect_code(1).expect_words("cannot be opened");
+    let kept = scratch.run(&["recv", "unix:socket", "-o", "ex", "--keep"]);
+    kept.expect_code(2).expect_words("--keep needs a directory, and ex is a file");
+    assert_eq!(fs::read(scratch.path("ex")).expect("the file"), b"old");
+    assert!(fs::symlink_metadata(scratch.path("link")).expect("the link").is_symlink());
+}
+
+#[test]
 fn what_exists_is_kept_unless_it_may_be_replaced_and_everything_else_arrives() {
     let scratch = Scratch::new();
     scratch.file("a", b"new");
