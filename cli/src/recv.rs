@@ -20,9 +20,10 @@ use crate::interrupt::Interrupt;
 use crate::say::{self, Tell, harmless};
 use crate::store::{names_directory, no_directory};
 use crate::transfer::reach::{Reach, listen_at, seen_from_elsewhere};
-use crate::transfer::receiver::{Session, Target, print_line};
+use crate::transfer::receiver::{Session, Target};
 use crate::transfer::talk::{Talk, words};
 use crate::transfer::tree::{Allowed, Tree};
+use crate::transfer::{Lines, what_arrived};
 
 /// Pieces that may wait to be written. The sender is given half of them ahead, and told of more when it has used half
 /// of those, so that it never waits for a word of ours as long as they are written.
@@ -78,7 +79,7 @@ pub(crate) struct Receive {
     /// Say nothing but failures
     #[arg(short, long)]
     quiet: bool,
-    /// Print lines of JSON: the address, each file, and the end of a transfer; on stderr if the files go to stdout
+    /// Print lines of JSON: address, each file, each entry left out, end of a transfer; on stderr if files go to stdout
     #[arg(long)]
     json: bool,
 }
@@ -112,7 +113,7 @@ impl Receive {
         tell.note(format!("listening at {bound}; run `zcmi send {there}{trust} FILE`"));
         if self.json {
             let line = json!({ "schema": "zcmi-recv-listening/1", "address": bound.to_string() });
-            print_line(&line, self.is_stdout())?;
+            self.lines().print(&line)?;
         }
         loop {
             let ended = self.one(&mut talk, &mut target, tell);
@@ -127,6 +128,10 @@ impl Receive {
 
     fn is_stdout(&self) -> bool {
         self.output.as_os_str() == "-"
+    }
+
+    fn lines(&self) -> Lines {
+        if self.is_stdout() { Lines::Stderr } else { Lines::Stdout }
     }
 
     fn target(&self) -> Result<Target, Failure> {
@@ -157,8 +162,8 @@ impl Receive {
             }
             Err(error) if names_directory(&self.output) => return Err(no_directory(&self.output, &error)),
             Ok(_) if self.keep => {
-                let text = format!("--keep needs a directory, and {shown} is a file; give another name, with `/` behind it");
-                return Err(Failure::usage(text));
+                let text = "is a file; give another name, with `/` at its end";
+                return Err(Failure::usage(format!("--keep needs a directory, and {shown} {text}")));
             }
             _ => {}
         }
@@ -244,7 +249,7 @@ impl Receive {
                 }
                 talk.turn_to(connection);
                 let deadline = Some(Instant::now() + GREETING);
-                let session = Session::new(self.reach.is_hashed(), tell, self.is_stdout());
+                let session = Session::new(self.reach.is_hashed(), tell, self.lines());
                 *current = Some(Current { session, begin: Instant::now(), deadline, is_interrupted: false });
             }
             Event::Received { connection, piece } if connection == talk.connection => {
@@ -317,13 +322,14 @@ impl Receive {
                 "hashed": current.session.is_hashed(),
                 "seconds": seconds,
             });
-            print_line(&line, self.is_stdout())?;
+            self.lines().print(&line)?;
         }
-        match received.left_out.failure() {
+        match received.left_out.failure(received.entries, received.files) {
             Some(failure) => Err(failure),
             None if received.not_sent > 0 => {
                 let many = say::counted_as(received.not_sent as usize, "entry", "entries");
-                let text = format!("everything else arrived, but the sender left out {many}; it says which");
+                let rest = what_arrived(received.entries, received.files);
+                let text = format!("{rest} the sender left out {many}; it says which");
                 Err(Failure::new(Fault::LeftOut, text))
             }
             None => Ok(()),

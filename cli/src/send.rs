@@ -60,7 +60,7 @@ pub(crate) struct Send {
     /// Say nothing but failures
     #[arg(short, long)]
     quiet: bool,
-    /// Print a line of JSON for each file and one at the end
+    /// Print a line of JSON for each file, for each entry that was left out, and at the end
     #[arg(long)]
     json: bool,
 }
@@ -156,6 +156,6 @@ impl Send {
             });
             say::print(&format!("{line}\n"))?;
         }
-        sent.left_out.failure().map_or(Ok(()), Err)
+        sent.left_out.failure(sent.entries, sent.files).map_or(Ok(()), Err)
     }
 }

@@ -263,10 +263,8 @@ pub(crate) fn no_directory(path: &Path, error: &(dyn std::error::Error + 'static
     match std::fs::metadata(&name) {
         Ok(metadata) if !metadata.is_dir() => {
             let name = harmless(&name.display().to_string());
-            let text = format!(
-                "{name} is a file, not a directory as `{shown}` says; give another name, or leave out the `/` at its end"
-            );
-            Failure::new(Fault::NotADirectory, text)
+            let text = format!("{name} is a file, not a directory as `{shown}` says");
+            Failure::new(Fault::NotADirectory, text + "; give another name, or leave out the `/` at its end")
         }
         _ => Failure::of(format_args!("the directory {shown} cannot be opened; give another to --output"), error),
     }

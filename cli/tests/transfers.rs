@@ -241,6 +241,41 @@ fn links_that_lead_outside_and_what_is_no_file_are_left_out_and_said() {
 }
 
 #[test]
+fn each_entry_that_is_left_out_is_named_once_and_counted_once() {
+    let scratch = Scratch::new();
+    // Of `way` nothing can be stored, because a file is in its way; of `from` all but what is below a reserved name.
+    for directory in ["way", "way/sub", "from", "from/x.zcmi-part", "out"] {
+        scratch.directory(directory);
+    }
+    for file in ["way/a", "way/b", "way/sub/c", "from/x.zcmi-part/d", "out/way"] {
+        scratch.file(file, b"1");
+    }
+    let cases = [
+        ("way", &["way", "way/a", "way/b", "way/sub", "way/sub/c"][..], "nothing arrived, and 5 entries were left out"),
+        ("from", &["from/x.zcmi-part", "from/x.zcmi-part/d"], "no file arrived, and 2 entries were left out"),
+    ];
+    for (tree, names, words) in cases {
+        let (sent, received) = hand_over(&scratch, &[tree, "--json"], &["-o", "out", "--json"]);
+        for (ended, schema) in [(&sent, "zcmi-send-left-out/1"), (&received, "zcmi-recv-left-out/1")] {
+            ended.expect_code(1).expect_words(words);
+            let lines = lines(&ended.stdout);
+            assert_eq!(lines.last().expect("the end")["left_out"], names.len(), "{lines:?}");
+            let left_out = lines.iter().filter(|line| line["schema"] == schema);
+            let mut left_out: Vec<_> = left_out.map(|line| line["name"].as_str().expect("a name")).collect();
+            left_out.sort_unstable();
+            assert_eq!(left_out, names);
+        }
+        let (sent, received) = hand_over(&scratch, &[tree, "-q"], &["-o", "out", "-q"]);
+        for ended in [&sent, &received] {
+            ended.expect_code(1).expect_words(words);
+            let left_out: Vec<_> = ended.stderr.lines().filter(|line| line.starts_with("zcmi: left out: ")).collect();
+            assert_eq!(left_out.len(), names.len(), "{}", ended.stderr);
+            assert!(names.iter().all(|name| left_out.iter().any(|line| line.contains(name))), "{}", ended.stderr);
+        }
+    }
+}
+
+#[test]
 fn a_file_that_changes_while_it_is_sent_is_left_out() {
     let scratch = Scratch::new();
     scratch.file("a", &noise(2_000_000, 1));

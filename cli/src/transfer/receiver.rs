@@ -5,23 +5,27 @@
 //! - Data belongs to the first of `pending`; a file that was said to go is answered when its end was said, not before.
 //! - What came is written before the next event is taken, straight from the slot in which it was received.
 
-use std::collections::VecDeque;
+use std::collections::{HashSet, VecDeque};
 
 use indicatif::ProgressBar;
 use rustix::io::Errno;
 use serde_json::{Value, json};
-use xxhash_rust::xxh3::Xxh3;
+use xxhash_rust::xxh3::{Xxh3, xxh3_128};
 use zcmi::net::link::Piece;
 
 use super::message::{Message, Source, TransferFault, WINDOW};
 use super::part::{Part, Trouble};
 use super::talk::{Talk, broke_protocol, understand, words};
 use super::tree::{Held, Tree};
-use super::{LeftOut, hash_prefix};
+use super::{LeftOut, Lines, hash_prefix};
 use crate::code::Fault;
 use crate::descriptor::{Outlet, WriteError};
 use crate::failure::Failure;
 use crate::say::{self, Tell, harmless};
+
+/// Directories that were refused and are remembered until they are left: more than a path has, and than are offered
+/// ahead. Of what is offered beyond, a directory is told twice.
+const MAX_REFUSED: usize = 4096;
 
 /// Where it is received.
 pub(crate) enum Target {
@@ -49,7 +53,7 @@ enum State {
 }
 
 /// What was done, for the report.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub(crate) struct Received {
     pub(crate) entries: u64,
     pub(crate) files: u64,
@@ -64,6 +68,12 @@ pub(crate) struct Received {
     pub(crate) not_sent: u64,
 }
 
+impl Received {
+    fn new(left_out: LeftOut) -> Self {
+        Self { entries: 0, files: 0, already: 0, bytes: 0, bytes_kept: 0, left_out, not_sent: 0 }
+    }
+}
+
 /// One transfer.
 pub(crate) struct Session {
     is_greeted: bool,
@@ -74,8 +84,10 @@ pub(crate) struct Session {
     pub(crate) bar: ProgressBar,
     tell: Tell,
     pub(crate) received: Received,
-    /// Whether stdout has the data.
-    is_stdout_taken: bool,
+    lines: Lines,
+    /// Hashes of the paths of directories that were refused and not left yet: to leave one is refused too, and is no
+    /// other entry that was left out.
+    refused: HashSet<u128>,
     /// Bytes that were given to the stream.
     streamed: u64,
 }
@@ -85,7 +97,7 @@ fn order(what: &'static str) -> Failure {
 }
 
 impl Session {
-    pub(crate) fn new(hashed: bool, tell: Tell, is_stdout_taken: bool) -> Self {
+    pub(crate) fn new(hashed: bool, tell: Tell, lines: Lines) -> Self {
         Self {
             is_greeted: false,
             hashed,
@@ -94,8 +106,9 @@ impl Session {
             is_done: false,
             bar: ProgressBar::hidden(),
             tell,
-            received: Received::default(),
-            is_stdout_taken,
+            received: Received::new(LeftOut::new("zcmi-recv-left-out/1", tell, lines)),
+            lines,
+            refused: HashSet::new(),
             streamed: 0,
         }
     }
@@ -140,15 +153,22 @@ impl Session {
             }
             Message::Directory { number, path } => {
                 let made = tree_of(target).and_then(|tree| tree.directory(path));
-                self.entry(number, made, talk)
+                if matches!(made, Err(Trouble::Entry(_))) && self.refused.len() < MAX_REFUSED {
+                    self.refused.insert(xxh3_128(path));
+                }
+                self.entry(number, path, made, talk)
             }
             Message::Link { number, path, target: leads_to } => {
                 let made = tree_of(target).and_then(|tree| tree.link(path, leads_to));
-                self.entry(number, made, talk)
+                self.entry(number, path, made, talk)
             }
             Message::Leave { number, mtime, mode, path } => {
+                if self.refused.remove(&xxh3_128(path)) {
+                    self.is_next(number)?;
+                    return talk.say(&Message::Refused { number, why: b"it was refused when it began" });
+                }
                 let left = tree_of(target).and_then(|tree| tree.leave(path, mtime, mode));
-                self.entry(number, left, talk)
+                self.entry(number, path, left, talk)
             }
             Message::End { entries, bytes, left_out } => {
                 if entries != self.next || !self.pending.is_empty() {
@@ -178,25 +198,30 @@ impl Session {
     }
 
     /// Answers an entry that is no file.
-    fn entry(&mut self, number: u64, done: Result<(), Trouble>, talk: &mut Talk) -> Result<(), Failure> {
+    fn entry(
+        &mut self,
+        number: u64,
+        path: &[u8],
+        done: Result<(), Trouble>,
+        talk: &mut Talk,
+    ) -> Result<(), Failure> {
         self.is_next(number)?;
         match done {
             Ok(()) => {
                 self.received.entries += 1;
                 talk.say(&Message::Kept { number, hash: None })
             }
-            Err(trouble) => self.refuse(number, trouble, talk),
+            Err(trouble) => self.refuse(number, path, trouble, talk),
         }
     }
 
-    fn refuse(&mut self, number: u64, trouble: Trouble, talk: &mut Talk) -> Result<(), Failure> {
+    fn refuse(&mut self, number: u64, path: &[u8], trouble: Trouble, talk: &mut Talk) -> Result<(), Failure> {
         match trouble {
             Trouble::All(failure) => Err(failure),
             Trouble::Entry(failure) => {
                 let text = format!("{failure} [{}]", failure.code());
                 talk.say(&Message::Refused { number, why: text.as_bytes() })?;
-                self.received.left_out.add(text, self.tell);
-                Ok(())
+                self.received.left_out.add(&words(path), text)
             }
         }
     }
@@ -220,7 +245,7 @@ impl Session {
             Target::Stream { .. } => Ok(None),
         };
         let (file, length) = match held {
-            Err(trouble) => return self.refuse(number, trouble, talk),
+            Err(trouble) => return self.refuse(number, path, trouble, talk),
             Ok(None) => return self.go(number, source, path, None, talk),
             Ok(Some(Held::Part(part, 0))) => return self.go(number, source, path, Some(part), talk),
             Ok(Some(Held::Part(part, length))) => (Ok(part), length),
@@ -241,14 +266,14 @@ impl Session {
             (_, Ok(part)) => match part.begin_anew() {
                 Ok(()) => self.go(number, source, path, Some(part), talk),
                 Err(errno) => {
-                    self.refuse(number, Trouble::of(format_args!("{} cannot be made", part.shown()), errno), talk)
+                    self.refuse(number, path, Trouble::of(format_args!("{} cannot be made", part.shown()), errno), talk)
                 }
             },
             (problem, Err(_)) => {
                 let errno = problem.err().unwrap_or(Errno::IO);
                 let shown = harmless(&String::from_utf8_lossy(path));
                 let text = format!("{shown} exists already, and cannot be compared: {errno}");
-                self.refuse(number, Trouble::new(Fault::FileExists, text), talk)
+                self.refuse(number, path, Trouble::new(Fault::FileExists, text), talk)
             }
         }
     }
@@ -291,7 +316,7 @@ impl Session {
                 };
                 match tree.instead(&path, &source) {
                     Ok(part) => (part, 0, Box::new(Xxh3::new())),
-                    Err(trouble) => return self.refuse(number, trouble, talk),
+                    Err(trouble) => return self.refuse(number, &path, trouble, talk),
                 }
             }
             Some(part) if is_same => (part, length, hash),
@@ -299,7 +324,7 @@ impl Session {
                 Ok(()) => (part, 0, Box::new(Xxh3::new())),
                 Err(errno) => {
                     let trouble = Trouble::of(format_args!("{} cannot be made", part.shown()), errno);
-                    return self.refuse(number, trouble, talk);
+                    return self.refuse(number, &path, trouble, talk);
                 }
             },
         };
@@ -378,14 +403,14 @@ impl Session {
             return Err(order("a file's end with a hash, or without one,"));
         }
         if let Some(failure) = broken {
-            return self.refuse(number, Trouble::Entry(failure), talk);
+            return self.refuse(number, &path, Trouble::Entry(failure), talk);
         }
         let ours = self.hashed.then(|| hash.digest128());
         if ours != theirs {
             let shown = harmless(&String::from_utf8_lossy(&path));
             part.into_iter().for_each(Part::discard);
             let text = format!("the hash of what came of {shown} is not that of what was sent; it was discarded");
-            return self.refuse(number, Trouble::new(Fault::TransferHash, text), talk);
+            return self.refuse(number, &path, Trouble::new(Fault::TransferHash, text), talk);
         }
         let tree = match target {
             Target::Tree(tree) | Target::One { tree, .. } => Some(tree),
@@ -394,7 +419,7 @@ impl Session {
         if let (Some(part), Some(tree)) = (part, tree)
             && let Err(trouble) = part.finish(tree.allowed.force, tree.allowed.fsync)
         {
-            return self.refuse(number, trouble, talk);
+            return self.refuse(number, &path, trouble, talk);
         }
         self.is_kept(number, &path, at, false, ours, talk)
     }
@@ -422,7 +447,7 @@ impl Session {
 
     /// Prints a line for programs, beside the data.
     pub(crate) fn report(&self, line: &Value) -> Result<(), Failure> {
-        if self.tell.json { print_line(line, self.is_stdout_taken) } else { Ok(()) }
+        if self.tell.json { self.lines.print(line) } else { Ok(()) }
     }
 
     /// The sender cannot send a file whole.
@@ -440,17 +465,8 @@ impl Session {
             return Err(Failure::new(Fault::PeerGaveUp, format!("the stream cannot be whole: {text}")));
         }
         part.into_iter().for_each(Part::discard);
-        self.refuse(number, Trouble::new(Fault::PeerGaveUp, text), talk)
+        self.refuse(number, &path, Trouble::new(Fault::PeerGaveUp, text), talk)
     }
-}
-
-/// Prints a line for programs: on stdout, or on stderr where stdout has the data.
-pub(crate) fn print_line(line: &Value, is_stdout_taken: bool) -> Result<(), Failure> {
-    if is_stdout_taken {
-        say::line(line.to_string());
-        return Ok(());
-    }
-    say::print(&format!("{line}\n"))
 }
 
 fn many() -> Failure {

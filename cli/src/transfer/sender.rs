@@ -8,7 +8,7 @@
 //!   What leaves from where it lies is read until the other side has received it, so that such a file is looked at when
 //!   all of it has arrived, and not before.
 
-use std::collections::VecDeque;
+use std::collections::{HashSet, VecDeque};
 use std::os::fd::{AsFd as _, OwnedFd};
 use std::sync::Arc;
 use std::time::Duration;
@@ -26,12 +26,12 @@ use zcmi::net::transport::{Closed, Event, Transport as _};
 use super::message::{Message, Source, Stamp, TransferFault, WINDOW};
 use super::talk::{Talk, broke_protocol, path_in_use, understand, words};
 use super::walk::{Found, Walk};
-use super::{LeftOut, PIECE_BYTES, hash_prefix};
+use super::{LeftOut, Lines, PIECE_BYTES, hash_prefix};
 use crate::code::Fault;
 use crate::descriptor::LOOK;
 use crate::failure::Failure;
 use crate::publish::shortened;
-use crate::say::{Tell, print};
+use crate::say::Tell;
 
 /// The number of what was not yet said.
 const UNSAID: u64 = u64::MAX;
@@ -54,6 +54,8 @@ struct Entry {
 }
 
 enum Work {
+    /// A directory's begin: everything about it is said.
+    Directory,
     /// Everything about it is said.
     Said,
     /// A file, which is sent when the other side says so.
@@ -93,7 +95,7 @@ enum Pumped {
 }
 
 /// What was done, for the report.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub(crate) struct Sent {
     pub(crate) entries: u64,
     pub(crate) files: u64,
@@ -107,6 +109,13 @@ pub(crate) struct Sent {
     /// Of these, those that were never offered.
     not_offered: u64,
     pub(crate) interruptions: u64,
+}
+
+impl Sent {
+    fn new(left_out: LeftOut) -> Self {
+        let (entries, files, already, bytes, bytes_kept) = (0, 0, 0, 0, 0);
+        Self { entries, files, already, bytes, bytes_kept, left_out, not_offered: 0, interruptions: 0 }
+    }
 }
 
 pub(crate) struct Sender<'a> {
@@ -128,6 +137,9 @@ pub(crate) struct Sender<'a> {
     is_closed: bool,
     /// Whether the other side was started anew, and waits for a new beginning.
     pub(crate) is_session_lost: bool,
+    /// Directories that were refused and not left yet: to leave one is refused too, and is no other entry that was left
+    /// out. They are on the way to what is offered now.
+    refused: HashSet<String>,
     tell: Tell,
     bar: ProgressBar,
     peer: String,
@@ -163,7 +175,8 @@ impl<'a> Sender<'a> {
             tell,
             bar: ProgressBar::hidden(),
             peer,
-            sent: Sent::default(),
+            sent: Sent::new(LeftOut::new("zcmi-send-left-out/1", tell, Lines::Stdout)),
+            refused: HashSet::new(),
             facts: None,
         }
     }
@@ -223,14 +236,14 @@ impl<'a> Sender<'a> {
             self.talk.interrupt.check()?;
             let number = self.next;
             let (shown, work) = match found {
-                Found::Cannot(text) => {
-                    self.sent.left_out.add(text, self.tell);
+                Found::Cannot { shown, why } => {
+                    self.sent.left_out.add(&shown, format!("{shown} {why}"))?;
                     self.sent.not_offered += 1;
                     continue;
                 }
                 Found::Directory { path } => {
                     self.talk.say(&Message::Directory { number, path: &path })?;
-                    (words(&path), Work::Said)
+                    (words(&path), Work::Directory)
                 }
                 Found::Link { path, target } => {
                     self.talk.say(&Message::Link { number, path: &path, target: &target })?;
@@ -270,7 +283,7 @@ impl<'a> Sender<'a> {
             return Ok(Pumped::Blocked);
         };
         match &mut entry.work {
-            Work::Said | Work::Skipped => {}
+            Work::Directory | Work::Said | Work::Skipped => {}
             Work::Leave { path, mtime, mode } => {
                 entry.number = self.next;
                 self.next += 1;
@@ -304,7 +317,7 @@ impl<'a> Sender<'a> {
                     }
                     Some(why) => {
                         self.talk.say(&Message::Skip { number, why: why.as_bytes() })?;
-                        self.sent.left_out.add(format!("{} {why}", entry.shown), self.tell);
+                        self.sent.left_out.add(&entry.shown, format!("{} {why}", entry.shown))?;
                         entry.work = Work::Skipped;
                     }
                 }
@@ -431,9 +444,16 @@ impl<'a> Sender<'a> {
             Message::Kept { number, hash } => self.kept(number, hash)?,
             Message::Refused { number, why } => {
                 let entry = self.entry(number)?;
-                if !matches!(entry.work, Work::Skipped) {
-                    let text = format!("{}: {}", entry.shown, words(why));
-                    self.sent.left_out.add(text, self.tell);
+                let shown = entry.shown.clone();
+                let is_told = match entry.work {
+                    Work::Skipped => true,
+                    Work::Leave { .. } => self.refused.remove(&shown),
+                    Work::Directory => !self.refused.insert(shown.clone()),
+                    Work::Said | Work::File(_) => false,
+                };
+                if !is_told {
+                    let text = format!("{shown}: {}", words(why));
+                    self.sent.left_out.add(&shown, text)?;
                 }
                 self.forget(number)?;
             }
@@ -502,9 +522,10 @@ impl<'a> Sender<'a> {
                 let line = json!({
                     "schema": schema, "name": shown, "bytes": size, "already_there": was_there, "xxh3_128": hash,
                 });
-                print(&format!("{line}\n"))?;
+                Lines::Stdout.print(&line)?;
             }
         }
+        self.refused.remove(&shown);
         self.sent.entries += 1;
         self.forget(number)
     }
@@ -517,7 +538,7 @@ impl<'a> Sender<'a> {
             let is_begun = match &self.ahead[index].work {
                 Work::File(file) => file.go.is_some(),
                 Work::Leave { .. } => true,
-                Work::Said | Work::Skipped => false,
+                Work::Directory | Work::Said | Work::Skipped => false,
             };
             if is_begun {
                 return Err(order("the last answer to what was not yet said"));

@@ -41,7 +41,10 @@ pub(crate) enum Found {
         mode: u32,
     },
     /// Something that cannot be sent, and why.
-    Cannot(String),
+    Cannot {
+        shown: String,
+        why: String,
+    },
 }
 
 /// A directory that is being read.
@@ -117,7 +120,7 @@ impl Walk {
         let shown = harmless(&path.display().to_string());
         let name = path.file_name().map_or(Vec::new(), |name| name.as_bytes().to_vec());
         match fs::metadata(&path) {
-            Err(error) => Some(Found::Cannot(format!("{shown} cannot be read: {error}"))),
+            Err(error) => Some(cannot(&shown, format!("cannot be read: {error}"))),
             Ok(metadata) if metadata.is_dir() => self.enter(path, name, &metadata),
             Ok(_) => Some(open(&path, name, OFlags::empty())),
         }
@@ -128,7 +131,7 @@ impl Walk {
             Ok(entries) => entries,
             Err(error) => {
                 let shown = harmless(&directory.display().to_string());
-                return Some(Found::Cannot(format!("{shown} cannot be read: {error}")));
+                return Some(cannot(&shown, format!("cannot be read: {error}")));
             }
         };
         let (mtime, mode) = (mtime_of(metadata), metadata.mode() & 0o777);
@@ -145,12 +148,12 @@ impl Walk {
         }
         path.extend_from_slice(name.as_bytes());
         if path.len() > MAX_PATH_BYTES {
-            return Some(Found::Cannot(format!("{shown} has a path of more than {MAX_PATH_BYTES} bytes")));
+            return Some(cannot(&shown, format!("has a path of more than {MAX_PATH_BYTES} bytes")));
         }
-        let cannot = |error: io::Error| Found::Cannot(format!("{shown} cannot be read: {error}"));
+        let unreadable = |error: io::Error| cannot(&shown, format!("cannot be read: {error}"));
         let metadata = match fs::symlink_metadata(&place) {
             Ok(metadata) => metadata,
-            Err(error) => return Some(cannot(error)),
+            Err(error) => return Some(unreadable(error)),
         };
         let kind = metadata.file_type();
         if kind.is_dir() {
@@ -158,13 +161,13 @@ impl Walk {
         } else if kind.is_symlink() {
             Some(match fs::read_link(&place) {
                 Ok(target) if target.as_os_str().len() > MAX_PATH_BYTES => {
-                    Found::Cannot(format!("{shown} leads to a path of more than {MAX_PATH_BYTES} bytes"))
+                    cannot(&shown, format!("leads to a path of more than {MAX_PATH_BYTES} bytes"))
                 }
                 Ok(target) => Found::Link { path, target: target.into_os_string().into_vec() },
-                Err(error) => cannot(error),
+                Err(error) => unreadable(error),
             })
         } else if kind.is_fifo() || kind.is_socket() || kind.is_block_device() || kind.is_char_device() {
-            Some(Found::Cannot(format!("{shown} is neither file, directory nor link")))
+            Some(cannot(&shown, "is neither file, directory nor link".into()))
         } else {
             Some(open(&place, path, OFlags::NOFOLLOW))
         }
@@ -188,7 +191,7 @@ impl Iterator for Walk {
                     }
                     Some(Err(error)) => {
                         let shown = harmless(&level.directory.display().to_string());
-                        Some(Found::Cannot(format!("{shown} cannot be read to its end: {error}")))
+                        Some(cannot(&shown, format!("cannot be read to its end: {error}")))
                     }
                     None => self.levels.pop().and_then(|level| {
                         let Level { path, mtime, mode, .. } = level;
@@ -203,6 +206,11 @@ impl Iterator for Walk {
     }
 }
 
+/// What cannot be sent, and why: in words that go on behind its name.
+fn cannot(shown: &str, why: String) -> Found {
+    Found::Cannot { shown: shown.into(), why }
+}
+
 /// Opens a file, which must still be one.
 fn open(place: &Path, path: Vec<u8>, flags: OFlags) -> Found {
     let shown = harmless(&place.display().to_string());
@@ -214,8 +222,8 @@ fn open(place: &Path, path: Vec<u8>, flags: OFlags) -> Found {
             let source = source_of(&metadata, &path);
             Found::File { path, shown, file: file.into(), source }
         }
-        Ok(_) => Found::Cannot(format!("{shown} is neither file, directory nor link")),
-        Err(error) => Found::Cannot(format!("{shown} cannot be read: {error}")),
+        Ok(_) => cannot(&shown, "is neither file, directory nor link".into()),
+        Err(error) => cannot(&shown, format!("cannot be read: {error}")),
     }
 }
 
@@ -224,6 +232,6 @@ fn stdin() -> Found {
     let source = Source { size: None, mtime: Stamp { seconds: 0, nanoseconds: 0 }, mode: 0o666, identity: 0 };
     match io::stdin().as_fd().try_clone_to_owned() {
         Ok(file) => Found::File { path: Vec::new(), shown: "stdin".into(), file, source },
-        Err(error) => Found::Cannot(format!("stdin cannot be read: {error}")),
+        Err(error) => cannot("stdin", format!("cannot be read: {error}")),
     }
 }
