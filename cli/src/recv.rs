@@ -56,7 +56,7 @@ pub(crate) struct Receive {
     /// Where to listen: HOST:PORT, [IPV6]:PORT or unix:PATH; port 0 takes a free one
     #[arg(default_value = "127.0.0.1:7070")]
     address: String,
-    /// A directory for everything, a file for one, or `-` for stdout; a path with `/` at its end is made a directory
+    /// A directory, or for one file its name, or `-` for stdout; a path with `/` at its end is made a directory
     #[arg(short, long, value_name = "PATH", default_value = ".")]
     output: PathBuf,
     /// Go on with the next transfer after each

@@ -33,7 +33,7 @@ pub(crate) enum Target {
     Tree(Tree),
     /// One file of this name.
     One { tree: Tree, name: Vec<u8> },
-    /// All files one behind the other.
+    /// One file, to a pipe or a device.
     Stream { outlet: Outlet, shown: String },
 }
 
@@ -198,13 +198,7 @@ impl Session {
     }
 
     /// Answers an entry that is no file.
-    fn entry(
-        &mut self,
-        number: u64,
-        path: &[u8],
-        done: Result<(), Trouble>,
-        talk: &mut Talk,
-    ) -> Result<(), Failure> {
+    fn entry(&mut self, number: u64, path: &[u8], done: Result<(), Trouble>, talk: &mut Talk) -> Result<(), Failure> {
         self.is_next(number)?;
         match done {
             Ok(()) => {
@@ -240,7 +234,9 @@ impl Session {
                 "what the sender reads from a pipe has no name; give a file to --output",
             ))),
             Target::Tree(tree) => tree.file(path, &source).map(Some),
-            Target::One { .. } if number > 0 || path.contains(&b'/') => Err(Trouble::All(many())),
+            Target::One { .. } | Target::Stream { .. } if number > 0 || path.contains(&b'/') => {
+                Err(Trouble::All(many()))
+            }
             Target::One { tree, name } => tree.file(name, &source).map(Some),
             Target::Stream { .. } => Ok(None),
         };
@@ -472,7 +468,7 @@ impl Session {
 fn many() -> Failure {
     Failure::new(
         Fault::ManyFiles,
-        "the sender sends several files, or a directory, and --output is one file; give a directory such as `NAME/`",
+        "the sender sends several files, or a directory, and --output takes one file; give a directory such as `NAME/`",
     )
 }
 
