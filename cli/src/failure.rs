@@ -34,6 +34,15 @@ impl Failure {
         Self::Failed { code, text: format!("{what}: {}", chain(error)) }
     }
 
+    /// The same with the next step behind it.
+    pub(crate) fn and(mut self, next: &str) -> Self {
+        if let Self::Usage { text, .. } | Self::Failed { text, .. } = &mut self {
+            text.push_str("; ");
+            text.push_str(next);
+        }
+        self
+    }
+
     /// It was asked for what makes no sense, in these words.
     pub(crate) fn usage(text: impl Into<String>) -> Self {
         Self::Usage { code: Fault::Usage.code(), text: text.into() }

@@ -105,6 +105,7 @@ impl Receive {
         let options = self.reach.options(RECEIVED, LOANED)?;
         let address = listen_at(&self.address)?;
         let mut talk = Talk::new(options, interrupt)?;
+        self.reach.check_trust(&talk, &address, &self.address)?;
         let listening = talk.transport.listen(&address);
         let (_, bound) = listening
             .map_err(|error| Failure::of(format_args!("{} cannot be listened at", harmless(&self.address)), &error))?;
@@ -147,7 +148,9 @@ impl Receive {
         let shown = harmless(&self.output.display().to_string());
         let kind = std::fs::metadata(&self.output).map(|metadata| metadata.file_type());
         match kind {
-            Ok(kind) if kind.is_dir() => return open(&self.output).map(|root| Target::Tree(Tree::new(root, allowed))),
+            Ok(kind) if kind.is_dir() => {
+                return open(&self.output).map(|root| Target::Tree(Tree::new(root, shown, allowed)));
+            }
             // Such as /dev/null, or a pipe somebody reads.
             Ok(kind) if kind.is_char_device() || kind.is_fifo() => {
                 let flags = OFlags::NOCTTY.bits() as i32;
@@ -158,7 +161,7 @@ impl Receive {
             Err(error) if error.kind() == std::io::ErrorKind::NotFound && names_directory(&self.output) => {
                 std::fs::create_dir(&self.output)
                     .map_err(|error| Failure::of(format_args!("the directory {shown} cannot be made"), &error))?;
-                return open(&self.output).map(|root| Target::Tree(Tree::new(root, allowed)));
+                return open(&self.output).map(|root| Target::Tree(Tree::new(root, shown, allowed)));
             }
             Err(error) if names_directory(&self.output) => return Err(no_directory(&self.output, &error)),
             Ok(_) if self.keep => {
@@ -172,7 +175,8 @@ impl Receive {
         }
         let name = self.output.file_name().ok_or_else(|| Failure::usage(format!("{shown} names no file")))?;
         let parent = self.output.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new("."));
-        Ok(Target::One { tree: Tree::new(open(parent)?, allowed), name: name.as_bytes().to_vec() })
+        let within = harmless(&parent.display().to_string());
+        Ok(Target::One { tree: Tree::new(open(parent)?, within, allowed), name: name.as_bytes().to_vec() })
     }
 
     /// Serves one transfer.
@@ -340,7 +344,9 @@ impl Receive {
 fn open(path: &Path) -> Result<OwnedFd, Failure> {
     let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
     rustix::fs::open(path, flags, Mode::empty()).map_err(|errno| {
-        Failure::of(format_args!("the directory {} cannot be opened", harmless(&path.display().to_string())), &errno)
+        let shown = harmless(&path.display().to_string());
+        let failure = Failure::of(format_args!("the directory {shown} cannot be opened"), &errno);
+        failure.and("make it, or give another place to --output")
     })
 }
 

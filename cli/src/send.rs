@@ -86,6 +86,7 @@ impl Send {
         let address = connect_to(&self.to, self.reach.resume_for(), &interrupt)?;
         let mut talk = Talk::new(options, interrupt)?;
         self.check_path(&talk)?;
+        self.reach.check_trust(&talk, &address, &self.to)?;
         let begin = Instant::now();
         let mut walk = Some(walk);
         for _ in 0..BEGINS {

@@ -133,7 +133,10 @@ impl Store {
                     let name = harmless(&String::from_utf8_lossy(&name[..name.len().min(MAX_NAME_BYTES)]));
                     Failure::new(
                         Fault::FileNameRefused,
-                        format!("the stream names a file `{name}`, which is refused: {fault}"),
+                        format!(
+                            "the stream names a file `{name}`, which is refused: {fault}; give a file to --output, or \
+                             have its publisher rename it"
+                        ),
                     )
                 })?;
                 place.begin(name)

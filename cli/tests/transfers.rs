@@ -396,6 +396,10 @@ fn arguments_that_are_not_there_or_alike_are_refused_before_anybody_is_asked() {
     scratch.run(&["send", "unix:socket", "a", "d/a"]).expect_code(2).expect_words("two arguments are named a");
     scratch.run(&["send", "unix:socket", "a", "-"]).expect_code(2).expect_words("`-` is sent alone");
     scratch.run(&["send", "localhost", "a"]).expect_code(2).expect_words("`localhost` is no address");
+    for address in ["127.0.0.1:99999", "[::1]:65536"] {
+        let told = scratch.run(&["send", address, "a"]);
+        told.expect_code(2).expect_words("is no port: the highest is 65535");
+    }
     scratch.run(&["send", "unix:socket", "a", "--path", "magic"]).expect_code(2).expect_words("the paths are write");
     let late = scratch.run(&["send", "unix:socket", "a", "--resume-for", "0"]);
     late.expect_code(1).expect_words("unix:socket");
@@ -406,7 +410,9 @@ fn without_a_key_other_hosts_are_neither_served_nor_asked() {
     let scratch = Scratch::new();
     scratch.file("a", b"1");
     for arguments in [&["recv", "192.0.2.1:7070"][..], &["send", "192.0.2.1:7070", "a"], &["recv", "0.0.0.0:7070"]] {
-        scratch.run(arguments).expect_code(1).expect_words("error[ZC4302]: ").expect_words("without a key");
+        let told = scratch.run(arguments);
+        told.expect_code(1).expect_words("error[ZC4302]: ").expect_words("without a key").expect_words("`--insecure`");
+        assert_eq!(told.stderr.matches(arguments[1]).count(), 1, "the address is said once: {}", told.stderr);
     }
 }
 
@@ -431,7 +437,10 @@ fn only_who_has_the_key_is_served_and_a_key_is_for_nobody_else_s_eyes() {
     let mut receiver = scratch.start(&["recv", "unix:socket", "-o", "out", "--key-file", "key"]);
     receiver.wait_for_words("listening at");
     send(&["--key-file", "other"]).expect_code(1).expect_words("error[ZC4033]: ");
-    send(&[]).expect_code(1).expect_words("came about; `zcmi recv` must run there");
+    for without_a_key in [&[][..], &["--json"]] {
+        let told = send(without_a_key);
+        told.expect_code(1).expect_words("ZC4033").expect_words("or only one has a key; give the same `--key-file`");
+    }
     assert!(read_tree(&scratch.path("out")).is_empty());
     send(&["--key-file", "same"]).expect_code(0);
     receiver.end().expect_code(0);
@@ -441,6 +450,53 @@ fn only_who_has_the_key_is_served_and_a_key_is_for_nobody_else_s_eyes() {
     send(&["--key-file", "key"]).expect_code(1).expect_words("error[ZC4033]: ");
     receiver.signal(Signal::TERM);
     receiver.end().expect_code(130);
+}
+
+#[test]
+fn a_port_where_nobody_listens_refuses_the_connection() {
+    let scratch = Scratch::new();
+    scratch.file("a", b"1");
+    let listener = std::net::TcpListener::bind("127.0.0.1:0").expect("a free port");
+    let address = listener.local_addr().expect("its address").to_string();
+    drop(listener);
+    let told = scratch.run(&["send", &address, "a", "--resume-for", "0"]);
+    told.expect_code(1).expect_words("connect failed: Connection refused").expect_words("`zcmi recv` must run there");
+}
+
+#[test]
+fn who_may_not_write_or_waits_for_another_is_told_where_and_what_to_do() {
+    let scratch = Scratch::new();
+    scratch.file("f", b"1");
+    let shut = scratch.directory("shut");
+    fs::set_permissions(&shut, fs::Permissions::from_mode(0o555)).expect("a mode");
+    for output in ["shut", "shut/g"] {
+        let arguments = ["recv", "unix:socket", "-o", output];
+        // Root may write everywhere, unless it gives that up.
+        let receiver = if rustix::process::geteuid().is_root() {
+            let setpriv = ["--bounding-set=-dac_override", rig::ZCMI];
+            Running::new(scratch.command_of(Path::new("setpriv"), &[&setpriv[..], &arguments].concat()))
+        } else {
+            scratch.start(&arguments)
+        };
+        scratch.run(&["send", "unix:socket", "f"]).expect_code(1);
+        let received = receiver.end();
+        received.expect_code(1).expect_words("in the directory shut: Permission denied");
+        received.expect_words("or give another directory to its --output");
+    }
+    let out = scratch.directory("out");
+    let part = fs::File::create(out.join("f.zcmi-part")).expect("a part");
+    part.lock().expect("a lock");
+    let (sent, received) = hand_over(&scratch, &["f"], &["-o", "out"]);
+    for ended in [sent, received] {
+        ended.expect_code(1).expect_words("is receiving f into the directory out; wait until it has ended");
+    }
+    scratch.directory("from");
+    scratch.file("from/x.zcmi-part", b"1");
+    let (sent, received) = hand_over(&scratch, &["from"], &["-o", "out"]);
+    for ended in [sent, received] {
+        ended.expect_code(1).expect_words("[ZC9033]").expect_words("rename it, and send it again");
+    }
+    scratch.run(&["recv", "unix:socket", "-o", "gone/f"]).expect_code(1).expect_words("make it, or give another place");
 }
 
 #[test]

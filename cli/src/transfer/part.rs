@@ -35,6 +35,8 @@ const MAX_NAME_BYTES: usize = 255;
 /// A write of a file takes so much at the most. The page cache answers longer ones with folios as long, which cost up
 /// to seven times as much where memory has to be found for them.
 const WRITE_BYTES: usize = 128 << 10;
+/// What to do where nothing may be written.
+const NOT_ALLOWED: &str = "let `zcmi recv` write there, or give another directory to its --output";
 /// How often a part is looked for again that vanished or was replaced meanwhile.
 const ATTEMPTS: usize = 16;
 
@@ -55,6 +57,10 @@ impl Trouble {
     /// What a system call said while it did something for an entry.
     pub(crate) fn of(what: impl fmt::Display, errno: Errno) -> Self {
         let failure = Failure::of(what, &errno);
+        let failure = match errno {
+            Errno::ACCESS | Errno::PERM | Errno::ROFS => failure.and(NOT_ALLOWED),
+            _ => failure,
+        };
         match errno {
             Errno::NOSPC | Errno::DQUOT | Errno::IO | Errno::ROFS | Errno::MFILE | Errno::NFILE => Self::All(failure),
             _ => Self::Entry(failure),
@@ -125,15 +131,27 @@ pub(crate) struct Part {
     name: OsString,
     journal: OsString,
     becomes: OsString,
+    /// The directory, for messages.
+    within: String,
     source: Source,
+}
+
+/// The trouble of what cannot be done to something in a directory.
+pub(crate) fn cannot(shown: &str, what: &str, within: &str, errno: Errno) -> Trouble {
+    Trouble::of(format_args!("{shown} cannot be {what} in the directory {within}"), errno)
 }
 
 impl Part {
     /// Opens or makes the part of a file. Returns it with the number of its bytes that may be those of `source`; there
     /// are no others in it.
-    pub(crate) fn open(directory: &Rc<OwnedFd>, becomes: &OsStr, source: &Source) -> Result<(Self, u64), Trouble> {
+    pub(crate) fn open(
+        directory: &Rc<OwnedFd>,
+        becomes: &OsStr,
+        within: &str,
+        source: &Source,
+    ) -> Result<(Self, u64), Trouble> {
         let shown = harmless(&becomes.to_string_lossy());
-        let cannot = |errno| Trouble::of(format_args!("{shown} cannot be made"), errno);
+        let cannot = |errno| cannot(&shown, "made", within, errno);
         let (name, journal) = (part_of(becomes), journal_of(becomes));
         for _ in 0..ATTEMPTS {
             let Some(file) = open_or_make(directory, &name, source).map_err(cannot)? else { continue };
@@ -141,7 +159,10 @@ impl Part {
                 // A file system without locks does without.
                 Ok(()) | Err(Errno::NOTSUP | Errno::NOSYS) => {}
                 Err(Errno::WOULDBLOCK) => {
-                    let text = format!("another `zcmi recv` is receiving {shown}");
+                    let text = format!(
+                        "another `zcmi recv` is receiving {shown} into the directory {within}; wait until it has \
+                         ended, or give another directory to --output"
+                    );
                     return Err(Trouble::new(Fault::PartInUse, text));
                 }
                 Err(errno) => return Err(cannot(errno)),
@@ -159,6 +180,7 @@ impl Part {
                 name,
                 journal,
                 becomes: becomes.to_owned(),
+                within: within.to_owned(),
                 source: *source,
             };
             let length = u64::try_from(stat.st_size).unwrap_or(0);
@@ -206,6 +228,11 @@ impl Part {
         harmless(&self.becomes.to_string_lossy())
     }
 
+    /// The trouble of a part that cannot be made anew.
+    pub(crate) fn cannot_begin(&self, errno: Errno) -> Trouble {
+        cannot(&self.shown(), "made", &self.within, errno)
+    }
+
     /// Writes bytes from where they lie.
     pub(crate) fn write(&self, mut bytes: &[u8], mut at: u64) -> Result<(), Trouble> {
         while !bytes.is_empty() {
@@ -228,7 +255,7 @@ impl Part {
         let shown = self.shown();
         let cannot = |errno| match errno {
             Errno::EXIST | Errno::ISDIR | Errno::NOTEMPTY => exists(&shown),
-            errno => Trouble::of(format_args!("{shown} cannot get its name"), errno),
+            errno => Trouble::of(format_args!("{shown} cannot get its name in the directory {}", self.within), errno),
         };
         if self.source.size.is_some() {
             rustix::fs::fchmod(&self.file, Mode::from_raw_mode(self.source.mode)).map_err(cannot)?;

@@ -8,10 +8,11 @@ use std::time::{Duration, Instant};
 
 use clap::Args;
 use rustix::fs::OFlags;
+use zcmi::Coded as _;
 use zcmi::net::key::Key;
 use zcmi::net::stream::{Address, StreamOptions};
 
-use super::talk;
+use super::talk::{self, Talk};
 use crate::code::Fault;
 use crate::failure::Failure;
 use crate::interrupt::Interrupt;
@@ -92,6 +93,18 @@ impl Reach {
             ..StreamOptions::default()
         })
     }
+
+    /// Whether the other side of an address is trusted.
+    pub(crate) fn check_trust(&self, talk: &Talk, address: &Address, shown: &str) -> Result<(), Failure> {
+        talk.transport.check_trust(address).map_err(|error| {
+            let text = format!(
+                "{} is not used without a key, for it is not this host's alone; give the same `--key-file` to both \
+                 sides, or `--insecure` to trust whoever answers",
+                harmless(shown)
+            );
+            Failure::coded(error.code(), text)
+        })
+    }
 }
 
 /// Reads a key from a file that nobody else can read.
@@ -127,6 +140,11 @@ fn addresses(text: &str) -> Result<Vec<Address>, Failure> {
     }
     let shown = harmless(text);
     let has_port = text.rsplit_once(':').is_some_and(|(host, port)| !host.is_empty() && port.parse::<u16>().is_ok());
+    let digits = text.rsplit_once(':').map_or("", |(_, port)| port);
+    if !has_port && !digits.is_empty() && digits.bytes().all(|digit| digit.is_ascii_digit()) && !text.starts_with(':') {
+        let text = format!("`{shown}` is no address, because {digits} is no port: the highest is 65535");
+        return Err(Failure::usage(text));
+    }
     if !has_port {
         return Err(Failure::usage(format!("`{shown}` is no address; write HOST:PORT, [IPV6]:PORT or unix:PATH")));
     }

@@ -15,7 +15,7 @@ use zcmi::net::link::Piece;
 
 use super::message::{Message, Source, TransferFault, WINDOW};
 use super::part::{Part, Trouble};
-use super::talk::{Talk, broke_protocol, understand, words};
+use super::talk::{Talk, broke_protocol, gave_up, understand, words};
 use super::tree::{Held, Tree};
 use super::{LeftOut, Lines, hash_prefix};
 use crate::code::Fault;
@@ -130,7 +130,8 @@ impl Session {
     pub(crate) fn take(&mut self, piece: &Piece, target: &mut Target, talk: &mut Talk) -> Result<(), Failure> {
         let message = understand(piece.tag, &piece.lease, piece.is_whole())?;
         if let Message::Abort { why } = message {
-            return Err(Failure::new(Fault::PeerGaveUp, format!("the sender gave up: {}", words(why))));
+            let is_pipe = self.pending.iter().any(|pending| pending.source.size.is_none());
+            return Err(gave_up("the sender", why, !is_pipe && !self.has_streamed()));
         }
         if self.is_greeted == matches!(message, Message::Hello { .. }) || self.is_done {
             return Err(order("a greeting, something before it, or something behind the end,"));
@@ -261,9 +262,7 @@ impl Session {
             // A part that cannot be read back is of no use.
             (_, Ok(part)) => match part.begin_anew() {
                 Ok(()) => self.go(number, source, path, Some(part), talk),
-                Err(errno) => {
-                    self.refuse(number, path, Trouble::of(format_args!("{} cannot be made", part.shown()), errno), talk)
-                }
+                Err(errno) => self.refuse(number, path, part.cannot_begin(errno), talk),
             },
             (problem, Err(_)) => {
                 let errno = problem.err().unwrap_or(Errno::IO);
@@ -318,10 +317,7 @@ impl Session {
             Some(part) if is_same => (part, length, hash),
             Some(part) => match part.begin_anew() {
                 Ok(()) => (part, 0, Box::new(Xxh3::new())),
-                Err(errno) => {
-                    let trouble = Trouble::of(format_args!("{} cannot be made", part.shown()), errno);
-                    return self.refuse(number, &path, trouble, talk);
-                }
+                Err(errno) => return self.refuse(number, &path, part.cannot_begin(errno), talk),
             },
         };
         talk.say(&Message::Go { number, from: at })?;

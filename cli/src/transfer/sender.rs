@@ -18,13 +18,15 @@ use rustix::fs::Advice;
 use rustix::io::Errno;
 use serde_json::json;
 use xxhash_rust::xxh3::Xxh3;
+use zcmi::Coded as _;
 use zcmi::net::file::FileBytes;
+use zcmi::net::incoming::PeerFault;
 use zcmi::net::outgoing::Token;
 use zcmi::net::path::PathKind;
 use zcmi::net::transport::{Closed, Event, Transport as _};
 
 use super::message::{Message, Source, Stamp, TransferFault, WINDOW};
-use super::talk::{Talk, broke_protocol, path_in_use, understand, words};
+use super::talk::{Talk, broke_protocol, gave_up, path_in_use, understand, words};
 use super::walk::{Found, Walk};
 use super::{LeftOut, Lines, PIECE_BYTES, hash_prefix};
 use crate::code::Fault;
@@ -383,6 +385,14 @@ impl<'a> Sender<'a> {
                 Fault::PeerGaveUp,
                 format!("{} ended before everything had arrived; run it again to go on where it was", self.peer),
             ),
+            Closed::Peer(fault @ PeerFault::Proof) if !self.is_greeted => Failure::coded(
+                fault.code(),
+                format!(
+                    "no transfer to {} came about: the two sides have different keys, or only one has a key; give the \
+                     same `--key-file` to both, or to none",
+                    self.peer
+                ),
+            ),
             reason if self.is_greeted => Failure::of(
                 format_args!("the transfer to {} broke off; run it again to go on where it was", self.peer),
                 reason,
@@ -417,8 +427,9 @@ impl<'a> Sender<'a> {
 
     fn answer(&mut self, message: Message<'_>) -> Result<(), Failure> {
         if let Message::Abort { why } = message {
-            let text = format!("{} gave up: {}", self.peer, words(why));
-            return Err(Failure::new(Fault::PeerGaveUp, text));
+            let mut entries = self.ahead.iter().chain(&self.behind);
+            let is_pipe = entries.any(|entry| matches!(&entry.work, Work::File(file) if file.source.size.is_none()));
+            return Err(gave_up(&self.peer, why, !is_pipe));
         }
         if self.is_greeted == matches!(message, Message::Hello { .. }) {
             return Err(order("a greeting, or something before it,"));

@@ -15,6 +15,7 @@ use zcmi::pool::{PoolPlan, SizeClass};
 
 use super::PIECE_BYTES;
 use super::message::{MAX_BODY_BYTES, Message, TransferFault, WINDOW};
+use crate::code::Fault;
 use crate::failure::Failure;
 use crate::interrupt::Interrupt;
 use crate::say;
@@ -163,6 +164,17 @@ fn is_over(event: &Event, connection: ConnectionId) -> bool {
     match event {
         Event::Closed { connection: which, .. } | Event::Interrupted { connection: which, .. } => *which == connection,
         _ => false,
+    }
+}
+
+/// The failure of a peer that gave up. Where it only was interrupted, its words have no next step; `goes_on` says
+/// whether another attempt goes on where this one was.
+pub(crate) fn gave_up(peer: &str, why: &[u8], goes_on: bool) -> Failure {
+    let failure = Failure::new(Fault::PeerGaveUp, format!("{peer} gave up: {}", words(why)));
+    match (why == Failure::Interrupted.to_string().as_bytes(), goes_on) {
+        (true, true) => failure.and("run both again to go on"),
+        (true, false) => failure.and("run both again"),
+        (false, _) => failure,
     }
 }
 

@@ -13,7 +13,7 @@ use rustix::fs::{AtFlags, FileType, Mode, OFlags};
 use rustix::io::Errno;
 
 use super::message::{Source, Stamp};
-use super::part::{Part, Trouble, exists, is_reserved, journal_of, kind_of, part_of, remove, rename, times};
+use super::part::{Part, Trouble, cannot, exists, is_reserved, journal_of, kind_of, part_of, remove, rename, times};
 use crate::code::Fault;
 use crate::say::harmless;
 use crate::store::plain_name;
@@ -35,6 +35,8 @@ pub(crate) struct Allowed {
 #[derive(Debug)]
 pub(crate) struct Tree {
     root: Rc<OwnedFd>,
+    /// For messages.
+    shown: String,
     pub(crate) allowed: Allowed,
     /// The directory that was used last.
     last: Option<(Vec<u8>, Rc<OwnedFd>)>,
@@ -52,12 +54,15 @@ pub(crate) enum Held {
 struct Place {
     directory: Rc<OwnedFd>,
     name: OsString,
+    /// Its path, for messages.
     shown: String,
+    /// The directory, for messages.
+    within: String,
 }
 
 impl Place {
     fn cannot(&self, what: &str, errno: Errno) -> Trouble {
-        Trouble::of(format_args!("{} cannot be {what}", self.shown), errno)
+        cannot(&self.shown, what, &self.within, errno)
     }
 
     fn stat(&self) -> Result<Option<rustix::fs::Stat>, Trouble> {
@@ -73,7 +78,10 @@ impl Place {
 fn names(path: &[u8]) -> Result<Vec<OsString>, Trouble> {
     let refused = |why: &str| {
         let shown = harmless(&String::from_utf8_lossy(path));
-        Trouble::new(Fault::FileNameRefused, format!("the path `{shown}` is refused: {why}"))
+        Trouble::new(
+            Fault::FileNameRefused,
+            format!("the path `{shown}` is refused: {why}; rename it, and send it again"),
+        )
     };
     let mut names = Vec::new();
     for part in path.split(|byte| *byte == b'/') {
@@ -107,8 +115,9 @@ fn leads_inside(target: &[u8], depth: usize) -> bool {
 }
 
 impl Tree {
-    pub(crate) fn new(root: OwnedFd, allowed: Allowed) -> Self {
-        Self { root: Rc::new(root), allowed, last: None }
+    /// The tree below a directory, which is called `shown` in messages.
+    pub(crate) fn new(root: OwnedFd, shown: String, allowed: Allowed) -> Self {
+        Self { root: Rc::new(root), shown, allowed, last: None }
     }
 
     /// Goes to where an entry belongs.
@@ -117,10 +126,16 @@ impl Tree {
         let shown = harmless(&String::from_utf8_lossy(path));
         let name = way.pop().unwrap_or_default();
         let above = path.len() - name.len();
+        let within = match path[..above].strip_suffix(b"/") {
+            Some(above) => {
+                format!("{}/{}", self.shown.trim_end_matches('/'), harmless(&String::from_utf8_lossy(above)))
+            }
+            None => self.shown.clone(),
+        };
         if let Some((last, directory)) = &self.last
             && *last == path[..above]
         {
-            return Ok(Place { directory: Rc::clone(directory), name, shown });
+            return Ok(Place { directory: Rc::clone(directory), name, shown, within });
         }
         let mut directory = Rc::clone(&self.root);
         for step in &way {
@@ -134,7 +149,7 @@ impl Tree {
             }
         }
         self.last = Some((path[..above].to_vec(), Rc::clone(&directory)));
-        Ok(Place { directory, name, shown })
+        Ok(Place { directory, name, shown, within })
     }
 
     /// Makes a directory, or finds it made.
@@ -247,7 +262,7 @@ impl Tree {
                 }
             }
         }
-        Part::open(&place.directory, &place.name, source).map(|(part, length)| Held::Part(part, length))
+        Part::open(&place.directory, &place.name, &place.within, source).map(|(part, length)| Held::Part(part, length))
     }
 
     /// The part of a file of which another was there that is not it.
@@ -256,7 +271,7 @@ impl Tree {
         if !self.allowed.force {
             return Err(exists(&place.shown));
         }
-        let (part, _) = Part::open(&place.directory, &place.name, source)?;
+        let (part, _) = Part::open(&place.directory, &place.name, &place.within, source)?;
         part.begin_anew().map_err(|errno| place.cannot("made", errno))?;
         Ok(part)
     }

@@ -54,6 +54,12 @@ pub(crate) struct Greeting {
     proved: bool,
 }
 
+/// Whether the first call behind a connect that did not wait tells how that went.
+fn is_of_connecting(error: &io::Error) -> bool {
+    use io::ErrorKind::{ConnectionRefused, HostUnreachable, NetworkUnreachable, TimedOut};
+    matches!(error.kind(), ConnectionRefused | HostUnreachable | NetworkUnreachable | TimedOut)
+}
+
 impl Greeting {
     /// The greeting of the side that connects.
     pub(crate) fn connecting(ours: Hello, key: Option<Key>) -> Self {
@@ -129,7 +135,14 @@ impl Greeting {
                 Ok(sent) => self.sent += sent.bytes,
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => break,
                 Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
-                Err(source) => return Err(LinkError::System { call: "sendmsg", source }),
+                Err(source) => {
+                    let call = if self.connects && self.sent == 0 && is_of_connecting(&source) {
+                        "connect"
+                    } else {
+                        "sendmsg"
+                    };
+                    return Err(LinkError::System { call, source });
+                }
             }
         }
         Ok(())

@@ -120,8 +120,8 @@ pub enum PeerFault {
         /// The last one.
         epoch: u32,
     },
-    /// The proof is not that of our key.
-    #[error("the peer does not have our key; give both ends the same one")]
+    /// The proof is not that of our key, or only one of the two sides has a key.
+    #[error("the two ends have different keys, or only one has a key; give both the same one, or none")]
     Proof,
 }
 
