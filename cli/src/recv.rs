@@ -47,6 +47,8 @@ NAME.zcmi-journal beside it: after a break or a kill of either side, start both 
 What is there already is kept, and is no fault if it is the same; --force replaces what differs.
 Nothing is written outside of the output directory, and no link in it is followed. A link that leads outside is not made
 without --unsafe-links. The system writes to the disk when it likes, unless --fsync is given.
+How far it is and the rate are shown while it goes on if stderr is a terminal, and not with --json or -q; the path, at
+the sender.
 Exit codes: 0 everything arrived, and its hashes are right; 1 something did not; 2 usage; 130 interrupted.";
 
 /// Receive what `zcmi send` sends

@@ -40,6 +40,7 @@ After a break, run the same command again: what arrived is compared by its hash 
 while it is sent is left out. With --no-hash a large file is not read here: the kernel sends it from where it lies.
 A key proves to each side who the other is; it does not encrypt. Without one, only loopback addresses and Unix sockets
 are used, and others with --insecure.
+How far it is, the rate and the path are shown while it goes on if stderr is a terminal, and not with --json or -q.
 Exit codes: 0 everything arrived, and its hashes are right; 1 something did not; 2 usage; 130 interrupted.";
 
 /// Send files, directories or stdin to `zcmi recv`

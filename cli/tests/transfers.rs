@@ -453,6 +453,16 @@ fn only_who_has_the_key_is_served_and_a_key_is_for_nobody_else_s_eyes() {
 }
 
 #[test]
+fn help_says_where_progress_is_shown() {
+    let scratch = Scratch::new();
+    for command in ["send", "recv"] {
+        let told = scratch.run(&[command, "--help"]);
+        let help = String::from_utf8_lossy(&told.expect_code(0).stdout).into_owned();
+        assert!(help.contains("if stderr is a terminal, and not with --json or -q"), "{help}");
+    }
+}
+
+#[test]
 fn a_port_where_nobody_listens_refuses_the_connection() {
     let scratch = Scratch::new();
     scratch.file("a", b"1");
