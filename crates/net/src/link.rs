@@ -52,7 +52,7 @@ const FRAMED_PIECES: usize = 32;
 const TURNS: usize = 16;
 
 /// How many connections are a crowd.
-const CROWD: usize = 64;
+pub(crate) const CROWD: usize = 64;
 
 /// Credits that a peer gets before it has sent anything, by class.
 const FIRST_CREDITS: [u32; 2] = [8, 1];

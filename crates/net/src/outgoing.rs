@@ -350,6 +350,12 @@ impl Outgoing {
         !self.queue.is_empty()
     }
 
+    /// Bytes of messages that were taken and have not completed.
+    #[must_use]
+    pub fn waiting_bytes(&self) -> u64 {
+        self.waiting_bytes
+    }
+
     /// Whether a send still owes a notification.
     #[must_use]
     pub fn is_owed(&self) -> bool {

@@ -36,6 +36,7 @@
 mod address;
 mod drive;
 mod ended;
+mod hurry;
 mod places;
 mod told;
 mod wire;
@@ -213,6 +214,8 @@ struct Connection {
     starved: bool,
     /// The classes of slots for which it stands in line.
     in_line: InLine,
+    /// Whether it is watched as one that holds long slots.
+    hurried: bool,
     /// Its row on the board, if it has one, and what that says of its socket: the address here, and there.
     row: Option<u16>,
     addresses: [Option<Address>; 2],
@@ -299,6 +302,7 @@ pub struct StreamTransport {
     /// What somebody may read for ever; never dropped.
     quarantined: u64,
     gathered: Vec<epoll::Event>,
+    hurry: hurry::Hurry,
     waits: Waits,
     /// What came of a call other than a poll; the next poll tells it.
     later: Vec<Event>,
@@ -367,6 +371,7 @@ impl StreamTransport {
             leaving: Vec::new(),
             quarantined: 0,
             gathered: Vec::with_capacity(EVENTS),
+            hurry: hurry::Hurry::default(),
             waits: Waits::new(options.busy_poll),
             later: Vec::new(),
             happened: Vec::new(),
@@ -565,6 +570,7 @@ impl StreamTransport {
             wait: FIRST_REDIAL,
             starved: false,
             in_line: InLine::default(),
+            hurried: false,
             watched: None,
             row: None,
             addresses: [const { None }; 2],

@@ -5,6 +5,9 @@ use super::*;
 /// How many bytes must come in the time that a peer has to go on, where it does not end what it began.
 const GOING_ON_BYTES: u64 = 4096;
 
+/// Who has so many bytes to send, or to have acknowledged, has them in long slots.
+const LONG_BYTES: u32 = 64 << 10;
+
 /// How far a peer has come.
 #[derive(Clone, Copy, Debug)]
 pub struct Progress {
@@ -114,6 +117,11 @@ impl<W: Wire> Link<W> {
     /// Whether the rest of a long piece is to come.
     pub(super) fn fills_long(&self) -> bool {
         self.filling.as_ref().is_some_and(|filling| self.incoming.class_of(filling.header.length) == Class::Large)
+    }
+
+    /// Whether it holds a slot for long pieces, here or at the peer, or waits for one at the peer with what it has.
+    pub(crate) fn holds_long(&self) -> bool {
+        self.fills_long() || self.lent[1] != 0 || self.outgoing.waiting_bytes() > u64::from(LONG_BYTES)
     }
 
     /// Whether a piece came that has no slot.

@@ -28,7 +28,7 @@ enum Answer {
 
 /// What a turn says that no message carries.
 #[derive(Clone, Copy, PartialEq, Eq)]
-enum Saying {
+pub(super) enum Saying {
     /// What cannot wait: an answer is expected, and the next poll says the rest.
     Expecting,
     /// What is due.
@@ -49,6 +49,7 @@ impl StreamTransport {
             let Some(key) = self.dirty.pop_front() else { break };
             self.turn_sending(key, Saying::Due, events);
         }
+        self.turn_hurried(events);
         let begin = events.len();
         for _ in 0..self.ready.len() {
             if events.len() >= begin + TOLD {
@@ -67,7 +68,13 @@ impl StreamTransport {
                 }
                 Some(Entry::Connection(connection)) => match connection.stage {
                     Stage::Greeting { .. } => self.turn_greeting(key, events),
-                    Stage::Open => self.turn_receiving(key, events),
+                    Stage::Open => {
+                        self.places.unmark(key, mark::PATIENT);
+                        // One that was in a hurry has had its turn.
+                        if self.places.is_marked(key, mark::READY) {
+                            self.turn_receiving(key, events);
+                        }
+                    }
                     Stage::Broken { .. } => _ = self.places.unmark(key, mark::READY),
                 },
                 Some(Entry::Listener(_)) | None => {}
@@ -84,7 +91,7 @@ impl StreamTransport {
     }
 
     /// Sends what a connection has to send.
-    fn turn_sending(&mut self, key: u64, saying: Saying, events: &mut Vec<Event>) {
+    pub(super) fn turn_sending(&mut self, key: u64, saying: Saying, events: &mut Vec<Event>) {
         self.places.unmark(key, mark::DIRTY);
         let Some(connection) = self.places.connection(key) else { return };
         match connection.stage {
@@ -120,7 +127,7 @@ impl StreamTransport {
     }
 
     /// Receives what a connection has to receive.
-    fn turn_receiving(&mut self, key: u64, events: &mut Vec<Event>) {
+    pub(super) fn turn_receiving(&mut self, key: u64, events: &mut Vec<Event>) {
         self.places.unmark(key, mark::READY);
         let hung_up = self.places.is_marked(key, mark::HUNG_UP);
         let Some(connection) = self.places.connection(key) else { return };
@@ -240,6 +247,7 @@ impl StreamTransport {
             self.make_starved(key);
         }
         self.watch_progress(key);
+        self.note_hurry(key);
         if !finished {
             return;
         }
@@ -559,7 +567,9 @@ impl StreamTransport {
     /// Takes the wire of a connection away, which goes on when there is another.
     fn interrupt(&mut self, key: u64, reason: &str, events: &mut Vec<Event>) {
         let resume_for = self.options.resume_for;
+        self.end_hurry(key);
         let Some(connection) = self.places.connection(key) else { return };
+        debug_assert!(!connection.hurried, "its socket is not watched any more");
         let orphan = connection.link.disconnect(&mut self.slots, &mut self.happened);
         let now = Instant::now();
         let deadline = now + resume_for;
@@ -626,6 +636,7 @@ impl StreamTransport {
 
     /// Closes a connection for a reason that is not its good end.
     pub(super) fn close_with(&mut self, key: u64, reason: Closed, events: &mut Vec<Event>) {
+        self.end_hurry(key);
         let Some(connection) = self.places.connection(key) else { return };
         let stage = core::mem::replace(&mut connection.stage, Stage::Broken { next: None });
         if let Stage::Greeting { promised, .. } = stage {
@@ -712,6 +723,7 @@ impl StreamTransport {
     /// Forgets a connection; its wire went before.
     pub(super) fn forget(&mut self, key: u64) {
         if let Some(Entry::Connection(connection)) = self.places.remove(key) {
+            debug_assert!(!connection.hurried, "its socket is not watched any more");
             self.connections -= 1;
             self.slots.leave_line(connection.in_line);
             if let Some(board) = &mut self.board {

@@ -17,6 +17,8 @@ pub(super) mod mark {
     pub(in crate::stream) const BLOCKED: u8 = 8;
     /// The socket has ended: no other edge tells of it, so it is read until the end is seen.
     pub(in crate::stream) const HUNG_UP: u8 = 16;
+    /// It has no turn before others until its own.
+    pub(in crate::stream) const PATIENT: u8 = 64;
 }
 
 #[derive(Default)]
