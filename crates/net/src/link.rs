@@ -22,6 +22,7 @@ use zcmi_mem::lease::LeaseMut;
 use zcmi_mem::pool::Slot;
 
 pub use self::counts::{LinkCounts, PathCounts};
+pub(crate) use self::standing::GOING_ON_BYTES;
 pub use self::standing::Progress;
 use crate::frame::{Class, HEADER_BYTES, Header, Hello, Kind};
 use crate::incoming::{Incoming, PeerFault};

@@ -98,8 +98,8 @@ pub enum Need {
     /// Nobody asked for them, and half of all are out; but the peer has sent something, and used what it had: an eighth
     /// of all is for such peers, so that what strangers hold does not cost each of their messages a question first.
     Known,
-    /// A peer waits for them that has sent something: it gets at most half of what is left, without what is due to
-    /// newcomers in line.
+    /// A peer waits for them that has sent something: it gets at most half of what is left, or its share of that where
+    /// others stand in line, without what is due to newcomers in line.
     Waiting,
 }
 
@@ -293,7 +293,7 @@ impl Slots {
             Need::Newcomer => (rest + self.known[index]).saturating_sub(self.all[index] / 4).min(rest).max(share),
             // Several of them share it.
             Need::Known => (self.all[index] / 8).saturating_sub(self.known[index]).div_ceil(2).min(left / 2),
-            Need::Waiting => left.div_ceil(2),
+            Need::Waiting => left.div_ceil(2 + self.in_line[0][index]),
         };
         let count = count.min(room);
         self.promised[index] += count;

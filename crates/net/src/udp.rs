@@ -14,6 +14,13 @@
 //! A connection is a session, which outlives silences: when nothing is heard for a while, the side that connected
 //! greets again, by a new epoch, and what did not arrive is sent again. Datagrams of an older epoch are dropped.
 //!
+//! # Slots
+//! A credit is a slot that nobody else gets until the peer uses it, or the session ends. Half of the slots are given
+//! ahead to whoever comes first. The others are for peers that say that they wait: for those that have not sent a whole
+//! message yet all but a quarter, an eighth of their credits at a time, and an eighth of all before others; for those
+//! that have, in turn, a fair part of what is left. They must use them within `stall_timeout` if others wait by then,
+//! and go on with what they begin: else the session is closed, and a piece that nobody sends again is let go.
+//!
 //! # Invariants
 //! - Nothing is kept for whoever did not show that it hears us at its address.
 //! - A datagram counts for its session if word, epoch and address are the session's. Who can read or change what passes
@@ -61,14 +68,14 @@ use self::session::Session;
 use self::socket::DatagramSocket;
 use crate::frame::{Hello, MESSAGE_BYTES};
 use crate::key::Key;
-use crate::link::{Happened, LinkLimits, PathCounts};
+use crate::link::{Happened, LinkError, LinkLimits, PathCounts};
 use crate::links::Board;
 use crate::outgoing::{Kept, NotTaken, Payload, SubmitError, Token};
 use crate::path::PathKind;
 use crate::select::{self, Choosing, Experiences, Objective, Selection, Selector};
 use crate::shared::{RingHandle, SharedRing};
 use crate::sleep::{BUSY_POLL, Waits};
-use crate::slots::{SlotPlan, Slots};
+use crate::slots::{InLine, SlotCounts, SlotPlan, Slots};
 use crate::transport::{
     Capabilities, Closed, ConnectionId, Destination, Event, ListenerId, Transport, TransportError, UNTRUSTED,
 };
@@ -144,6 +151,9 @@ pub struct UdpOptions {
     pub resume_for: Duration,
     /// How long nothing need be heard until the peer is asked whether it is there.
     pub keep_alive: Duration,
+    /// How long a peer may take to go on with a piece that it began, or to use a slot that it waited for while others
+    /// wait. If it does not, the connection is closed; of a peer that sends nothing again the piece is let go.
+    pub stall_timeout: Duration,
     /// Room asked for in each socket, for either direction. What came of it is in the facts.
     pub socket_bytes: usize,
     /// Whether other processes of this user may read how each connection does ([`links`](crate::links)).
@@ -169,6 +179,7 @@ impl Default for UdpOptions {
             silence: Duration::from_secs(1),
             resume_for: Duration::from_secs(10),
             keep_alive: Duration::from_secs(10),
+            stall_timeout: Duration::from_secs(20),
             socket_bytes: 4 << 20,
             told: true,
             busy_poll: BUSY_POLL,
@@ -268,6 +279,10 @@ struct Connection {
     timer: Option<Nanos>,
     is_dirty: bool,
     is_starved: bool,
+    /// What it waits for among others.
+    in_line: Option<InLine>,
+    /// When it is looked at whether the peer went on.
+    watched: Option<Nanos>,
     /// Nothing passes, for tests.
     is_deaf: bool,
     choosing: Choosing,
@@ -326,7 +341,7 @@ pub struct UdpTransport {
     /// How many pieces had come to them, if they ended well.
     gone_words: HashMap<u64, Option<u64>>,
     dirty: Vec<u64>,
-    starved: Vec<u64>,
+    starved: VecDeque<u64>,
     timers: BTreeSet<(Nanos, u64)>,
     orphans: FxHashMap<u64, Orphan>,
     strays: StrayCounts,
@@ -397,7 +412,7 @@ impl UdpTransport {
             gone: VecDeque::new(),
             gone_words: HashMap::new(),
             dirty: Vec::new(),
-            starved: Vec::new(),
+            starved: VecDeque::new(),
             timers: BTreeSet::new(),
             orphans: FxHashMap::default(),
             strays: StrayCounts::default(),
@@ -499,6 +514,11 @@ impl UdpTransport {
     #[must_use]
     pub fn selection(&self, connection: ConnectionId) -> Option<Selection> {
         self.connections.get(&connection.0)?.choosing.selection()
+    }
+
+    /// How the slots of the transport stand.
+    pub fn slot_counts(&mut self) -> SlotCounts {
+        self.slots.counts()
     }
 
     /// What came and was no session's.
@@ -613,6 +633,8 @@ impl UdpTransport {
             timer: None,
             is_dirty: false,
             is_starved: false,
+            in_line: None,
+            watched: None,
             is_deaf: false,
             done: [PathCounts::default(); PathKind::ALL.len()],
             submitted: 0,

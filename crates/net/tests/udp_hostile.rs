@@ -379,6 +379,29 @@ fn a_peer_that_dies_is_noticed_and_what_was_under_way_fails() {
 }
 
 #[test]
+fn who_begins_a_piece_and_does_not_go_on_is_closed_and_its_slot_is_free_again() {
+    let stall_timeout = Duration::from_millis(50);
+    let mut ends = Ends::new(options(), UdpOptions { stall_timeout, ..options() });
+    ends.connect();
+    ends.exchange(100);
+    ends.submit(64 << 10).expect("it is taken");
+    // As much as may be under way without an answer; then the peer does nothing.
+    ends.one.poll(&mut ends.events[0], Some(Duration::ZERO)).expect("it goes on");
+    ends.relay.pump();
+    let deadline = Instant::now() + PATIENCE;
+    let mut least = u32::MAX;
+    while closed(&ends.events[1]).is_none() {
+        ends.two.poll(&mut ends.events[1], Some(Duration::from_millis(1))).expect("it goes on");
+        least = least.min(ends.two.slot_counts().free[1]);
+        assert!(Instant::now() < deadline, "{:?}", ends.events[1]);
+    }
+    let Some(Closed::Broken(reason)) = closed(&ends.events[1]) else { panic!("{:?}", ends.events[1]) };
+    assert!(reason.contains("did not go on"), "{reason}");
+    assert_eq!((least, ends.two.slot_counts().free[1]), (15, 16), "it held one");
+    assert_eq!(ends.two.slot_counts().promised, [0, 0]);
+}
+
+#[test]
 fn a_silent_peer_is_asked_whether_it_is_there() {
     let keep_alive = Duration::from_millis(50);
     let resume_for = Duration::from_millis(100);

@@ -3,7 +3,7 @@
 use super::*;
 
 /// How many bytes must come in the time that a peer has to go on, where it does not end what it began.
-const GOING_ON_BYTES: u64 = 4096;
+pub(crate) const GOING_ON_BYTES: u64 = 4096;
 
 /// Who has so many bytes to send, or to have acknowledged, has them in long slots.
 const LONG_BYTES: u32 = 64 << 10;

@@ -45,7 +45,7 @@ impl UdpTransport {
             }
         }
         for _ in 0..self.starved.len() {
-            let Some(key) = self.starved.pop() else { break };
+            let Some(key) = self.starved.pop_front() else { break };
             if let Some(connection) = self.connections.get_mut(&key) {
                 connection.is_starved = false;
                 self.make_dirty(key);
@@ -120,7 +120,22 @@ impl UdpTransport {
         } else {
             let session = &mut connection.session;
             self.happened.extend(session.done.drain(..).map(Happened::Completed));
-            session.receiver.top_up(&mut self.slots);
+            let in_line = connection.in_line.take();
+            in_line.into_iter().for_each(|place| self.slots.leave_line(place));
+            session.receiver.top_up(&mut self.slots, in_line.is_some());
+            if connection.watched.is_some_and(|at| at <= now) {
+                connection.watched = None;
+                if !matches!(connection.stage, Stage::Open) {
+                    session.receiver.pause();
+                } else if let Some(piece) = session.receiver.stalled(&mut self.slots) {
+                    let milliseconds = self.options.stall_timeout.as_millis() as u64;
+                    let reason = LinkError::Stalled { piece, milliseconds }.to_string();
+                    return self.close_with(key, Closed::Broken(reason), events);
+                }
+            }
+            if connection.watched.is_none() && session.receiver.is_due() {
+                connection.watched = Some(now + nanos(self.options.stall_timeout));
+            }
             if session.sender.unfinished() == 0 {
                 connection.choosing.tell(Selector::idles);
             }
@@ -168,12 +183,19 @@ impl UdpTransport {
                 let silent = sender.silent_since().filter(|_| sender.pace.probes >= SILENCES);
                 let silent = silent.map(|since| since + silence).filter(|_| matches!(connection.stage, Stage::Open));
                 let asks = sender.silent_since().is_none().then(|| connection.last_heard + keep_alive);
-                [sender.due(), paced, silent, asks].into_iter().flatten().min()
+                [sender.due(), paced, silent, asks, connection.watched].into_iter().flatten().min()
             }
         };
         let due = [due, connection.deadline].into_iter().flatten().min();
-        if connection.session.receiver.is_short() && !core::mem::replace(&mut connection.is_starved, true) {
-            self.starved.push(key);
+        let receiver = &connection.session.receiver;
+        let lacking = receiver.lacking();
+        if lacking != [false; 2] {
+            if connection.in_line.is_none() {
+                connection.in_line = Some(self.slots.join_line(lacking, receiver.is_newcomer()));
+            }
+            if !core::mem::replace(&mut connection.is_starved, true) {
+                self.starved.push_back(key);
+            }
         }
         if connection.timer != due {
             if let Some(timer) = connection.timer {
@@ -241,7 +263,8 @@ impl UdpTransport {
         connection.stage = Stage::Open;
         connection.session.epoch = epoch;
         connection.session.sender.begin_epoch(now);
-        connection.session.receiver.top_up(&mut self.slots);
+        connection.session.receiver.pause();
+        connection.session.receiver.top_up(&mut self.slots, false);
         (connection.deadline, connection.broken, connection.is_deaf) = (None, None, false);
         connection.last_heard = now;
         let announced = core::mem::replace(&mut connection.announced, true);
@@ -430,6 +453,7 @@ impl UdpTransport {
         }
         let ended_at = connection.session.receiver.ended_at().filter(|_| matches!(reason, Closed::Ended));
         connection.session.receiver.forget(&mut self.slots);
+        connection.in_line.into_iter().for_each(|place| self.slots.leave_line(place));
         if let Some(timer) = connection.timer {
             self.timers.remove(&(timer, key));
         }

@@ -12,6 +12,11 @@ impl Ranges {
         self.0.len()
     }
 
+    /// How many numbers there are.
+    pub(crate) fn total(&self) -> u64 {
+        self.0.iter().map(|(begin, end)| end - begin).sum()
+    }
+
     /// The ranges, each with the number behind its last, the highest first.
     pub(crate) fn newest_first(&self) -> impl Iterator<Item = (u64, u64)> {
         self.0.iter().rev().copied()

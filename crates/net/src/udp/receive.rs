@@ -321,6 +321,7 @@ impl UdpTransport {
                     connection.last_heard = now;
                     if matches!(connection.stage, Stage::Silent) {
                         connection.stage = Stage::Open;
+                        session.receiver.pause();
                         (connection.deadline, connection.broken) = (None, None);
                         events.push(Event::Resumed { connection: ConnectionId(key) });
                     }

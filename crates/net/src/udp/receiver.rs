@@ -18,7 +18,7 @@ use super::pace::Nanos;
 use super::ranges::Ranges;
 use crate::frame::{Class, FrameFault, MESSAGE_BYTES};
 use crate::incoming::PeerFault;
-use crate::link::{Happened, Piece};
+use crate::link::{GOING_ON_BYTES, Happened, Piece};
 use crate::outgoing::MOST_CREDITS;
 use crate::slots::{Need, Slots};
 
@@ -26,6 +26,8 @@ use crate::slots::{Need, Slots};
 const KNOWN_RANGES: usize = 4 * RANGES;
 /// How many stretches of a piece may be there while others are missing.
 const STRETCHES: usize = 1024;
+/// The part of its credits that a newcomer that waits is given at a time.
+const LENT: u32 = 8;
 /// How far ahead of the first missing piece others may be.
 const AHEAD: u64 = 1 << 20;
 
@@ -73,6 +75,17 @@ struct Partial {
     slot: Option<Slot>,
     came: Ranges,
     is_whole: bool,
+    /// How much of it was there when somebody looked.
+    seen: Option<u64>,
+}
+
+/// A credit that the peer was given because it waited, and has not used.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Lent {
+    No,
+    /// It was given since somebody looked.
+    Lately,
+    Before,
 }
 
 /// A message that was begun on a stream.
@@ -126,6 +139,9 @@ pub(crate) struct Receiver {
     told: [u32; 2],
     used: [u32; 2],
     wants: [bool; 2],
+    /// Of the credits that are open, how many were given to a newcomer that waited.
+    newcomer: [u32; 2],
+    lent: [Lent; 2],
     partial: HashMap<u64, Partial>,
     /// Whole pieces that wait for another one: that one, and they.
     waiting: HashMap<u64, u64>,
@@ -171,6 +187,8 @@ impl Receiver {
             told: [0; 2],
             used: [0; 2],
             wants: [false; 2],
+            newcomer: [0; 2],
+            lent: [Lent::No; 2],
             partial: HashMap::new(),
             waiting: HashMap::new(),
             loose: Vec::new(),
@@ -200,16 +218,82 @@ impl Receiver {
         self.has_ended
     }
 
-    /// Gives the peer credits again, as far as there are slots, when half of them are used.
-    pub(crate) fn top_up(&mut self, slots: &mut Slots) {
+    /// Whether the peer has not sent one whole piece.
+    pub(crate) fn is_newcomer(&self) -> bool {
+        self.counts.pieces == 0
+    }
+
+    /// Gives the peer credits again, as far as there are slots, when half of them are used, or it waits for some.
+    ///
+    /// Others who wait for some come before it, unless it stood in their line.
+    pub(crate) fn top_up(&mut self, slots: &mut Slots, stood_in_line: bool) {
         for class in Class::ALL {
             let index = class.index();
             let (open, most) = (self.open()[index], self.credits[index].min(MOST_CREDITS));
-            if open * 2 <= most && open < most {
-                let need = if self.wants[index] && open == 0 { Need::Waiting } else { Need::Ahead };
-                let got = slots.promise(class, most - open, need);
-                self.granted[index] = self.granted[index].wrapping_add(got);
+            if open * 2 > most || open >= most {
+                continue;
             }
+            let waits = self.wants[index] && open == 0;
+            let mut got = slots.promise(class, most - open, Need::Ahead);
+            if got == 0 && waits {
+                got = match self.is_newcomer() {
+                    true => slots.promise(class, most.div_ceil(LENT), Need::Newcomer),
+                    false if stood_in_line || !slots.has_line(class) => slots.promise(class, most, Need::Waiting),
+                    false => 0,
+                };
+                self.newcomer[index] += if self.is_newcomer() { got } else { 0 };
+            }
+            if got > 0 && waits && self.lent[index] == Lent::No {
+                self.lent[index] = Lent::Lately;
+            }
+            self.granted[index] = self.granted[index].wrapping_add(got);
+        }
+    }
+
+    /// Whether it is the peer's turn to go on: it has begun a piece, or left out the one before, or was given credits
+    /// because it waited for them.
+    pub(crate) fn is_due(&self) -> bool {
+        !self.partial.is_empty() || self.lent != [Lent::No; 2]
+    }
+
+    /// Looks what the peer went on with since the last look, and lets go of pieces that nobody sends again. Returns the
+    /// first piece that it did not go on with, or the next one if it did not use a credit while others waited for some.
+    pub(crate) fn stalled(&mut self, slots: &mut Slots) -> Option<u64> {
+        let mut stalled: Option<u64> = None;
+        let before = self.partial.len();
+        self.partial.retain(|&sequence, partial| {
+            let came = partial.came.total();
+            let stands = partial.seen.replace(came).is_some_and(|seen| came < seen + GOING_ON_BYTES);
+            if stands && !partial.head.has(UNRELIABLE) {
+                stalled = Some(stalled.map_or(sequence, |least| least.min(sequence)));
+            } else if stands {
+                // Whatever still comes of it begins it anew.
+                partial.slot.take().into_iter().for_each(|slot| slots.put_back(slot));
+                return false;
+            }
+            true
+        });
+        self.loose.retain(|sequence| self.partial.contains_key(sequence));
+        self.counts.dropped += (before - self.partial.len()) as u64;
+        for class in Class::ALL {
+            let lent = &mut self.lent[class.index()];
+            match *lent {
+                Lent::No => {}
+                Lent::Lately => *lent = Lent::Before,
+                Lent::Before if slots.has_line(class) || slots.newcomers_wait()[class.index()] => {
+                    stalled = stalled.or(Some(self.floor));
+                }
+                Lent::Before => {}
+            }
+        }
+        stalled
+    }
+
+    /// Begins to look anew: the peer could not go on.
+    pub(crate) fn pause(&mut self) {
+        self.partial.values_mut().for_each(|partial| partial.seen = None);
+        for lent in self.lent.iter_mut().filter(|lent| **lent == Lent::Before) {
+            *lent = Lent::Lately;
         }
     }
 
@@ -219,10 +303,15 @@ impl Receiver {
         self.partial.len()
     }
 
-    /// Whether the peer waits for credits that could not be given.
-    pub(crate) fn is_short(&self) -> bool {
+    /// The classes of the credits that the peer waits for and that could not be given.
+    pub(crate) fn lacking(&self) -> [bool; 2] {
         let open = self.open();
-        [0, 1].into_iter().any(|class| self.wants[class] && open[class] == 0)
+        [0, 1].map(|class| self.wants[class] && open[class] == 0)
+    }
+
+    /// Whether credits were given of which the peer was not told.
+    pub(crate) fn has_untold(&self) -> bool {
+        self.granted != self.told
     }
 
     /// Whether the peer waits for credits, and some were given of which it does not know.
@@ -281,10 +370,16 @@ impl Receiver {
         self.end.filter(|_| self.has_ended)
     }
 
-    /// Takes what a control datagram says to the receiving half.
-    pub(crate) fn control(&mut self, head: &Head, happened: &mut Vec<Happened>) -> Result<(), PeerFault> {
-        self.wants[0] |= head.has(WANTS_SMALL);
-        self.wants[1] |= head.has(WANTS_LARGE);
+    /// Takes what a control datagram says to the receiving half. What the peer waits for is nothing if it has not heard
+    /// yet what it was given: it says so again if it still waits then.
+    pub(crate) fn control(
+        &mut self,
+        head: &Head,
+        has_heard: bool,
+        happened: &mut Vec<Happened>,
+    ) -> Result<(), PeerFault> {
+        self.wants[0] |= has_heard && head.has(WANTS_SMALL);
+        self.wants[1] |= has_heard && head.has(WANTS_LARGE);
         if head.has(END) {
             let count = if head.has(UNRELIABLE) { self.floor } else { head.sequence };
             let fault = |fault| PeerFault::End { sequence: count, fault };
@@ -434,7 +529,7 @@ impl Receiver {
                 slots.put_back(slot);
             }
             self.counts.dropped += 1;
-            self.top_up(slots);
+            self.top_up(slots, false);
         }
         if self.open()[index] == 0 {
             // Who does not send again does not wait for credits either: they only say which slots are set aside.
@@ -459,10 +554,16 @@ impl Receiver {
         let mut promise = [0; 2];
         promise[index] = 1;
         slots.unpromise(promise);
+        // The credits of a class are alike.
+        if self.newcomer[index] > 0 {
+            self.newcomer[index] -= 1;
+            slots.forget_newcomer(promise);
+        }
+        self.lent[index] = Lent::No;
         if !reliable {
             self.loose.push(sequence);
         }
-        let partial = Partial { head: *head, length, slot, came: Ranges::default(), is_whole: false };
+        let partial = Partial { head: *head, length, slot, came: Ranges::default(), is_whole: false, seen: None };
         self.partial.insert(sequence, partial);
         Ok(true)
     }
@@ -526,7 +627,8 @@ impl Receiver {
     /// Lets go of all slots and promises.
     pub(crate) fn forget(&mut self, slots: &mut Slots) {
         slots.unpromise(self.open());
-        self.used = self.granted;
+        slots.forget_newcomer(core::mem::take(&mut self.newcomer));
+        (self.used, self.lent) = (self.granted, [Lent::No; 2]);
         for partial in self.partial.drain().map(|(_, partial)| partial) {
             partial.slot.into_iter().for_each(|slot| slots.put_back(slot));
         }
@@ -546,12 +648,12 @@ mod tests {
             SlotPlan { small_bytes: SMALL, small_slots: 64, slot_bytes: 4096, large_slots: 4, headers: 1, loans: None };
         let mut slots = Slots::new(&plan).expect("memory");
         let mut receiver = Receiver::new(slots.sizes(), 8, credits);
-        receiver.top_up(&mut slots);
+        receiver.top_up(&mut slots, false);
         (receiver, slots)
     }
 
     fn take(receiver: &mut Receiver, slots: &mut Slots, head: &Head) -> Result<Taken, PeerFault> {
-        receiver.top_up(slots);
+        receiver.top_up(slots, false);
         let bytes = &[7; 4096][..head.message_bytes as usize];
         receiver.data(head, Landed::Elsewhere(bytes), &mut None, slots, &mut Vec::new())
     }
@@ -585,5 +687,89 @@ mod tests {
             assert!(sequence < 1000, "gaps without an end");
         };
         assert_eq!(refused, PeerFault::Sequence { claimed: 23, expected: 0 });
+    }
+    #[test]
+    fn a_piece_that_stands_or_waits_for_one_that_does_not_come_is_noticed_at_the_second_look() {
+        let part = |sequence, begin: u32, bytes: usize| {
+            let head = Head { after: (sequence > 0).into(), message_bytes: 4096, begin, ..piece(sequence, 4096) };
+            (head, vec![7; bytes])
+        };
+        let begun = || {
+            let (mut receiver, mut slots) = receiver([8, 4]);
+            let come = move |receiver: &mut Receiver, slots: &mut Slots, sequence, begin, bytes| {
+                let (head, bytes) = part(sequence, begin, bytes);
+                receiver.data(&head, Landed::Elsewhere(&bytes), &mut None, slots, &mut Vec::new())
+            };
+            assert_eq!(come(&mut receiver, &mut slots, 0, 0, 100), Ok(Taken::Yes));
+            assert!(receiver.is_due());
+            assert_eq!(receiver.stalled(&mut slots), None, "it came lately");
+            (receiver, slots, come)
+        };
+        let (mut receiver, mut slots, come) = begun();
+        assert_eq!(come(&mut receiver, &mut slots, 0, 100, 100), Ok(Taken::Yes));
+        assert_eq!(receiver.stalled(&mut slots), Some(0), "a few bytes do not make it go on");
+
+        let (mut receiver, mut slots, come) = begun();
+        receiver.pause();
+        assert_eq!(receiver.stalled(&mut slots), None, "it could not go on");
+        assert_eq!(come(&mut receiver, &mut slots, 0, 100, 3996), Ok(Taken::Yes));
+        assert!(!receiver.is_due(), "it is whole");
+        assert_eq!(receiver.stalled(&mut slots), None);
+
+        let (mut receiver, mut slots) = self::receiver([8, 4]);
+        assert_eq!(come(&mut receiver, &mut slots, 1, 0, 4096), Ok(Taken::Yes));
+        assert!(receiver.is_due(), "the one before it is to come");
+        assert_eq!(receiver.stalled(&mut slots), None);
+        assert_eq!(receiver.stalled(&mut slots), Some(1));
+    }
+
+    #[test]
+    fn pieces_that_are_not_sent_again_are_let_go_when_nothing_more_comes_of_them() {
+        let (mut receiver, mut slots) = receiver([8, 4]);
+        let before = slots.counts();
+        let head = Head { flags: UNRELIABLE, ..piece(0, 4096) };
+        let take = receiver.data(&head, Landed::Elsewhere(&[7; 100]), &mut None, &mut slots, &mut Vec::new());
+        assert_eq!(take, Ok(Taken::Yes));
+        assert_eq!((receiver.stalled(&mut slots), receiver.under_way()), (None, 1));
+        assert_eq!((receiver.stalled(&mut slots), receiver.under_way()), (None, 0));
+        assert_eq!((slots.counts().free, receiver.counts.dropped, receiver.is_due()), (before.free, 1, false));
+    }
+
+    #[test]
+    fn who_waits_is_given_one_at_a_time_and_has_to_use_it_while_others_wait() {
+        let (mut first, mut slots) = receiver([0, 4]);
+        assert_eq!(first.open(), [0, 2], "half is given ahead");
+        let peer = |slots: &mut Slots, wants| {
+            let mut peer = Receiver::new(slots.sizes(), 8, [0, 4]);
+            let head = Head { flags: wants, ..Head::empty(Kind::Control, 7) };
+            peer.control(&head, true, &mut Vec::new()).expect("it may wait");
+            peer
+        };
+        let mut second = peer(&mut slots, WANTS_LARGE);
+        second.top_up(&mut slots, false);
+        assert_eq!((second.open(), second.is_due()), ([0, 1], true));
+        assert_eq!((second.stalled(&mut slots), second.stalled(&mut slots)), (None, None), "nobody else waits");
+        let mut third = peer(&mut slots, WANTS_LARGE);
+        third.top_up(&mut slots, false);
+        assert_eq!(third.lacking(), [false, true], "the last quarter is not for those that have sent nothing");
+        let place = slots.join_line(third.lacking(), true);
+        assert_eq!(second.stalled(&mut slots), Some(0), "another one waits");
+        slots.leave_line(place);
+        assert_eq!(take(&mut first, &mut slots, &piece(0, 4096)), Ok(Taken::Yes));
+        assert_eq!(take(&mut first, &mut slots, &piece(1, 4096)), Ok(Taken::Yes));
+        let head = Head { flags: WANTS_LARGE, ..Head::empty(Kind::Control, 7) };
+        first.control(&head, true, &mut Vec::new()).expect("it may wait");
+        first.top_up(&mut slots, false);
+        assert_eq!(first.open(), [0, 1], "who has sent something is given of the last quarter");
+        let place = slots.join_line(third.lacking(), true);
+        let used = second.data(&piece(0, 4096), Landed::Elsewhere(&[7; 4096]), &mut None, &mut slots, &mut Vec::new());
+        assert_eq!(used, Ok(Taken::Yes));
+        assert_eq!((second.stalled(&mut slots), second.is_due()), (None, false), "it has used it");
+        slots.leave_line(place);
+        for mut receiver in [first, second, third] {
+            receiver.forget(&mut slots);
+        }
+        let counts = slots.counts();
+        assert_eq!((counts.promised, slots.promise(Class::Large, 4, Need::Newcomer)), ([0, 0], 3));
     }
 }

@@ -3,7 +3,7 @@
 use zcmi_mem::pool::Slot;
 
 use super::Reliability;
-use super::datagram::{CONTROL_BYTES, HEAD_BYTES, Head, Kind, Report};
+use super::datagram::{CONTROL_BYTES, HEAD_BYTES, Head, Kind, RANGES, Report};
 use super::pace::Nanos;
 use super::receiver::{Landed, Receiver, Taken};
 use super::sender::Sender;
@@ -22,6 +22,8 @@ pub(crate) struct Session {
     pub(crate) receiver: Receiver,
     /// Messages that are done.
     pub(crate) done: Vec<Token>,
+    /// The first and the last control datagram that told what credits the peer has now.
+    telling: Option<(u64, u64)>,
     /// Bytes that our socket takes without being read.
     window_bytes: u32,
 }
@@ -43,6 +45,7 @@ impl Session {
             sender: Sender::new(limits.queue, reliability, segment, now),
             receiver: Receiver::new(slots.sizes(), limits.streams, limits.credits),
             done: Vec::new(),
+            telling: None,
             window_bytes,
         }
     }
@@ -77,7 +80,7 @@ impl Session {
             }
             (Kind::Control, Landed::Elsewhere(bytes)) => {
                 let report = Report::decode(bytes).map_err(|_| FrameFault::Kind(2))?;
-                self.receiver.control(head, happened)?;
+                self.receiver.control(head, self.has_heard(&report), happened)?;
                 self.receiver.note(head, 1, now);
                 self.sender.report(&report, now, &mut self.done)?;
                 happened.extend(self.done.drain(..).map(Happened::Completed));
@@ -87,6 +90,14 @@ impl Session {
         }
     }
 
+    /// Whether a peer that reports this knows what credits it has, as far as can be seen.
+    fn has_heard(&self, report: &Report) -> bool {
+        let Some((first, last)) = self.telling else { return true };
+        let ranges = &report.ranges[..report.count];
+        let is_cut = ranges.len() == RANGES && ranges.iter().all(|&(begin, _)| begin > last);
+        is_cut || ranges.iter().any(|&(begin, end)| begin <= last && end > first)
+    }
+
     /// Writes the next control datagram, if one is due, and says how long it is. With `flush`, what came is told though
     /// nothing else is due.
     pub(crate) fn speak(&mut self, bytes: &mut [u8; CONTROL_BYTES], flush: bool, now: Nanos) -> Option<usize> {
@@ -94,10 +105,15 @@ impl Session {
         if !(self.sender.must_speak() || owes_credits || (flush && self.receiver.owes)) {
             return None;
         }
+        let tells_more = self.receiver.has_untold();
         let report = self.receiver.report(self.window_bytes, now);
         let length = HEAD_BYTES + report.encode(&mut bytes[HEAD_BYTES..]);
         // Credits that somebody waits for must not be lost.
         let (number, flags, sequence) = self.sender.speak(owes_credits, length as u64, now);
+        self.telling = match self.telling {
+            Some((first, _)) if !tells_more => Some((first, number)),
+            _ => Some((number, number)),
+        };
         let head = Head { number, flags, sequence, epoch: self.epoch, ..Head::empty(Kind::Control, self.word) };
         bytes[..HEAD_BYTES].copy_from_slice(&head.bytes());
         Some(length)
@@ -125,5 +141,50 @@ impl Session {
     /// Whether a peer that forgot the session may have done so because both sides had ended it.
     pub(crate) fn may_be_finished(&self) -> bool {
         self.sender.has_ended() && self.receiver.has_ended()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::slots::SlotPlan;
+    use crate::udp::datagram::WANTS_LARGE;
+
+    #[test]
+    fn who_has_not_heard_of_its_credits_does_not_wait_for_more() {
+        let plan =
+            SlotPlan { small_bytes: 512, small_slots: 8, slot_bytes: 4096, large_slots: 8, headers: 1, loans: None };
+        let mut slots = Slots::new(&plan).expect("memory");
+        let limits = LinkLimits { credits: [2, 2], ..LinkLimits::default() };
+        let mut session = Session::new(7, &limits, Reliability::Reliable, 1216, 1 << 20, &slots, 0);
+        let asks = |session: &mut Session, slots: &mut Slots, number, heard: bool| {
+            let head = Head { number, flags: WANTS_LARGE, ..Head::empty(Kind::Control, 7) };
+            let mut report =
+                Report { granted: [0; 2], window_bytes: 0, delay_us: 0, ranges: [(0, 0); RANGES], count: heard.into() };
+            report.ranges[0] = (0, 1);
+            let mut bytes = [0; CONTROL_BYTES];
+            let length = report.encode(&mut bytes);
+            let landed = Landed::Elsewhere(&bytes[..length]);
+            session.take(&head, landed, &mut None, slots, &mut Vec::new(), 0).expect("an honest peer");
+        };
+        let uses_two = |session: &mut Session, slots: &mut Slots, from| {
+            for sequence in from..from + 2 {
+                let head = Head { number: 100 + sequence, sequence, message_bytes: 4096, ..Head::empty(Kind::Data, 7) };
+                let landed = Landed::Elsewhere(&[0; 4096]);
+                session.take(&head, landed, &mut None, slots, &mut Vec::new(), 0).expect("an honest peer");
+            }
+        };
+        // The first datagram tells of two credits, the second of two more.
+        for (told, heard) in [(0, false), (1, true)] {
+            session.receiver.top_up(&mut slots, false);
+            assert_eq!(session.receiver.open(), [2, 2]);
+            session.speak(&mut [0; CONTROL_BYTES], true, 0).expect("credits are told");
+            asks(&mut session, &mut slots, 1 + told, heard);
+            uses_two(&mut session, &mut slots, 2 * told);
+            assert_eq!(session.receiver.lacking(), [false; 2], "it asked before it had heard of the last two credits");
+        }
+        session.telling = Some((0, 1));
+        asks(&mut session, &mut slots, 200, true);
+        assert_eq!(session.receiver.lacking(), [false, true], "it has heard of all, used them, and asks");
     }
 }
