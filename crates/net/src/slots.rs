@@ -98,15 +98,15 @@ pub enum Need {
     /// Nobody asked for them, and half of all are out; but the peer has sent something, and used what it had: an eighth
     /// of all is for such peers, so that what strangers hold does not cost each of their messages a question first.
     Known,
-    /// A peer waits for them that has sent something: it gets at most half of what is left, or its share of that where
-    /// others stand in line, without what is due to newcomers in line.
+    /// A peer waits for them that has sent something: it gets at most half of what is left, without what is due to
+    /// newcomers in line.
     Waiting,
 }
 
 /// What somebody waits for in line.
 #[derive(Clone, Copy, Debug, Default)]
 pub(crate) struct InLine {
-    classes: [bool; 2],
+    pub(crate) classes: [bool; 2],
     newcomer: bool,
 }
 
@@ -293,7 +293,7 @@ impl Slots {
             Need::Newcomer => (rest + self.known[index]).saturating_sub(self.all[index] / 4).min(rest).max(share),
             // Several of them share it.
             Need::Known => (self.all[index] / 8).saturating_sub(self.known[index]).div_ceil(2).min(left / 2),
-            Need::Waiting => left.div_ceil(2 + self.in_line[0][index]),
+            Need::Waiting => left.div_ceil(2),
         };
         let count = count.min(room);
         self.promised[index] += count;
@@ -303,6 +303,11 @@ impl Slots {
             Need::Ahead | Need::Waiting => {}
         }
         count
+    }
+
+    /// How many slots of a class so many peers may each be given ahead.
+    pub(crate) fn share_ahead(&self, class: Class, peers: usize) -> u32 {
+        (self.all[class.index()] as usize / 2 / peers.max(1)).max(1) as u32
     }
 
     /// Notes that somebody waits in line for these classes.

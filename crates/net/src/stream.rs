@@ -680,7 +680,7 @@ impl StreamTransport {
     }
 
     fn make_ready(&mut self, key: u64) {
-        if self.places.mark(key, mark::READY) {
+        if self.places.mark(key, mark::READY) && self.places.mark(key, mark::QUEUED) {
             self.ready.push_back(key);
         }
     }

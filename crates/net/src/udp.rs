@@ -16,10 +16,11 @@
 //!
 //! # Slots
 //! A credit is a slot that nobody else gets until the peer uses it, or the session ends. Half of the slots are given
-//! ahead to whoever comes first. The others are for peers that say that they wait: for those that have not sent a whole
-//! message yet all but a quarter, an eighth of their credits at a time, and an eighth of all before others; for those
-//! that have, in turn, a fair part of what is left. They must use them within `stall_timeout` if others wait by then,
-//! and go on with what they begin: else the session is closed, and a piece that nobody sends again is let go.
+//! ahead, an equal part to each session that is there then; an eighth goes to peers that have sent a whole message and
+//! used what they had. The others are for peers that say that they wait, one at a time and in turn: for those that have
+//! not sent a whole message yet all but a quarter, and an eighth of all before others. They must use it within
+//! `stall_timeout` if others wait by then, and go on with what they begin: else the session is closed, and a piece that
+//! nobody sends again is let go.
 //!
 //! # Invariants
 //! - Nothing is kept for whoever did not show that it hears us at its address.
@@ -151,8 +152,9 @@ pub struct UdpOptions {
     pub resume_for: Duration,
     /// How long nothing need be heard until the peer is asked whether it is there.
     pub keep_alive: Duration,
-    /// How long a peer may take to go on with a piece that it began, or to use a slot that it waited for while others
-    /// wait. If it does not, the connection is closed; of a peer that sends nothing again the piece is let go.
+    /// How long a peer may take to go on (4 KiB more) with a piece that it began, or to use a slot that it waited for
+    /// while others wait. It is looked at so often: after one to two times as long the connection is closed, or twice
+    /// that if the peer was away meanwhile; of a peer that sends nothing again the piece is let go.
     pub stall_timeout: Duration,
     /// Room asked for in each socket, for either direction. What came of it is in the facts.
     pub socket_bytes: usize,
@@ -342,6 +344,8 @@ pub struct UdpTransport {
     gone_words: HashMap<u64, Option<u64>>,
     dirty: Vec<u64>,
     starved: VecDeque<u64>,
+    /// How the slots stood when all of them had been looked at in vain.
+    fed: Option<(SlotCounts, [bool; 2])>,
     timers: BTreeSet<(Nanos, u64)>,
     orphans: FxHashMap<u64, Orphan>,
     strays: StrayCounts,
@@ -413,6 +417,7 @@ impl UdpTransport {
             gone_words: HashMap::new(),
             dirty: Vec::new(),
             starved: VecDeque::new(),
+            fed: None,
             timers: BTreeSet::new(),
             orphans: FxHashMap::default(),
             strays: StrayCounts::default(),

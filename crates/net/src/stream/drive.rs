@@ -57,6 +57,7 @@ impl StreamTransport {
             }
             let Some(key) = self.ready.pop_front() else { break };
             self.unseen = self.unseen.saturating_sub(1);
+            self.places.unmark(key, mark::QUEUED);
             if let Some(&later) = self.ready.get(FETCHED_AHEAD) {
                 self.places.prefetch(later);
             }

@@ -7,11 +7,7 @@ use super::*;
 use crate::link::CROWD;
 
 /// Turns of such connections in a poll, beside those of all: they take long, and must not keep the others.
-const HURRIED: usize = 2;
-
-/// Who sends more short messages in such a turn has no other before its turn among all: it would send them sooner than
-/// those that hold no long slot.
-const SHORT: usize = 1;
+const HURRIED: usize = 4;
 
 /// Those that hold long slots, watched by a descriptor of their own as well.
 #[derive(Default)]
@@ -39,7 +35,7 @@ impl StreamTransport {
         }
         if self.hurry.epoll.is_none() {
             self.hurry.epoll = epoll::create(epoll::CreateFlags::CLOEXEC).ok();
-            self.hurry.gathered.reserve(HURRIED);
+            self.hurry.gathered.reserve_exact(HURRIED);
         }
         if let (Some(epoll), Some(wire)) = (&self.hurry.epoll, connection.link.wire())
             && epoll::add(epoll, wire, EventData::new_u64(key), BY_EDGES).is_ok()
@@ -81,12 +77,13 @@ impl StreamTransport {
             if flags.intersects(EventFlags::IN | EventFlags::ERR) && self.places.connection(key).is_some_and(open) {
                 let before = events.len();
                 self.turn_receiving(key, events);
-                let small_bytes = self.options.slots.small_bytes as usize;
-                let is_short = |event: &&Event| match event {
-                    Event::Received { piece, .. } => piece.lease.byte_len() <= small_bytes,
+                // Who sends short messages as well would have them served before those of others.
+                let small_bytes = self.options.slots.small_bytes;
+                let is_short = |event: &Event| match event {
+                    Event::Received { piece, .. } => piece.message_bytes <= small_bytes,
                     _ => false,
                 };
-                if events[before..].iter().filter(is_short).count() > SHORT {
+                if events[before..].iter().any(is_short) {
                     self.places.mark(key, mark::PATIENT);
                 }
             }

@@ -5,7 +5,7 @@ use crate::raw;
 
 /// What is to be known of a connection without a look at it, which among thousands is in no cache.
 pub(super) mod mark {
-    /// It is in the queue of those that are ready.
+    /// It has something to receive, and waits for its turn.
     pub(in crate::stream) const READY: u8 = 1;
     /// It is among those that have something to send.
     pub(in crate::stream) const DIRTY: u8 = 2;
@@ -19,6 +19,8 @@ pub(super) mod mark {
     pub(in crate::stream) const HUNG_UP: u8 = 16;
     /// It has no turn before others until its own.
     pub(in crate::stream) const PATIENT: u8 = 64;
+    /// It has an entry in the queue, though it may have had its turn before that comes.
+    pub(in crate::stream) const QUEUED: u8 = 128;
 }
 
 #[derive(Default)]

@@ -77,7 +77,7 @@ fn no_claim_breaks_anything_and_every_slot_comes_back() {
         let session_now = session.get_or_insert_with(|| {
             sessions += 1;
             let mut session = Session::new(7, &limits, crate::udp::Reliability::Reliable, 1216, 1 << 20, &slots, now);
-            session.receiver.top_up(&mut slots, false);
+            session.receiver.top_up(&mut slots, 1, [false; 2]);
             if let Ok(lease) = slots.loan(20_000) {
                 session.sender.submit(0, 0, lease.into(), Token(0)).expect("it is taken");
             }

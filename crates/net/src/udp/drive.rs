@@ -24,6 +24,12 @@ const LEAST_SEGMENT: u32 = 448;
 impl UdpTransport {
     /// Does everything that can be done now.
     pub(super) fn work(&mut self, events: &mut Vec<Event>) -> Result<(), TransportError> {
+        // What was too little for everybody a moment ago still is.
+        let standing = (!self.starved.is_empty()).then(|| self.standing());
+        let looks = standing.is_some() && self.fed != standing;
+        if looks {
+            self.look_at_starved();
+        }
         for index in 0..self.places.len() {
             if self.places[index].as_ref().is_some_and(|place| place.is_readable) {
                 self.take_notifications(index);
@@ -44,13 +50,6 @@ impl UdpTransport {
                 self.make_dirty(key);
             }
         }
-        for _ in 0..self.starved.len() {
-            let Some(key) = self.starved.pop_front() else { break };
-            if let Some(connection) = self.connections.get_mut(&key) {
-                connection.is_starved = false;
-                self.make_dirty(key);
-            }
-        }
         if let Some(board) = self.board.as_mut().filter(|_| !self.dirty.is_empty()) {
             board.note();
         }
@@ -60,8 +59,28 @@ impl UdpTransport {
                 self.turn(key, events);
             }
         }
+        if looks {
+            self.fed = Some(self.standing()).filter(|now| Some(*now) == standing);
+        }
         self.tell_links();
         Ok(())
+    }
+
+    /// How the slots stand, for those that wait for some.
+    fn standing(&mut self) -> (SlotCounts, [bool; 2]) {
+        (self.slots.counts(), self.slots.newcomers_wait())
+    }
+
+    /// Has those that wait for slots turn first, in order.
+    fn look_at_starved(&mut self) {
+        let before = core::mem::take(&mut self.dirty);
+        for key in core::mem::take(&mut self.starved) {
+            if let Some(connection) = self.connections.get_mut(&key) {
+                (connection.is_starved, connection.is_dirty) = (false, true);
+                self.dirty.push(key);
+            }
+        }
+        self.dirty.extend(before);
     }
 
     /// Watches the ring once a send has opened it, and takes the notifications that it has.
@@ -105,7 +124,7 @@ impl UdpTransport {
 
     /// Does what is due for a connection, and sends what it has to send.
     fn turn(&mut self, key: u64, events: &mut Vec<Event>) {
-        let now = self.now();
+        let (now, peers) = (self.now(), self.connections.len());
         let Some(connection) = self.connections.get_mut(&key) else { return };
         if let Some(deadline) = connection.deadline
             && deadline <= now
@@ -120,14 +139,19 @@ impl UdpTransport {
         } else {
             let session = &mut connection.session;
             self.happened.extend(session.done.drain(..).map(Happened::Completed));
-            let in_line = connection.in_line.take();
-            in_line.into_iter().for_each(|place| self.slots.leave_line(place));
-            session.receiver.top_up(&mut self.slots, in_line.is_some());
+            let in_line = connection.in_line.take().inspect(|&place| self.slots.leave_line(place));
+            let stood_in_line = in_line.map_or([false; 2], |place| place.classes);
+            session.receiver.top_up(&mut self.slots, peers, stood_in_line);
             if connection.watched.is_some_and(|at| at <= now) {
                 connection.watched = None;
                 if !matches!(connection.stage, Stage::Open) {
-                    session.receiver.pause();
-                } else if let Some(piece) = session.receiver.stalled(&mut self.slots) {
+                    session.receiver.excuse();
+                } else if connection.last_heard + nanos(self.options.stall_timeout) <= now {
+                    // Perhaps its network is away.
+                    session.sender.ping |= session.sender.silent_since().is_none();
+                    session.receiver.excuse();
+                }
+                if let Some(piece) = session.receiver.stalled(&mut self.slots) {
                     let milliseconds = self.options.stall_timeout.as_millis() as u64;
                     let reason = LinkError::Stalled { piece, milliseconds }.to_string();
                     return self.close_with(key, Closed::Broken(reason), events);
@@ -189,7 +213,7 @@ impl UdpTransport {
         let due = [due, connection.deadline].into_iter().flatten().min();
         let receiver = &connection.session.receiver;
         let lacking = receiver.lacking();
-        if lacking != [false; 2] {
+        if lacking != [false; 2] && matches!(connection.stage, Stage::Open) {
             if connection.in_line.is_none() {
                 connection.in_line = Some(self.slots.join_line(lacking, receiver.is_newcomer()));
             }
@@ -258,13 +282,13 @@ impl UdpTransport {
 
     /// Goes on in the epoch of a greeting that both sides are done with.
     pub(super) fn open(&mut self, key: u64, epoch: u32, events: &mut Vec<Event>) {
-        let now = self.now();
+        let (now, peers) = (self.now(), self.connections.len());
         let Some(connection) = self.connections.get_mut(&key) else { return };
         connection.stage = Stage::Open;
         connection.session.epoch = epoch;
         connection.session.sender.begin_epoch(now);
-        connection.session.receiver.pause();
-        connection.session.receiver.top_up(&mut self.slots, false);
+        connection.session.receiver.excuse();
+        connection.session.receiver.top_up(&mut self.slots, peers, [false; 2]);
         (connection.deadline, connection.broken, connection.is_deaf) = (None, None, false);
         connection.last_heard = now;
         let announced = core::mem::replace(&mut connection.announced, true);

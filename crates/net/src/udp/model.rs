@@ -236,7 +236,7 @@ impl Model {
             Some((head, Body::Copied(bytes[HEAD_BYTES..length].to_vec())))
         };
         let side = &mut self.sides[index];
-        side.session.receiver.top_up(&mut side.slots, false);
+        side.session.receiver.top_up(&mut side.slots, 1, [false; 2]);
         if side.session.sender.due().is_some_and(|due| due <= now) {
             side.session.sender.time(now);
         }

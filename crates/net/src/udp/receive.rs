@@ -321,7 +321,7 @@ impl UdpTransport {
                     connection.last_heard = now;
                     if matches!(connection.stage, Stage::Silent) {
                         connection.stage = Stage::Open;
-                        session.receiver.pause();
+                        session.receiver.excuse();
                         (connection.deadline, connection.broken) = (None, None);
                         events.push(Event::Resumed { connection: ConnectionId(key) });
                     }

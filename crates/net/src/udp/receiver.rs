@@ -8,7 +8,7 @@
 //! - What is open of the credits (given and not used) is the number of slots that this connection may still claim.
 //! - Memory is bounded by the credits: pieces under way, gaps between them, and ranges within them.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 
 use zcmi_mem::lease::LeaseMut;
 use zcmi_mem::pool::Slot;
@@ -26,8 +26,6 @@ use crate::slots::{Need, Slots};
 const KNOWN_RANGES: usize = 4 * RANGES;
 /// How many stretches of a piece may be there while others are missing.
 const STRETCHES: usize = 1024;
-/// The part of its credits that a newcomer that waits is given at a time.
-const LENT: u32 = 8;
 /// How far ahead of the first missing piece others may be.
 const AHEAD: u64 = 1 << 20;
 
@@ -77,6 +75,8 @@ struct Partial {
     is_whole: bool,
     /// How much of it was there when somebody looked.
     seen: Option<u64>,
+    /// Whether it was excused since it went on last.
+    excused: bool,
 }
 
 /// A credit that the peer was given because it waited, and has not used.
@@ -139,9 +139,14 @@ pub(crate) struct Receiver {
     told: [u32; 2],
     used: [u32; 2],
     wants: [bool; 2],
-    /// Of the credits that are open, how many were given to a newcomer that waited.
+    /// Of the credits that are open, how many were given ahead because the peer is known, and how many to a newcomer.
+    known: [u32; 2],
     newcomer: [u32; 2],
     lent: [Lent; 2],
+    /// Whether the peer was excused since it was lent something.
+    excused: [bool; 2],
+    /// How much had come when somebody looked.
+    landed: u64,
     partial: HashMap<u64, Partial>,
     /// Whole pieces that wait for another one: that one, and they.
     waiting: HashMap<u64, u64>,
@@ -187,8 +192,11 @@ impl Receiver {
             told: [0; 2],
             used: [0; 2],
             wants: [false; 2],
+            known: [0; 2],
             newcomer: [0; 2],
             lent: [Lent::No; 2],
+            excused: [false; 2],
+            landed: 0,
             partial: HashMap::new(),
             waiting: HashMap::new(),
             loose: Vec::new(),
@@ -225,28 +233,43 @@ impl Receiver {
 
     /// Gives the peer credits again, as far as there are slots, when half of them are used, or it waits for some.
     ///
-    /// Others who wait for some come before it, unless it stood in their line.
-    pub(crate) fn top_up(&mut self, slots: &mut Slots, stood_in_line: bool) {
+    /// Of those that are given ahead each of so many `peers` may have its part. Of the others, but for the few for
+    /// peers that are known, it gets one at a time: it waits for that one, so that none is left over with a peer that
+    /// has nothing more to send. Others who wait for some come before it, unless it stood in their line for that class.
+    pub(crate) fn top_up(&mut self, slots: &mut Slots, peers: usize, stood_in_line: [bool; 2]) {
         for class in Class::ALL {
             let index = class.index();
-            let (open, most) = (self.open()[index], self.credits[index].min(MOST_CREDITS));
+            let most = self.credits[index].min(MOST_CREDITS).min(slots.share_ahead(class, peers));
+            let open = self.open()[index];
             if open * 2 > most || open >= most {
                 continue;
             }
             let waits = self.wants[index] && open == 0;
             let mut got = slots.promise(class, most - open, Need::Ahead);
+            if got == 0 && !self.is_newcomer() {
+                got = slots.promise(class, most - open, Need::Known);
+                self.known[index] += got;
+            }
             if got == 0 && waits {
-                got = match self.is_newcomer() {
-                    true => slots.promise(class, most.div_ceil(LENT), Need::Newcomer),
-                    false if stood_in_line || !slots.has_line(class) => slots.promise(class, most, Need::Waiting),
-                    false => 0,
-                };
-                self.newcomer[index] += if self.is_newcomer() { got } else { 0 };
+                got = self.promise_one(class, slots, stood_in_line[index]);
             }
             if got > 0 && waits && self.lent[index] == Lent::No {
-                self.lent[index] = Lent::Lately;
+                (self.lent[index], self.excused[index]) = (Lent::Lately, false);
             }
             self.granted[index] = self.granted[index].wrapping_add(got);
+        }
+    }
+
+    /// Promises one slot of those that are not given ahead.
+    fn promise_one(&mut self, class: Class, slots: &mut Slots, stood_in_line: bool) -> u32 {
+        if self.is_newcomer() {
+            let got = slots.promise(class, 1, Need::Newcomer);
+            self.newcomer[class.index()] += got;
+            got
+        } else if stood_in_line || !slots.has_line(class) {
+            slots.promise(class, 1, Need::Waiting)
+        } else {
+            0
         }
     }
 
@@ -260,40 +283,52 @@ impl Receiver {
     /// first piece that it did not go on with, or the next one if it did not use a credit while others waited for some.
     pub(crate) fn stalled(&mut self, slots: &mut Slots) -> Option<u64> {
         let mut stalled: Option<u64> = None;
-        let before = self.partial.len();
-        self.partial.retain(|&sequence, partial| {
+        let mut let_go = Vec::new();
+        let begun: HashSet<u64> = self.partial.keys().copied().collect();
+        for (&sequence, partial) in &mut self.partial {
             let came = partial.came.total();
-            let stands = partial.seen.replace(came).is_some_and(|seen| came < seen + GOING_ON_BYTES);
-            if stands && !partial.head.has(UNRELIABLE) {
+            let seen = partial.seen.replace(came);
+            let goes_on = seen.is_none_or(|seen| came >= seen + GOING_ON_BYTES);
+            partial.excused &= seen.is_none() || !goes_on;
+            let after = u64::from(partial.head.after);
+            // One that is whole waits for another, which is judged itself if some of it came.
+            if goes_on || partial.is_whole && after > 0 && begun.contains(&(sequence - after)) {
+            } else if partial.head.has(UNRELIABLE) {
+                let_go.push(sequence);
+            } else {
                 stalled = Some(stalled.map_or(sequence, |least| least.min(sequence)));
-            } else if stands {
-                // Whatever still comes of it begins it anew.
-                partial.slot.take().into_iter().for_each(|slot| slots.put_back(slot));
-                return false;
             }
-            true
-        });
-        self.loose.retain(|sequence| self.partial.contains_key(sequence));
-        self.counts.dropped += (before - self.partial.len()) as u64;
+        }
+        for sequence in let_go {
+            // Whatever still comes of it begins it anew.
+            let slot = self.partial.remove(&sequence).and_then(|partial| partial.slot);
+            slot.into_iter().for_each(|slot| slots.put_back(slot));
+            self.loose.retain(|&loose| loose != sequence);
+            self.counts.dropped += 1;
+        }
+        let landed = self.counts.copied + self.counts.in_place;
+        let is_busy = landed >= core::mem::replace(&mut self.landed, landed) + GOING_ON_BYTES;
         for class in Class::ALL {
+            let others_wait = slots.has_line(class) || slots.newcomers_wait()[class.index()];
             let lent = &mut self.lent[class.index()];
             match *lent {
-                Lent::No => {}
+                Lent::Before if others_wait && !is_busy => stalled = stalled.or(Some(self.floor)),
                 Lent::Lately => *lent = Lent::Before,
-                Lent::Before if slots.has_line(class) || slots.newcomers_wait()[class.index()] => {
-                    stalled = stalled.or(Some(self.floor));
-                }
-                Lent::Before => {}
+                Lent::Before | Lent::No => {}
             }
         }
         stalled
     }
 
-    /// Begins to look anew: the peer could not go on.
-    pub(crate) fn pause(&mut self) {
-        self.partial.values_mut().for_each(|partial| partial.seen = None);
-        for lent in self.lent.iter_mut().filter(|lent| **lent == Lent::Before) {
-            *lent = Lent::Lately;
+    /// The peer could not go on: for each piece, and each credit, that excuses it once.
+    pub(crate) fn excuse(&mut self) {
+        for partial in self.partial.values_mut().filter(|partial| !partial.excused) {
+            (partial.seen, partial.excused) = (None, true);
+        }
+        for (lent, excused) in self.lent.iter_mut().zip(&mut self.excused) {
+            if *lent == Lent::Before && !core::mem::replace(excused, true) {
+                *lent = Lent::Lately;
+            }
         }
     }
 
@@ -529,12 +564,17 @@ impl Receiver {
                 slots.put_back(slot);
             }
             self.counts.dropped += 1;
-            self.top_up(slots, false);
         }
         if self.open()[index] == 0 {
+            if reliable {
+                return Err(PeerFault::NoCredit { class, granted: self.granted[index] });
+            }
             // Who does not send again does not wait for credits either: they only say which slots are set aside.
-            let fault = PeerFault::NoCredit { class, granted: self.granted[index] };
-            return if reliable { Err(fault) } else { Ok(false) };
+            let got = if self.credits[index] > 0 { self.promise_one(class, slots, false) } else { 0 };
+            self.granted[index] = self.granted[index].wrapping_add(got);
+            if got == 0 {
+                return Ok(false);
+            }
         }
         if reliable {
             let most = self.credits[0].saturating_add(self.credits[1]) as usize;
@@ -554,8 +594,11 @@ impl Receiver {
         let mut promise = [0; 2];
         promise[index] = 1;
         slots.unpromise(promise);
-        // The credits of a class are alike.
-        if self.newcomer[index] > 0 {
+        // The credits of a class are alike: those that it has for being known are used first.
+        if self.known[index] > 0 {
+            self.known[index] -= 1;
+            slots.forget_known(promise);
+        } else if self.newcomer[index] > 0 {
             self.newcomer[index] -= 1;
             slots.forget_newcomer(promise);
         }
@@ -563,7 +606,8 @@ impl Receiver {
         if !reliable {
             self.loose.push(sequence);
         }
-        let partial = Partial { head: *head, length, slot, came: Ranges::default(), is_whole: false, seen: None };
+        let partial =
+            Partial { head: *head, length, slot, came: Ranges::default(), is_whole: false, seen: None, excused: false };
         self.partial.insert(sequence, partial);
         Ok(true)
     }
@@ -627,6 +671,7 @@ impl Receiver {
     /// Lets go of all slots and promises.
     pub(crate) fn forget(&mut self, slots: &mut Slots) {
         slots.unpromise(self.open());
+        slots.forget_known(core::mem::take(&mut self.known));
         slots.forget_newcomer(core::mem::take(&mut self.newcomer));
         (self.used, self.lent) = (self.granted, [Lent::No; 2]);
         for partial in self.partial.drain().map(|(_, partial)| partial) {
@@ -648,12 +693,12 @@ mod tests {
             SlotPlan { small_bytes: SMALL, small_slots: 64, slot_bytes: 4096, large_slots: 4, headers: 1, loans: None };
         let mut slots = Slots::new(&plan).expect("memory");
         let mut receiver = Receiver::new(slots.sizes(), 8, credits);
-        receiver.top_up(&mut slots, false);
+        receiver.top_up(&mut slots, 1, [false; 2]);
         (receiver, slots)
     }
 
     fn take(receiver: &mut Receiver, slots: &mut Slots, head: &Head) -> Result<Taken, PeerFault> {
-        receiver.top_up(slots, false);
+        receiver.top_up(slots, 1, [false; 2]);
         let bytes = &[7; 4096][..head.message_bytes as usize];
         receiver.data(head, Landed::Elsewhere(bytes), &mut None, slots, &mut Vec::new())
     }
@@ -709,11 +754,19 @@ mod tests {
         assert_eq!(come(&mut receiver, &mut slots, 0, 100, 100), Ok(Taken::Yes));
         assert_eq!(receiver.stalled(&mut slots), Some(0), "a few bytes do not make it go on");
 
-        let (mut receiver, mut slots, come) = begun();
-        receiver.pause();
+        let (mut receiver, mut slots, _) = begun();
+        receiver.excuse();
         assert_eq!(receiver.stalled(&mut slots), None, "it could not go on");
+        receiver.excuse();
+        assert_eq!(receiver.stalled(&mut slots), Some(0), "that excuses it once");
+        let (mut receiver, mut slots, come) = begun();
+        receiver.excuse();
+        // The next one waits for it, and is not to blame.
+        assert_eq!(come(&mut receiver, &mut slots, 1, 0, 4096), Ok(Taken::Yes));
+        assert_eq!(receiver.stalled(&mut slots), None);
+        assert_eq!(receiver.stalled(&mut slots), Some(0));
         assert_eq!(come(&mut receiver, &mut slots, 0, 100, 3996), Ok(Taken::Yes));
-        assert!(!receiver.is_due(), "it is whole");
+        assert!(!receiver.is_due(), "both are whole");
         assert_eq!(receiver.stalled(&mut slots), None);
 
         let (mut receiver, mut slots) = self::receiver([8, 4]);
@@ -746,11 +799,11 @@ mod tests {
             peer
         };
         let mut second = peer(&mut slots, WANTS_LARGE);
-        second.top_up(&mut slots, false);
+        second.top_up(&mut slots, 1, [false; 2]);
         assert_eq!((second.open(), second.is_due()), ([0, 1], true));
         assert_eq!((second.stalled(&mut slots), second.stalled(&mut slots)), (None, None), "nobody else waits");
         let mut third = peer(&mut slots, WANTS_LARGE);
-        third.top_up(&mut slots, false);
+        third.top_up(&mut slots, 1, [false; 2]);
         assert_eq!(third.lacking(), [false, true], "the last quarter is not for those that have sent nothing");
         let place = slots.join_line(third.lacking(), true);
         assert_eq!(second.stalled(&mut slots), Some(0), "another one waits");
@@ -759,7 +812,7 @@ mod tests {
         assert_eq!(take(&mut first, &mut slots, &piece(1, 4096)), Ok(Taken::Yes));
         let head = Head { flags: WANTS_LARGE, ..Head::empty(Kind::Control, 7) };
         first.control(&head, true, &mut Vec::new()).expect("it may wait");
-        first.top_up(&mut slots, false);
+        first.top_up(&mut slots, 1, [false; 2]);
         assert_eq!(first.open(), [0, 1], "who has sent something is given of the last quarter");
         let place = slots.join_line(third.lacking(), true);
         let used = second.data(&piece(0, 4096), Landed::Elsewhere(&[7; 4096]), &mut None, &mut slots, &mut Vec::new());
@@ -771,5 +824,24 @@ mod tests {
         }
         let counts = slots.counts();
         assert_eq!((counts.promised, slots.promise(Class::Large, 4, Need::Newcomer)), ([0, 0], 3));
+    }
+
+    #[test]
+    fn who_does_not_send_again_is_not_shut_out_by_what_others_have_ahead() {
+        let (other, mut slots) = receiver([8, 4]);
+        assert_eq!(other.open(), [8, 2]);
+        let mut receiver = Receiver::new(slots.sizes(), 8, [8, 4]);
+        receiver.top_up(&mut slots, 2, [false; 2]);
+        assert_eq!(receiver.open(), [8, 0], "half is out");
+        let head = Head { flags: UNRELIABLE, ..piece(0, 4096) };
+        assert_eq!(take(&mut receiver, &mut slots, &head), Ok(Taken::Yes));
+    }
+
+    #[test]
+    fn each_of_many_peers_has_its_part_of_what_is_given_ahead() {
+        let (_, mut slots) = receiver([0, 0]);
+        let mut peers: Vec<_> = (0..8).map(|_| Receiver::new(slots.sizes(), 8, [64, 4])).collect();
+        peers.iter_mut().for_each(|peer| peer.top_up(&mut slots, 8, [false; 2]));
+        assert!(peers.iter().all(|peer| peer.open()[0] == 4), "of 64 slots 32 are given ahead");
     }
 }

@@ -13,6 +13,9 @@ use crate::link::{Happened, LinkLimits};
 use crate::outgoing::Token;
 use crate::slots::Slots;
 
+/// So many control datagrams that tell the same are told apart.
+const TELLING: usize = 8;
+
 /// One side of a session.
 pub(crate) struct Session {
     /// The first half of the session's name, which every datagram bears.
@@ -22,8 +25,8 @@ pub(crate) struct Session {
     pub(crate) receiver: Receiver,
     /// Messages that are done.
     pub(crate) done: Vec<Token>,
-    /// The first and the last control datagram that told what credits the peer has now.
-    telling: Option<(u64, u64)>,
+    /// The first control datagrams that told what credits the peer has now.
+    telling: Vec<u64>,
     /// Bytes that our socket takes without being read.
     window_bytes: u32,
 }
@@ -45,7 +48,7 @@ impl Session {
             sender: Sender::new(limits.queue, reliability, segment, now),
             receiver: Receiver::new(slots.sizes(), limits.streams, limits.credits),
             done: Vec::new(),
-            telling: None,
+            telling: Vec::new(),
             window_bytes,
         }
     }
@@ -90,12 +93,13 @@ impl Session {
         }
     }
 
-    /// Whether a peer that reports this knows what credits it has, as far as can be seen.
+    /// Whether a peer that reports this knows what credits it has. Where that cannot be seen it is taken to know.
     fn has_heard(&self, report: &Report) -> bool {
-        let Some((first, last)) = self.telling else { return true };
+        let Some(&last) = self.telling.last() else { return true };
         let ranges = &report.ranges[..report.count];
         let is_cut = ranges.len() == RANGES && ranges.iter().all(|&(begin, _)| begin > last);
-        is_cut || ranges.iter().any(|&(begin, end)| begin <= last && end > first)
+        let names = |number: &u64| ranges.iter().any(|(begin, end)| (begin..end).contains(&number));
+        self.telling.len() == TELLING || is_cut || self.telling.iter().any(names)
     }
 
     /// Writes the next control datagram, if one is due, and says how long it is. With `flush`, what came is told though
@@ -110,10 +114,12 @@ impl Session {
         let length = HEAD_BYTES + report.encode(&mut bytes[HEAD_BYTES..]);
         // Credits that somebody waits for must not be lost.
         let (number, flags, sequence) = self.sender.speak(owes_credits, length as u64, now);
-        self.telling = match self.telling {
-            Some((first, _)) if !tells_more => Some((first, number)),
-            _ => Some((number, number)),
-        };
+        if tells_more {
+            self.telling.clear();
+        }
+        if self.telling.len() < TELLING {
+            self.telling.push(number);
+        }
         let head = Head { number, flags, sequence, epoch: self.epoch, ..Head::empty(Kind::Control, self.word) };
         bytes[..HEAD_BYTES].copy_from_slice(&head.bytes());
         Some(length)
@@ -176,14 +182,14 @@ mod tests {
         };
         // The first datagram tells of two credits, the second of two more.
         for (told, heard) in [(0, false), (1, true)] {
-            session.receiver.top_up(&mut slots, false);
+            session.receiver.top_up(&mut slots, 1, [false; 2]);
             assert_eq!(session.receiver.open(), [2, 2]);
             session.speak(&mut [0; CONTROL_BYTES], true, 0).expect("credits are told");
             asks(&mut session, &mut slots, 1 + told, heard);
             uses_two(&mut session, &mut slots, 2 * told);
             assert_eq!(session.receiver.lacking(), [false; 2], "it asked before it had heard of the last two credits");
         }
-        session.telling = Some((0, 1));
+        session.telling.push(0);
         asks(&mut session, &mut slots, 200, true);
         assert_eq!(session.receiver.lacking(), [false, true], "it has heard of all, used them, and asks");
     }
