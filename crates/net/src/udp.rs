@@ -16,11 +16,11 @@
 //!
 //! # Slots
 //! A credit is a slot that nobody else gets until the peer uses it, or the session ends. Half of the slots are given
-//! ahead, an equal part to each session that is there then; an eighth goes to peers that have sent a whole message and
-//! used what they had. The others are for peers that say that they wait, one at a time and in turn: for those that have
-//! not sent a whole message yet all but a quarter, and an eighth of all before others. They must use it within
-//! `stall_timeout` if others wait by then, and go on with what they begin: else the session is closed, and a piece that
-//! nobody sends again is let go.
+//! ahead, at most an equal part to each session that is there then; an eighth goes to peers that have sent a whole
+//! message and used what they had. The others are for peers that say that they wait, one at a time and in turn: for
+//! those that have not sent a whole message yet all but a quarter, and an eighth of all before others. They must use it
+//! within `stall_timeout` if others wait by then, and go on with what they begin: else the session is closed, and a
+//! piece that nobody sends again is let go.
 //!
 //! # Invariants
 //! - Nothing is kept for whoever did not show that it hears us at its address.
@@ -90,6 +90,8 @@ pub(crate) use self::sys::SegmentControl;
 const SLOT_BYTES: u32 = 4 * socket::MOST_SEGMENT as u32;
 /// What takes a small slot is copied into it, so that this is less than for streams.
 const SMALL_BYTES: u32 = 4096;
+/// After so long those that wait for slots are looked at again, though the slots stand as they did.
+const FED: Nanos = 10 * pace::MS;
 /// Events of one look at the descriptor.
 const EVENTS: usize = 64;
 /// How long the kernel may take to say that it is done with pages, when the transport is dropped.
@@ -153,8 +155,9 @@ pub struct UdpOptions {
     /// How long nothing need be heard until the peer is asked whether it is there.
     pub keep_alive: Duration,
     /// How long a peer may take to go on (4 KiB more) with a piece that it began, or to use a slot that it waited for
-    /// while others wait. It is looked at so often: after one to two times as long the connection is closed, or twice
-    /// that if the peer was away meanwhile; of a peer that sends nothing again the piece is let go.
+    /// while others wait, or to send 4 KiB of something else then. It is looked at so often: after one to two times as
+    /// long the connection is closed, or two to three times if the peer was away meanwhile; of a peer that sends
+    /// nothing again the piece is let go.
     pub stall_timeout: Duration,
     /// Room asked for in each socket, for either direction. What came of it is in the facts.
     pub socket_bytes: usize,
@@ -344,8 +347,8 @@ pub struct UdpTransport {
     gone_words: HashMap<u64, Option<u64>>,
     dirty: Vec<u64>,
     starved: VecDeque<u64>,
-    /// How the slots stood when all of them had been looked at in vain.
-    fed: Option<(SlotCounts, [bool; 2])>,
+    /// How the slots stood when all of them had been looked at in vain, and when that was.
+    fed: Option<((SlotCounts, [bool; 2]), Nanos)>,
     timers: BTreeSet<(Nanos, u64)>,
     orphans: FxHashMap<u64, Orphan>,
     strays: StrayCounts,

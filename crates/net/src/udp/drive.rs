@@ -26,7 +26,9 @@ impl UdpTransport {
     pub(super) fn work(&mut self, events: &mut Vec<Event>) -> Result<(), TransportError> {
         // What was too little for everybody a moment ago still is.
         let standing = (!self.starved.is_empty()).then(|| self.standing());
-        let looks = standing.is_some() && self.fed != standing;
+        let now = self.now();
+        let looks =
+            standing.is_some_and(|standing| self.fed.is_none_or(|(before, at)| before != standing || at + FED <= now));
         if looks {
             self.look_at_starved();
         }
@@ -60,7 +62,8 @@ impl UdpTransport {
             }
         }
         if looks {
-            self.fed = Some(self.standing()).filter(|now| Some(*now) == standing);
+            let stands = self.standing();
+            self.fed = (Some(stands) == standing).then_some((stands, now));
         }
         self.tell_links();
         Ok(())
@@ -151,7 +154,9 @@ impl UdpTransport {
                     session.sender.ping |= session.sender.silent_since().is_none();
                     session.receiver.excuse();
                 }
-                if let Some(piece) = session.receiver.stalled(&mut self.slots) {
+                if matches!(connection.stage, Stage::Open)
+                    && let Some(piece) = session.receiver.stalled(&mut self.slots)
+                {
                     let milliseconds = self.options.stall_timeout.as_millis() as u64;
                     let reason = LinkError::Stalled { piece, milliseconds }.to_string();
                     return self.close_with(key, Closed::Broken(reason), events);

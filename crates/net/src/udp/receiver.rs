@@ -239,16 +239,18 @@ impl Receiver {
     pub(crate) fn top_up(&mut self, slots: &mut Slots, peers: usize, stood_in_line: [bool; 2]) {
         for class in Class::ALL {
             let index = class.index();
-            let most = self.credits[index].min(MOST_CREDITS).min(slots.share_ahead(class, peers));
+            let most = self.credits[index].min(MOST_CREDITS);
+            let share = most.min(slots.share_ahead(class, peers));
             let open = self.open()[index];
-            if open * 2 > most || open >= most {
+            if open * 2 > share || open >= most {
                 continue;
             }
             let waits = self.wants[index] && open == 0;
-            let mut got = slots.promise(class, most - open, Need::Ahead);
-            if got == 0 && !self.is_newcomer() {
-                got = slots.promise(class, most - open, Need::Known);
-                self.known[index] += got;
+            let mut got = slots.promise(class, share.saturating_sub(open), Need::Ahead);
+            if !self.is_newcomer() && (got == 0 || share < most) {
+                let known = slots.promise(class, most - open - got, Need::Known);
+                self.known[index] += known;
+                got += known;
             }
             if got == 0 && waits {
                 got = self.promise_one(class, slots, stood_in_line[index]);

@@ -644,7 +644,8 @@ impl Sender {
             }
             if !self.reliable {
                 // What is sent once takes no credits, so that none are left to be too many.
-                self.used[index] = self.granted[index];
+                (self.granted[index], self.used[index]) = (granted[index], granted[index]);
+                continue;
             }
             let open = self.granted[index].wrapping_sub(self.used[index]);
             if more > MOST_CREDITS || open + more > MOST_CREDITS {

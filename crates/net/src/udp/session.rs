@@ -95,9 +95,12 @@ impl Session {
 
     /// Whether a peer that reports this knows what credits it has. Where that cannot be seen it is taken to know.
     fn has_heard(&self, report: &Report) -> bool {
-        let Some(&last) = self.telling.last() else { return true };
+        let Some(&first) = self.telling.first() else { return true };
         let ranges = &report.ranges[..report.count];
-        let is_cut = ranges.len() == RANGES && ranges.iter().all(|&(begin, _)| begin > last);
+        if ranges.first().is_none_or(|&(_, end)| end <= first) {
+            return false;
+        }
+        let is_cut = ranges.len() == RANGES && ranges.iter().all(|&(begin, _)| begin > first);
         let names = |number: &u64| ranges.iter().any(|(begin, end)| (begin..end).contains(&number));
         self.telling.len() == TELLING || is_cut || self.telling.iter().any(names)
     }
@@ -117,7 +120,8 @@ impl Session {
         if tells_more {
             self.telling.clear();
         }
-        if self.telling.len() < TELLING {
+        // Who was given nothing yet has nothing to hear of.
+        if tells_more || (1..TELLING).contains(&self.telling.len()) {
             self.telling.push(number);
         }
         let head = Head { number, flags, sequence, epoch: self.epoch, ..Head::empty(Kind::Control, self.word) };
@@ -189,7 +193,7 @@ mod tests {
             uses_two(&mut session, &mut slots, 2 * told);
             assert_eq!(session.receiver.lacking(), [false; 2], "it asked before it had heard of the last two credits");
         }
-        session.telling.push(0);
+        session.telling = vec![0];
         asks(&mut session, &mut slots, 200, true);
         assert_eq!(session.receiver.lacking(), [false, true], "it has heard of all, used them, and asks");
     }
