@@ -26,9 +26,8 @@ impl UdpTransport {
     pub(super) fn work(&mut self, events: &mut Vec<Event>) -> Result<(), TransportError> {
         // What was too little for everybody a moment ago still is.
         let standing = (!self.starved.is_empty()).then(|| self.standing());
-        let now = self.now();
         let looks =
-            standing.is_some_and(|standing| self.fed.is_none_or(|(before, at)| before != standing || at + FED <= now));
+            standing.is_some_and(|now| self.fed.is_none_or(|(before, at)| before != now || at + FED <= self.now()));
         if looks {
             self.look_at_starved();
         }
@@ -63,7 +62,7 @@ impl UdpTransport {
         }
         if looks {
             let stands = self.standing();
-            self.fed = (Some(stands) == standing).then_some((stands, now));
+            self.fed = (Some(stands) == standing).then(|| (stands, self.now()));
         }
         self.tell_links();
         Ok(())

@@ -735,6 +735,7 @@ mod tests {
         };
         assert_eq!(refused, PeerFault::Sequence { claimed: 23, expected: 0 });
     }
+
     #[test]
     fn a_piece_that_stands_or_waits_for_one_that_does_not_come_is_noticed_at_the_second_look() {
         let part = |sequence, begin: u32, bytes: usize| {

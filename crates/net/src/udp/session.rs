@@ -3,7 +3,7 @@
 use zcmi_mem::pool::Slot;
 
 use super::Reliability;
-use super::datagram::{CONTROL_BYTES, HEAD_BYTES, Head, Kind, RANGES, Report};
+use super::datagram::{CONTROL_BYTES, HEAD_BYTES, Head, Kind, RANGES, Report, WANTS_LARGE, WANTS_SMALL};
 use super::pace::Nanos;
 use super::receiver::{Landed, Receiver, Taken};
 use super::sender::Sender;
@@ -83,7 +83,9 @@ impl Session {
             }
             (Kind::Control, Landed::Elsewhere(bytes)) => {
                 let report = Report::decode(bytes).map_err(|_| FrameFault::Kind(2))?;
-                self.receiver.control(head, self.has_heard(&report), happened)?;
+                // Only who wishes for something is asked what it has heard: reports are many.
+                let wishes = head.has(WANTS_SMALL) || head.has(WANTS_LARGE);
+                self.receiver.control(head, wishes && self.has_heard(&report), happened)?;
                 self.receiver.note(head, 1, now);
                 self.sender.report(&report, now, &mut self.done)?;
                 happened.extend(self.done.drain(..).map(Happened::Completed));
@@ -158,7 +160,6 @@ impl Session {
 mod tests {
     use super::*;
     use crate::slots::SlotPlan;
-    use crate::udp::datagram::WANTS_LARGE;
 
     #[test]
     fn who_has_not_heard_of_its_credits_does_not_wait_for_more() {
