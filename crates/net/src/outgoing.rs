@@ -21,6 +21,7 @@
 
 mod files;
 mod payload;
+mod release;
 
 use core::fmt;
 use std::collections::{BTreeSet, VecDeque};
@@ -252,6 +253,9 @@ pub struct Outgoing {
     acknowledged: u64,
     /// The piece after the last that a socket accepted whole.
     sent: u64,
+    /// The piece after the last that the peer has, as it said when the epoch began, or that this epoch's socket
+    /// accepted whole.
+    sent_here: u64,
     queue: VecDeque<Queued>,
     /// Bytes of the queue's first frame that were accepted.
     front_sent: usize,
@@ -301,6 +305,7 @@ impl Outgoing {
             reframe: 0,
             acknowledged: 0,
             sent: 0,
+            sent_here: 0,
             queue: VecDeque::new(),
             front_sent: 0,
             flights: [VecDeque::new(), VecDeque::new()],
@@ -438,14 +443,15 @@ impl Outgoing {
     /// [`PeerFault`] if the peer claims what was never sent, or takes back what it acknowledged; nothing has changed
     /// then.
     pub fn begin(&mut self, hello: &Hello, epoch: u32, done: &mut Vec<Token>) -> Result<(), PeerFault> {
-        self.check_acknowledged(hello.resume_from)?;
+        self.check_acknowledged(hello.resume_from, self.sent)?;
         check_credits(0, hello.granted)?;
         if !self.resumes && hello.resume_from < self.sent {
             // What it asks for is not here any more.
             let (before, sent) = (self.acknowledged, self.sent);
             return Err(PeerFault::Acknowledged { claimed: hello.resume_from, before, sent });
         }
-        self.acknowledged(hello.resume_from, done)?;
+        self.settle(hello.resume_from, done);
+        self.sent_here = hello.resume_from;
         self.epoch = epoch;
         (self.small_bytes, self.slot_bytes, self.streams) = (hello.small_bytes, hello.slot_bytes, hello.streams);
         (self.granted, self.used, self.lacking, self.asked) = (hello.granted, [0; 2], [false; 2], false);
@@ -461,7 +467,8 @@ impl Outgoing {
     /// # Errors
     /// [`PeerFault`] if it cannot have; what it does have is settled all the same.
     pub fn ended(&mut self, received: u64, done: &mut Vec<Token>) -> Result<(), PeerFault> {
-        self.acknowledged(received, done)?;
+        self.check_acknowledged(received, self.sent)?;
+        self.settle(received, done);
         let all = self.closed && self.live_messages == 0;
         all.then_some(()).ok_or(PeerFault::End { sequence: received, fault: "we had not ended ours" })
     }
@@ -770,7 +777,8 @@ impl Outgoing {
             if self.front_sent == length {
                 self.queue.pop_front();
                 self.front_sent = 0;
-                self.sent = sequence.map_or(self.sent, |sequence| self.sent.max(sequence + 1));
+                self.sent_here = sequence.map_or(self.sent_here, |sequence| sequence + 1);
+                self.sent = self.sent.max(self.sent_here);
                 if let (Some(sequence), Release::Now, false) = (sequence, release, self.resumes) {
                     self.let_go(sequence);
                 }
@@ -808,85 +816,6 @@ impl Outgoing {
         }
     }
 
-    /// Gives back what nobody needs of a piece whose bytes the socket has copied.
-    fn let_go(&mut self, sequence: u64) {
-        let Some(piece) = self.piece_mut(sequence).filter(|piece| piece.pins == 0 && !piece.shared) else { return };
-        piece.header = None;
-        let number = piece.message;
-        let Some(message) = self.message_mut(number) else { return };
-        message.unsent_pieces -= 1;
-        if message.unsent_pieces == 0 && message.whole_framed {
-            message.payload = Payload::Unique(LeaseMut::inline(0));
-        }
-    }
-
-    /// Notes that the kernel is done with sends, and says by which path each was made. What names none that is owed is
-    /// ignored.
-    pub fn notified(&mut self, notification: Notification, done: &mut Vec<Token>, each: &mut dyn FnMut(PathKind)) {
-        let kind = usize::from(notification.first >= URING_NUMBERS);
-        let begin = self.flights[kind].partition_point(|flight| flight.number < notification.first);
-        for index in begin..self.flights[kind].len() {
-            let flight = &mut self.flights[kind][index];
-            if flight.number > notification.last {
-                break;
-            }
-            if core::mem::take(&mut flight.open) {
-                each(flight.path);
-                let (first, last) = (flight.first, flight.last);
-                (first..=last).for_each(|sequence| self.unpin(sequence, done));
-            }
-        }
-        while self.flights[kind].front().is_some_and(|flight| !flight.open) {
-            self.flights[kind].pop_front();
-        }
-        self.pop_finished();
-    }
-
-    fn unpin(&mut self, sequence: u64, done: &mut Vec<Token>) {
-        let acknowledged = sequence < self.acknowledged;
-        let Some(piece) = self.piece_mut(sequence) else { return };
-        piece.pins -= 1;
-        if piece.pins == 0 {
-            let length = u64::from(piece.length);
-            self.pinned_bytes -= length;
-            if acknowledged {
-                self.finish_piece(sequence, done);
-            }
-        }
-    }
-
-    fn check_acknowledged(&self, upto: u64) -> Result<(), PeerFault> {
-        let sent = self.sent;
-        if upto < self.acknowledged || upto > sent {
-            return Err(PeerFault::Acknowledged { claimed: upto, before: self.acknowledged, sent });
-        }
-        Ok(())
-    }
-
-    /// Notes that the peer received every piece below `upto`.
-    ///
-    /// # Errors
-    /// [`PeerFault`] if that is less than before, or more than was sent.
-    pub fn acknowledged(&mut self, upto: u64, done: &mut Vec<Token>) -> Result<(), PeerFault> {
-        if upto == self.acknowledged {
-            return Ok(());
-        }
-        self.check_acknowledged(upto)?;
-        let from = core::mem::replace(&mut self.acknowledged, upto);
-        for sequence in from..upto {
-            let Some(piece) = self.piece_mut(sequence) else { continue };
-            let (pins, length) = (piece.pins, u64::from(piece.length));
-            if core::mem::take(&mut piece.shared) {
-                self.pinned_bytes = self.pinned_bytes.saturating_sub(length);
-            }
-            if pins == 0 {
-                self.finish_piece(sequence, done);
-            }
-        }
-        self.pop_finished();
-        Ok(())
-    }
-
     /// Notes the credits that the peer gave since the epoch began.
     ///
     /// # Errors
@@ -918,37 +847,6 @@ impl Outgoing {
     #[must_use]
     pub fn queued(&self) -> usize {
         self.queue.len()
-    }
-
-    /// The piece is neither to be sent again nor read by the kernel any more.
-    fn finish_piece(&mut self, sequence: u64, done: &mut Vec<Token>) {
-        let Some(piece) = self.piece_mut(sequence) else { return };
-        if core::mem::replace(&mut piece.finished, true) {
-            return;
-        }
-        piece.header = None;
-        let number = piece.message;
-        let Some(message) = self.message_mut(number) else { return };
-        message.open_pieces -= 1;
-        if message.open_pieces == 0 && message.whole_framed {
-            let index = (number - self.first_message) as usize;
-            if let Some(message) = self.messages[index].take() {
-                self.live_messages -= 1;
-                self.waiting_bytes -= u64::from(message.bytes);
-                done.push(message.token);
-            }
-            while self.messages.front().is_some_and(Option::is_none) {
-                self.messages.pop_front();
-                self.first_message += 1;
-            }
-        }
-    }
-
-    fn pop_finished(&mut self) {
-        while self.pieces.front().is_some_and(|piece| piece.finished) {
-            self.pieces.pop_front();
-            self.first_piece += 1;
-        }
     }
 
     fn piece(&self, sequence: u64) -> Option<&Piece> {

@@ -6,7 +6,7 @@ mod dice;
 mod hostile;
 mod tape;
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 
 use dice::Dice;
 use hostile::{content, is_content};
@@ -58,6 +58,8 @@ struct Victim {
     granted: [u32; 2],
     its_used: [u32; 2],
     its_streams: HashMap<u32, Begun>,
+    /// The same when so many pieces had come.
+    its_past: BTreeMap<u64, HashMap<u32, Begun>>,
     open: HashMap<Token, ()>,
     last: Vec<u8>,
     received: Vec<Piece>,
@@ -140,6 +142,7 @@ impl Victim {
             granted: [0; 2],
             its_used: [0; 2],
             its_streams: HashMap::new(),
+            its_past: BTreeMap::new(),
             open: HashMap::new(),
             last: Vec::new(),
             received: Vec::new(),
@@ -310,6 +313,7 @@ impl Victim {
             }
             self.its_used[class] = self.its_used[class].wrapping_add(1);
             self.seen += 1;
+            self.its_past.insert(self.seen, self.its_streams.clone());
         }
         Ok(messages)
     }
@@ -341,6 +345,8 @@ impl Attack {
             let resume_from = match dice.below(4) {
                 0 if lie => victim.seen + 1 + dice.below(1 << 40),
                 1 if lie => victim.acknowledged.wrapping_sub(1),
+                // Some that it had not acknowledged were lost with its memory of them.
+                2 => victim.acknowledged + dice.below(victim.seen - victim.acknowledged + 1),
                 _ => victim.seen,
             };
             let granted = match dice.below(3) {
@@ -368,6 +374,8 @@ impl Attack {
             (victim.told, victim.used, victim.ended) = (ours.granted, [0; 2], false);
             (victim.granted, victim.its_used, victim.seen) = (granted, [0; 2], resume_from);
             victim.acknowledged = resume_from;
+            victim.its_streams = victim.its_past.get(&resume_from).cloned().unwrap_or_default();
+            victim.its_past = victim.its_past.split_off(&resume_from);
             return self.settle(at, happened);
         }
     }
