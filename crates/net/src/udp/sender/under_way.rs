@@ -209,3 +209,21 @@ impl Sender {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::outgoing::QueueLimits;
+    use crate::udp::Reliability;
+
+    #[test]
+    fn of_a_peer_that_acknowledges_nothing_a_bounded_number_is_remembered() {
+        let mut sender = Sender::new(QueueLimits::default(), Reliability::Reliable, 1400, 0);
+        sender.note_sent(What::Ping, 64, 0);
+        for _ in 0..2 * MOST_UNDER_WAY {
+            sender.note_sent(What::Report, 64, 0);
+            assert!(sender.packets.len() <= MOST_UNDER_WAY);
+        }
+        assert_eq!((sender.lost, sender.in_flight), (1, 0), "the first is taken to be lost");
+    }
+}
