@@ -15,6 +15,7 @@ pub mod outgoing;
 pub mod path;
 mod raw;
 pub mod receive_paths;
+mod refused;
 pub mod select;
 mod shared;
 mod sleep;

@@ -11,6 +11,7 @@
 //! - A path that is refused costs a counted fallback, never a message.
 //! - A wire that is lost leaves behind what its notifications still pin ([`Orphan`]); whoever drives links keeps it.
 
+mod budget;
 mod counts;
 mod files;
 mod standing;
@@ -27,7 +28,8 @@ pub use self::standing::Progress;
 use crate::frame::{Class, HEADER_BYTES, Header, Hello, Kind};
 use crate::incoming::{Incoming, PeerFault};
 use crate::outgoing::{Framed, Front, Kept, NotTaken, Outgoing, Payload, QueueLimits, Token};
-use crate::path::PathKind;
+use crate::path::{PathKind, Refusals};
+use crate::refused::Refused;
 use crate::select::{self, Choosing, Experience, Objective, Selection, Selector};
 use crate::slots::{Need, Slots};
 use crate::wire::{Notification, Segment, Wire};
@@ -170,9 +172,6 @@ pub enum LinkError {
     CutOff,
 }
 
-/// Why each path was refused first, in the order of [`PathKind::ALL`].
-pub type Refusals = [Option<String>; PathKind::ALL.len()];
-
 /// A wire that is lost, and what its notifications still pin.
 #[derive(Debug)]
 pub struct Orphan<W> {
@@ -246,7 +245,7 @@ pub struct Link<W> {
     has_turn: bool,
     counts: LinkCounts,
     /// None as long as no path was refused: a connection at rest is to be small.
-    refusals: Option<Box<Refusals>>,
+    refused: Refused,
     tokens: Vec<Token>,
     /// Messages of whose bytes some could not be read, and that was not told yet.
     unreadable: Vec<(Token, String)>,
@@ -289,7 +288,7 @@ impl<W: Wire> Link<W> {
             lacks_slot: false,
             has_turn: false,
             counts: LinkCounts::default(),
-            refusals: None,
+            refused: Refused::default(),
             tokens: Vec::new(),
             unreadable: Vec::new(),
         }
@@ -330,8 +329,12 @@ impl<W: Wire> Link<W> {
     /// Why each path was refused first, in the order of [`PathKind::ALL`].
     #[must_use]
     pub fn refusals(&self) -> &Refusals {
-        const NONE: &Refusals = &[const { None }; PathKind::ALL.len()];
-        self.refusals.as_deref().unwrap_or(NONE)
+        self.refused.reasons()
+    }
+
+    /// A path that was refused for the first time since this was asked last, and why.
+    pub fn take_refusal(&mut self) -> Option<(PathKind, String)> {
+        self.refused.take_untold()
     }
 
     /// The wire, while there is one.
@@ -572,21 +575,22 @@ impl<W: Wire> Link<W> {
             let sent = self.send_file_frame(slots);
             return taken(sent);
         }
-        let path = self.path_for(front);
+        let quarantine_left = slots.quarantine_left();
+        let path = self.path_for(front, quarantine_left);
         let begin = (path != PathKind::Write && self.forced().is_none()).then(Instant::now);
-        let sent = match self.send_by(path, front) {
+        let sent = match self.send_by(path, front, quarantine_left) {
             Err(error) if path != PathKind::Write && error.kind() != io::ErrorKind::WouldBlock => {
                 // Whatever is wrong with the path or with the connection, a plain send finds out which.
                 self.counts.paths[path as usize].refused += 1;
                 self.choosing.tell(|selector| selector.refused(path));
-                let plain = self.send_by(PathKind::Write, front);
+                let plain = self.send_by(PathKind::Write, front, quarantine_left);
                 if let (Ok(bytes), Some(begin)) = (&plain, begin) {
                     let pieces = *bytes as f64 / (front.payload_bytes as usize + HEADER_BYTES) as f64;
                     self.choosing.tell(|selector| selector.fell_back(path, pieces, *bytes, begin.elapsed()));
                 }
                 if plain.as_ref().map_or_else(|error| error.kind() == io::ErrorKind::WouldBlock, |_| true) {
                     // It was the path's fault.
-                    self.refusals.get_or_insert_default()[path as usize].get_or_insert_with(|| error.to_string());
+                    self.refused.note(path, &error);
                 }
                 plain
             }
@@ -595,7 +599,8 @@ impl<W: Wire> Link<W> {
         taken(sent)
     }
 
-    fn send_by(&mut self, path: PathKind, first: Front) -> io::Result<usize> {
+    fn send_by(&mut self, path: PathKind, first: Front, quarantine_left: u64) -> io::Result<usize> {
+        let left = self.left_to_pin(path, quarantine_left);
         let Some(wire) = &mut self.wire else { return Err(io::ErrorKind::NotConnected.into()) };
         let alike: &dyn Fn(Front) -> bool = match &self.choosing {
             Choosing::Forced(_) => &|other| other.may_share == first.may_share,
@@ -604,7 +609,6 @@ impl<W: Wire> Link<W> {
         let measures = first.payload_bytes >= select::LEAST_BYTES && first.may_share;
         let most = if measures { self.choosing.tell(|selector| selector.most_pieces()) } else { None };
         let most = most.unwrap_or(usize::MAX).min(SEGMENTS / 2);
-        let left = self.limits.pinned_bytes.saturating_sub(self.outgoing.pinned_bytes());
         let most = self.outgoing.fitting(most, path.shares_pages().then_some(left));
         if measures {
             self.outgoing.stamp(alike, most, path);
@@ -640,28 +644,6 @@ impl<W: Wire> Link<W> {
         counts.sends += 1;
         counts.bytes += sent.bytes as u64;
         Ok(sent.bytes)
-    }
-
-    /// The path for the frame at the front.
-    fn path_for(&mut self, front: Front) -> PathKind {
-        let path = match &mut self.choosing {
-            Choosing::Forced(path) => *path,
-            Choosing::Cheapest { .. } if front.payload_bytes < select::LEAST_BYTES || !front.may_share => {
-                PathKind::Write
-            }
-            Choosing::Cheapest { .. } => self.choosing.pick(|selector| selector.pick(front)).unwrap_or(PathKind::Write),
-        };
-        if !path.shares_pages() {
-            return path;
-        }
-        if !front.may_share || front.payload_bytes == 0 {
-            return PathKind::Write;
-        }
-        if self.outgoing.pinned_bytes() + u64::from(front.payload_bytes) > self.limits.pinned_bytes {
-            self.counts.over_budget += 1;
-            return PathKind::Write;
-        }
-        path
     }
 
     /// Receives what is there, a bounded number of times.

@@ -66,6 +66,12 @@ impl PathKind {
         matches!(self, Self::ZeroCopy | Self::UringZeroCopy | Self::UringFixed)
     }
 
+    /// Whether only the far program can say that the kernel is done with a send.
+    #[must_use]
+    pub fn is_acknowledged(self) -> bool {
+        matches!(self, Self::SendFile | Self::Splice)
+    }
+
     /// Whether the kernel may read the sender's own pages after the call, so that only the owner of a region may send
     /// from it by this path.
     #[must_use]
@@ -79,6 +85,9 @@ impl fmt::Display for PathKind {
         f.pad(self.name())
     }
 }
+
+/// Why each path was refused first, in the order of [`PathKind::ALL`].
+pub type Refusals = [Option<String>; PathKind::ALL.len()];
 
 /// When the bytes of a send may be written again.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

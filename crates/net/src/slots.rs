@@ -19,6 +19,7 @@ use zcmi_mem::pool::{PAGE_BYTES, Pool, PoolError, PoolPlan, PoolPlanError, SizeC
 use zcmi_mem::region::{OutOfRegion, Region, RegionError};
 
 use crate::frame::{Class, HEADER_BYTES, MESSAGE_BYTES};
+use crate::outgoing::Kept;
 use crate::raw;
 use crate::wire::Home;
 
@@ -145,6 +146,9 @@ pub struct Slots {
     in_line: [[u32; 2]; 2],
     ahead: Vec<Slot>,
     stage: Box<[u8]>,
+    /// Bytes of leases that somebody may read for ever, and how many may be.
+    quarantined: u64,
+    quarantine_bytes: u64,
     guard: ForkGuard,
     small_bytes: u32,
     slot_bytes: u32,
@@ -194,6 +198,8 @@ impl Slots {
             in_line: [[0; 2]; 2],
             ahead: Vec::new(),
             stage: vec![0; STAGE_BYTES].into(),
+            quarantined: 0,
+            quarantine_bytes: u64::MAX,
             guard,
             small_bytes,
             slot_bytes,
@@ -381,6 +387,27 @@ impl Slots {
         if self.ahead.len() < AHEAD && slot.capacity() >= self.slot_bytes as usize {
             self.ahead.push(slot);
         }
+    }
+
+    /// Bounds the bytes that are quarantined.
+    pub(crate) fn limit_quarantine(&mut self, bytes: u64) {
+        self.quarantine_bytes = bytes;
+    }
+
+    /// Never frees what nobody will ever say is free.
+    pub(crate) fn quarantine(&mut self, kept: Vec<Kept>) {
+        self.quarantined += kept.iter().map(|kept| kept.payload.byte_len() as u64).sum::<u64>();
+        core::mem::forget(kept);
+    }
+
+    /// Bytes that are quarantined.
+    pub(crate) fn quarantined_bytes(&self) -> u64 {
+        self.quarantined
+    }
+
+    /// How many more may be.
+    pub(crate) fn quarantine_left(&self) -> u64 {
+        self.quarantine_bytes.saturating_sub(self.quarantined)
     }
 
     /// The bytes that are received before it is known where they belong.

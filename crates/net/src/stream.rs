@@ -65,8 +65,8 @@ use crate::incoming::PeerFault;
 use crate::key::Key;
 use crate::link::{Happened, Link, LinkCounts, LinkError, LinkLimits, Orphan, Progress, Readiness};
 use crate::links::Board;
-use crate::outgoing::{Kept, NotTaken, Payload, SubmitError, Token};
-use crate::path::PathKind;
+use crate::outgoing::{NotTaken, Payload, SubmitError, Token};
+use crate::path::{PathKind, Refusals};
 use crate::receive_paths::receive_paths;
 use crate::select::{Experiences, Objective, Selection};
 use crate::shared::{RingHandle, SharedRing};
@@ -142,6 +142,10 @@ pub struct StreamOptions {
     pub keep_alive: Duration,
     /// How long a broken connection is mended before it is given up; zero for not at all.
     pub resume_for: Duration,
+    /// Bytes that may be [quarantined](StreamTransport::quarantined_bytes). A connection has no more under way by paths
+    /// that only an acknowledgement ends (`sendfile`, `splice`) than are left of them; beyond that it copies, which is
+    /// counted. (A lease is kept whole, so that one that is longer than a piece may exceed it, once.)
+    pub quarantine_bytes: u64,
     /// Whether other processes of this user may read how each connection does ([`links`](crate::links)).
     pub told: bool,
     /// How long a peer may take to go on with a piece that it began, or to use a slot that it waited for. It goes on
@@ -167,6 +171,7 @@ impl Default for StreamOptions {
             greeting_timeout: Duration::from_secs(5),
             keep_alive: Duration::from_secs(5),
             resume_for: Duration::from_secs(10),
+            quarantine_bytes: 16 << 20,
             told: true,
             stall_timeout: Duration::from_secs(20),
             busy_poll: BUSY_POLL,
@@ -263,8 +268,8 @@ pub struct ConnectionFacts {
     pub is_open: bool,
     /// Which path was chosen and why, once there were pieces for which it matters.
     pub selection: Option<Selection>,
-    /// Why each path was refused first, in the order of [`PathKind::ALL`].
-    pub refusals: [Option<String>; PathKind::ALL.len()],
+    /// Why each path was refused first.
+    pub refusals: Refusals,
 }
 
 /// A transport over TCP and Unix sockets. See the module's documentation.
@@ -299,8 +304,6 @@ pub struct StreamTransport {
     paused: Vec<u64>,
     orphans: Vec<Orphan<StreamWire>>,
     leaving: Vec<(StreamWire, Instant)>,
-    /// What somebody may read for ever; never dropped.
-    quarantined: u64,
     gathered: Vec<epoll::Event>,
     hurry: hurry::Hurry,
     waits: Waits,
@@ -321,7 +324,7 @@ impl fmt::Debug for StreamTransport {
         f.debug_struct("StreamTransport")
             .field("connections", &self.connections)
             .field("orphans", &self.orphans.len())
-            .field("quarantined", &self.quarantined)
+            .field("quarantined", &self.slots.quarantined_bytes())
             .finish_non_exhaustive()
     }
 }
@@ -343,7 +346,8 @@ impl StreamTransport {
     /// # Errors
     /// [`TransportError`] if memory or descriptors cannot be had.
     pub fn new(options: StreamOptions) -> Result<Self, TransportError> {
-        let slots = Slots::new(&options.slots)?;
+        let mut slots = Slots::new(&options.slots)?;
+        slots.limit_quarantine(options.quarantine_bytes);
         let board = if options.told { Some(Board::new()?) } else { None };
         let transport = Self {
             incarnation: random()?,
@@ -369,7 +373,6 @@ impl StreamTransport {
             by_ring_key: HashMap::new(),
             orphans: Vec::new(),
             leaving: Vec::new(),
-            quarantined: 0,
             gathered: Vec::with_capacity(EVENTS),
             hurry: hurry::Hurry::default(),
             waits: Waits::new(options.busy_poll),
@@ -500,7 +503,7 @@ impl StreamTransport {
     /// Bytes that somebody may read for ever, because the acknowledgement that would have freed them never came.
     #[must_use]
     pub fn quarantined_bytes(&self) -> u64 {
-        self.quarantined
+        self.slots.quarantined_bytes()
     }
 
     /// Breaks the socket of a connection, as a network would.

@@ -139,6 +139,16 @@ pub enum Event {
         /// Why they could not be read.
         reason: String,
     },
+    /// A path was refused by the kernel, or by a limit, and its bytes were copied. Told once for each path of a
+    /// connection; how often it happened is counted.
+    PathRefused {
+        /// Whose bytes.
+        connection: ConnectionId,
+        /// Which path.
+        path: PathKind,
+        /// What was said first.
+        reason: String,
+    },
     /// A message did not complete, and will not: its connection is closed. Its lease is free, or quarantined.
     Failed {
         /// To where it was to go.

@@ -72,7 +72,8 @@ use crate::key::Key;
 use crate::link::{Happened, LinkError, LinkLimits, PathCounts};
 use crate::links::Board;
 use crate::outgoing::{Kept, NotTaken, Payload, SubmitError, Token};
-use crate::path::PathKind;
+use crate::path::{PathKind, Refusals};
+use crate::refused::Refused;
 use crate::select::{self, Choosing, Experiences, Objective, Selection, Selector};
 use crate::shared::{RingHandle, SharedRing};
 use crate::sleep::{BUSY_POLL, Waits};
@@ -193,7 +194,7 @@ impl Default for UdpOptions {
 }
 
 /// What a connection has done, and how it stands.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct UdpFacts {
     /// What its socket sent and received; a listener's connections share it.
     pub socket: DatagramCounts,
@@ -227,6 +228,8 @@ pub struct UdpFacts {
     pub known: u64,
     /// Datagrams, or unreliable messages, for which there was no room.
     pub dropped: u64,
+    /// Why each path was refused first.
+    pub refusals: Refusals,
 }
 
 /// What came to a transport and was none of its sessions'.
@@ -296,6 +299,7 @@ struct Connection {
     submitted: u64,
     /// Trains that were copied because too much was pinned.
     over_budget: u64,
+    refused: Refused,
     /// Its row on the board, if it has one, and the address here that the row names.
     row: Option<u16>,
     local: Option<SocketAddr>,
@@ -515,6 +519,7 @@ impl UdpTransport {
             copied_user: counts.copied,
             known: counts.known,
             dropped: counts.dropped,
+            refusals: connection.refused.reasons().clone(),
         })
     }
 
@@ -647,6 +652,7 @@ impl UdpTransport {
             done: [PathCounts::default(); PathKind::ALL.len()],
             submitted: 0,
             over_budget: 0,
+            refused: Refused::default(),
             row: None,
             local: None,
             choosing: match self.options.path {

@@ -9,13 +9,14 @@ use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::{Duration, Instant};
 
 use conformance::{End, Rig, Wish};
+use zcmi_mem::lease::LeaseMut;
 use zcmi_mem::pool::PoolPlan;
 use zcmi_net::link::LinkLimits;
-use zcmi_net::outgoing::QueueLimits;
+use zcmi_net::outgoing::{QueueLimits, Token};
 use zcmi_net::path::PathKind;
 use zcmi_net::slots::SlotPlan;
 use zcmi_net::stream::{Address, StreamOptions, StreamTransport};
-use zcmi_net::transport::{Closed, Event, Transport};
+use zcmi_net::transport::{Closed, Destination, Event, Transport};
 
 /// Streams over one kind of socket, by one path.
 struct Streams {
@@ -188,6 +189,97 @@ fn what_the_kernel_may_read_stays_within_its_budget_however_much_goes_by_one_cal
     let counts = one.transport.facts(connection).expect("it is there").counts;
     assert!(most > 0 && most <= BUDGET, "{most} bytes were pinned");
     assert!(counts.over_budget > 0, "{counts:?}");
+}
+
+#[test]
+fn a_path_that_is_refused_is_told_of_once_with_the_reason_and_everything_arrives() {
+    let mut one = StreamTransport::new(StreamOptions { path: Some(PathKind::ZeroCopy), ..options(Wish::default()) })
+        .expect("a transport");
+    let mut far = StreamTransport::new(options(Wish::default())).expect("a transport");
+    // Unix sockets have no `MSG_ZEROCOPY`.
+    let (near, other) = std::os::unix::net::UnixStream::pair().expect("a pair");
+    for socket in [&near, &other] {
+        socket.set_nonblocking(true).expect("it may");
+    }
+    far.adopt_accepting(other.into()).expect("a stream");
+    let connection = one.adopt_connecting(near.into()).expect("a stream");
+    let (mut events, mut seen, mut told, mut done) = (Vec::new(), Vec::new(), Vec::new(), 0);
+    let deadline = Instant::now() + conformance::PATIENCE;
+    for number in 0..5 {
+        let lease = one.loan(50_000).expect("a slot");
+        one.submit(Destination::new(connection), lease.into(), Token(number)).expect("it is taken");
+    }
+    while done < 5 {
+        assert!(Instant::now() < deadline, "{done} messages completed");
+        one.poll(&mut events, Some(Duration::ZERO)).expect("the transport goes on");
+        far.poll(&mut seen, Some(Duration::ZERO)).expect("the transport goes on");
+        seen.clear();
+        for event in events.drain(..) {
+            match event {
+                Event::Completed { .. } => done += 1,
+                Event::PathRefused { connection: of, path, reason } => told.push((of, path, reason)),
+                _ => {}
+            }
+        }
+    }
+    let facts = one.facts(connection).expect("it is there");
+    let refused = facts.counts.paths[PathKind::ZeroCopy as usize].refused;
+    let reason = facts.refusals[PathKind::ZeroCopy as usize].clone().expect("it was refused");
+    assert!(refused > 1, "it is tried more than once: {:?}", facts.counts);
+    assert_eq!(told, [(connection, PathKind::ZeroCopy, reason)]);
+}
+
+#[test]
+fn peers_that_die_again_and_again_cost_no_more_slots_than_may_be_quarantined() {
+    const BYTES: usize = 50_000;
+    let wish = Wish { loans: 16, large_slots: 64, ..Wish::default() };
+    let loans = |one: &mut StreamTransport| std::iter::from_fn(|| one.loan(BYTES).ok()).collect::<Vec<_>>().len();
+    for path in [PathKind::SendFile, PathKind::Splice] {
+        let quarantine_bytes = 3 * BYTES as u64;
+        let mut one = StreamTransport::new(StreamOptions { quarantine_bytes, path: Some(path), ..options(wish) })
+            .expect("a transport");
+        let all = loans(&mut one);
+        let (mut over_budget, mut refusal, mut events) = (0, None, Vec::new());
+        for round in 0..20 {
+            let mut far = StreamTransport::new(options(wish)).expect("a transport");
+            let (near, other) = std::os::unix::net::UnixStream::pair().expect("a pair");
+            for socket in [&near, &other] {
+                socket.set_nonblocking(true).expect("it may");
+            }
+            far.adopt_accepting(other.into()).expect("a stream");
+            let connection = one.adopt_connecting(near.into()).expect("a stream");
+            let mut leases: Vec<_> = std::iter::from_fn(|| one.loan(BYTES).ok()).take(2).collect();
+            let submit = |one: &mut StreamTransport, lease: LeaseMut<[u8]>| {
+                let to = Destination::new(connection);
+                one.submit(to, lease.into(), Token(round)).expect("it is taken");
+            };
+            assert_eq!(leases.len(), 2, "after {round} peers: {} bytes", one.quarantined_bytes());
+            leases.drain(..).for_each(|lease| submit(&mut one, lease));
+            let deadline = Instant::now() + conformance::PATIENCE;
+            // It greets, is sent something, and dies before it has said a word of that.
+            while one.facts(connection).is_some_and(|facts| facts.counts.paths.iter().all(|path| path.bytes == 0)) {
+                assert!(Instant::now() < deadline, "nothing was sent");
+                one.poll(&mut events, Some(Duration::ZERO)).expect("the transport goes on");
+                if !one.facts(connection).is_some_and(|facts| facts.is_open) {
+                    far.poll(&mut Vec::new(), Some(Duration::ZERO)).expect("the transport goes on");
+                }
+            }
+            let facts = one.facts(connection).expect("it is there");
+            over_budget += facts.counts.over_budget;
+            refusal = facts.refusals[path as usize].clone().or(refusal);
+            drop(far);
+            while !events.iter().any(|event| matches!(event, Event::Closed { .. })) {
+                assert!(Instant::now() < deadline, "only this was noticed: {events:?}");
+                one.poll(&mut events, Some(Duration::from_millis(100))).expect("the transport goes on");
+            }
+            events.clear();
+        }
+        let quarantined = one.quarantined_bytes();
+        assert!(quarantined > 0 && quarantined <= quarantine_bytes, "{path}: {quarantined} bytes");
+        assert!(over_budget > 0 && refusal.is_some(), "{path}: {over_budget}, {refusal:?}");
+        let free = loans(&mut one);
+        assert_eq!(free, all - quarantined as usize / BYTES, "{path}: the others come back");
+    }
 }
 
 #[test]

@@ -28,7 +28,7 @@ impl<W: Wire> Link<W> {
                 Err(error) => {
                     // Whether the file or the connection is at fault, reading and a plain send find out.
                     self.counts.paths[path as usize].refused += 1;
-                    self.refusals.get_or_insert_default()[path as usize].get_or_insert_with(|| error.to_string());
+                    self.refused.note(path, &error);
                 }
             }
         }

@@ -107,6 +107,9 @@ impl StreamTransport {
         };
         match sent {
             Ok(()) => {
+                while let Some((path, reason)) = connection.link.take_refusal() {
+                    events.push(Event::PathRefused { connection: ConnectionId(key), path, reason });
+                }
                 let (has_turn, is_heard) = (connection.link.has_turn(), connection.hearing.is_some());
                 let is_blocked = connection.link.has_queued();
                 let waits = saying == Saying::Expecting && connection.link.has_due_note();
@@ -646,17 +649,11 @@ impl StreamTransport {
         let (orphan, tokens, unanswered) = connection.link.fail(&mut self.slots, &mut self.happened);
         self.tell(key, events);
         self.keep(orphan);
-        self.quarantine(unanswered);
+        self.slots.quarantine(unanswered);
         let connection = ConnectionId(key);
         events.extend(tokens.into_iter().map(|token| Event::Failed { connection, token }));
         self.forget(key);
         events.push(Event::Closed { connection, reason });
-    }
-
-    /// What nobody will ever say is free is never free.
-    pub(super) fn quarantine(&mut self, kept: Vec<Kept>) {
-        self.quarantined += kept.iter().map(|kept| kept.payload.byte_len() as u64).sum::<u64>();
-        core::mem::forget(kept);
     }
 
     /// Does what is due by now.

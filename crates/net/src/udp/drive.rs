@@ -184,6 +184,7 @@ impl UdpTransport {
                 return self.interrupt(key, "nothing is heard from the peer", now, events);
             }
             let more = self.send(key, now);
+            self.tell_refusals(key, events);
             if more {
                 self.make_dirty(key);
             }
@@ -193,6 +194,14 @@ impl UdpTransport {
             }
         }
         self.set_timer(key, now);
+    }
+
+    /// Tells which paths were refused for the first time.
+    fn tell_refusals(&mut self, key: u64, events: &mut Vec<Event>) {
+        let Some(connection) = self.connections.get_mut(&key) else { return };
+        while let Some((path, reason)) = connection.refused.take_untold() {
+            events.push(Event::PathRefused { connection: ConnectionId(key), path, reason });
+        }
     }
 
     /// Has the connection looked at when something is due.
@@ -352,7 +361,7 @@ impl UdpTransport {
     fn send(&mut self, key: u64, now: Nanos) -> bool {
         let Some(connection) = self.connections.get_mut(&key) else { return false };
         let Some(Some(place)) = self.places.get_mut(connection.socket) else { return false };
-        let Connection { session, to, is_deaf, broken, choosing, done, over_budget, .. } = &mut **connection;
+        let Connection { session, to, is_deaf, broken, choosing, done, over_budget, refused, .. } = &mut **connection;
         let mut bytes = [0; CONTROL_BYTES];
         if let Some(length) = session.speak(&mut bytes, true, now)
             && !*is_deaf
@@ -394,13 +403,14 @@ impl UdpTransport {
             let mut path = wanted;
             if path != PathKind::Write {
                 let mut at_home = true;
+                let bytes: u64 = train.items.iter().map(|item| u64::from(item.length)).sum();
                 for (home, payload) in homes.iter_mut().zip(&payloads[..count]) {
                     *home = self.slots.home(payload);
                     at_home &= payload.is_empty() || home.is_some();
                 }
                 if !at_home {
                     path = PathKind::Write;
-                } else if session.sender.pinned_bytes() >= self.options.limits.pinned_bytes {
+                } else if session.sender.pinned_bytes() + bytes > self.options.limits.pinned_bytes {
                     place.socket.counts.over_budget += 1;
                     *over_budget += 1;
                     path = PathKind::Write;
@@ -422,6 +432,9 @@ impl UdpTransport {
                     now_done.sends += place.socket.counts.sends - before.sends;
                     now_done.bytes += place.socket.counts.bytes - before.bytes;
                     done[path as usize].refused += u64::from(sent.path != path);
+                    if let Some(errno) = sent.refused {
+                        refused.note(path, &errno);
+                    }
                     if let Some(begin) = begin {
                         let bytes = train.items[..sent.count].iter().map(|item| item.length as usize).sum();
                         let end = Instant::now();

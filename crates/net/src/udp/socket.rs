@@ -94,6 +94,8 @@ pub(super) struct SentTrain {
     pub(super) count: usize,
     /// By which path: another than was asked for, if that was refused.
     pub(super) path: PathKind,
+    /// Why the path was refused that was asked for. Where fewer datagrams would have gone it was not.
+    pub(super) refused: Option<Errno>,
     /// Whether no more is taken now.
     pub(super) is_full: bool,
 }
@@ -240,6 +242,7 @@ impl DatagramSocket {
         payloads: &[&[u8]],
         sharing: Option<Sharing<'_>>,
     ) -> Result<SentTrain, Errno> {
+        let mut refused = None;
         if let Some(sharing) = sharing {
             let count = payloads.len().min(self.zero_copy_segments);
             match self.send_sharing(to, &heads, &payloads[..count], sharing) {
@@ -256,13 +259,15 @@ impl DatagramSocket {
                     self.counts.refused_zero_copy += 1;
                     if errno == Errno::MSGSIZE && count > 1 {
                         self.zero_copy_segments = count.div_ceil(2);
+                    } else {
+                        refused = Some(errno);
                     }
                 }
             }
         }
         let sent = self.send_copying(to, &heads, payloads);
         self.keep(Some(heads));
-        sent
+        sent.map(|sent| SentTrain { refused, ..sent })
     }
 
     /// Sends without a copy: all of them, or nothing.
@@ -291,7 +296,8 @@ impl DatagramSocket {
         let segment = (count > 1).then(|| (HEAD_BYTES + payloads[0].len()) as u16);
         let bytes: u64 = payloads.iter().map(|bytes| bytes.len() as u64).sum();
         let number = if path == PathKind::ZeroCopy {
-            let owed = self.zero_copy.as_mut().filter(|owed| owed.has_room()).ok_or(Errno::NOBUFS)?;
+            let owed = self.zero_copy.as_mut().ok_or(Errno::OPNOTSUPP)?;
+            let owed = Some(owed).filter(|owed| owed.has_room()).ok_or(Errno::NOBUFS)?;
             let mut slices: [IoSlice<'_>; 2 * MOST_SHARED] = std::array::from_fn(|_| IoSlice::new(&[]));
             slices.iter_mut().zip(segments).for_each(|(slice, segment)| *slice = IoSlice::new(segment.bytes));
             sys::send(self.socket.as_fd(), to, &slices[..segments.len()], segment, true)?;
@@ -320,7 +326,7 @@ impl DatagramSocket {
             if path == PathKind::ZeroCopy { &mut self.flights } else { &mut self.ring_flights }.push_back(flight);
         }
         let path = if number.is_some() { path } else { PathKind::UringSend };
-        Ok(SentTrain { count, path, is_full: false })
+        Ok(SentTrain { count, path, refused: None, is_full: false })
     }
 
     fn send_copying(
@@ -331,13 +337,20 @@ impl DatagramSocket {
     ) -> Result<SentTrain, Errno> {
         if payloads.len() > 1 && self.segments > 1 {
             match self.send_slices(to, heads, payloads) {
-                Ok(()) => return Ok(SentTrain { count: payloads.len(), path: PathKind::Write, is_full: false }),
+                Ok(()) => {
+                    return Ok(SentTrain {
+                        count: payloads.len(),
+                        path: PathKind::Write,
+                        refused: None,
+                        is_full: false,
+                    });
+                }
                 Err(Errno::MSGSIZE) => {
                     // Too many, or each too long: the first alone tells.
                     self.counts.refused_trains += 1;
                     self.send_slices(to, heads, &payloads[..1])?;
                     self.segments = (self.segments.min(payloads.len()) / 2).max(1);
-                    return Ok(SentTrain { count: 1, path: PathKind::Write, is_full: false });
+                    return Ok(SentTrain { count: 1, path: PathKind::Write, refused: None, is_full: false });
                 }
                 // The device or the kernel does not cut.
                 Err(Errno::INVAL | Errno::IO | Errno::OPNOTSUPP) => {
@@ -351,10 +364,10 @@ impl DatagramSocket {
             match self.send_one(to, &heads[index], payloads[index]) {
                 Ok(()) => {}
                 Err(errno) if index == 0 => return Err(errno),
-                Err(_) => return Ok(SentTrain { count: index, path: PathKind::Write, is_full: true }),
+                Err(_) => return Ok(SentTrain { count: index, path: PathKind::Write, refused: None, is_full: true }),
             }
         }
-        Ok(SentTrain { count: payloads.len(), path: PathKind::Write, is_full: false })
+        Ok(SentTrain { count: payloads.len(), path: PathKind::Write, refused: None, is_full: false })
     }
 
     fn send_one(&mut self, to: Option<&SocketAddrAny>, head: &[u8], payload: &[u8]) -> Result<(), Errno> {
