@@ -7,6 +7,7 @@
 mod command;
 mod documents;
 mod guest;
+mod long;
 mod loom;
 mod packages;
 mod peers;
@@ -46,6 +47,13 @@ const TASKS: &[Task] = &[
         usage: "loom [MODEL]",
         purpose: "Explore the models of zcmi-ring, all of them or one",
         run: loom::run,
+    },
+    Task {
+        name: "long",
+        usage: "long [CAMPAIGN]",
+        purpose: "Run the long forms of tests between hosts: random operations, hostile bytes, killed processes, \
+                  bad networks; all of them (hours) or one",
+        run: long::run,
     },
     Task {
         name: "guest",
