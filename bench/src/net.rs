@@ -44,7 +44,7 @@ use crate::report::{Report, ReportError, Row};
 use crate::rounds::{self, Contender, Observation};
 use crate::stats::Latencies;
 use crate::truth::{self, TruthError};
-use crate::wires::{Faults, Unavailable, Wire, WireError, WireKind};
+use crate::wires::{Faults, Streams, Unavailable, Wire, WireError, WireKind};
 
 /// The name of this suite in a report.
 pub const SUITE: &str = "net";
@@ -432,23 +432,18 @@ impl Cell {
     }
 
     /// The sockets of the cell, and the process that has their far ends.
-    fn begin(
-        self,
-        wire: &Wire,
-        echo: bool,
-        cpu: usize,
-        congestion: &mut Option<String>,
-    ) -> Result<(Vec<OwnedFd>, Child), CellError> {
-        let (mut near, mut far, mut both) = (Vec::new(), Vec::new(), None);
-        for _ in 0..self.streams {
-            let streams = wire.streams()?;
-            near.push(streams.sender);
-            far.push(streams.receiver);
-            both = streams.congestion;
-        }
-        *congestion = both.map(|[sender, receiver]| {
-            if sender == receiver { sender } else { format!("{sender} at the sender, {receiver} at the receiver") }
-        });
+    fn begin(self, wire: &Wire, echo: bool, cpu: usize) -> Result<(Vec<OwnedFd>, Child), CellError> {
+        self.begin_over(self.open(wire)?, echo, cpu)
+    }
+
+    /// As many streams as the cell has.
+    fn open(self, wire: &Wire) -> Result<Vec<Streams>, CellError> {
+        Ok((0..self.streams).map(|_| wire.streams()).collect::<Result<_, _>>()?)
+    }
+
+    /// The same over streams that are there.
+    fn begin_over(self, streams: Vec<Streams>, echo: bool, cpu: usize) -> Result<(Vec<OwnedFd>, Child), CellError> {
+        let (near, far): (Vec<_>, Vec<_>) = streams.into_iter().map(|pair| (pair.sender, pair.receiver)).unzip();
         let child = Child::spawn("net")?;
         let brief = Brief { streams: self.streams, bytes: self.bytes, raw: self.row == RowKind::Raw, echo, cpu };
         let descriptors: Vec<_> = far.iter().map(AsFd::as_fd).collect();
@@ -467,8 +462,22 @@ impl Cell {
         if self.is_of_datagrams() {
             return datagrams::throughput(self, wire, length, cpu);
         }
-        let mut congestion = None;
-        let (sockets, child) = self.begin(wire, false, cpu, &mut congestion)?;
+        let (mut measured, sent) = self.throughput_over(self.open(wire)?, length, cpu)?;
+        // What is received is copied out of the kernel; what is sent, unless its pages are shared.
+        measured.copied[1] = 1.0 + sent.copied_share(wire)?;
+        Ok(measured)
+    }
+
+    /// Throughput and processor time over streams that are there, and what was sent by each path, of which nobody has
+    /// asked the oracle yet.
+    fn throughput_over(
+        self,
+        streams: Vec<Streams>,
+        length: Duration,
+        cpu: usize,
+    ) -> Result<(Measured, Sent), CellError> {
+        let congestion = streams.first().and_then(congestion_of);
+        let (sockets, child) = self.begin_over(streams, false, cpu)?;
         let pid = Pid::from_raw(child.id() as i32).ok_or(CellError::Late("a process number was not there"))?;
         let ((bytes, elapsed, cpu_ns), sent) = if self.row == RowKind::Raw {
             let mut sender = PlainSender::new(sockets, self.bytes)?;
@@ -483,9 +492,8 @@ impl Cell {
         };
         let far: Received = child.channel().receive(0)?.0;
         child.finish()?;
-        // What is received is copied out of the kernel; what is sent, unless its pages are shared.
-        let copied = [far.copied_per_byte(), 1.0 + sent.copied_share(wire)?];
-        Ok(Measured { bytes, elapsed, cpu_ns, copied, completions: sent.completions, congestion })
+        let copied = [far.copied_per_byte(), 0.0];
+        Ok((Measured { bytes, elapsed, cpu_ns, copied, completions: sent.completions, congestion }, sent))
     }
 
     fn sender(self, sockets: Vec<OwnedFd>) -> Result<Sender<StreamTransport>, CellError> {
@@ -493,7 +501,7 @@ impl Cell {
     }
 
     fn latency(self, wire: &Wire, options: &NetOptions, cpu: usize) -> Result<Latencies, CellError> {
-        let (sockets, child) = self.begin(wire, true, cpu, &mut None)?;
+        let (sockets, child) = self.begin(wire, true, cpu)?;
         let latencies = if self.row == RowKind::Raw {
             PlainSender::new(sockets, self.bytes)?.round_trips(options.samples)?
         } else {
@@ -506,6 +514,13 @@ impl Cell {
         child.finish()?;
         Ok(latencies)
     }
+}
+
+/// The congestion control of both ends; none of Unix sockets.
+fn congestion_of(streams: &Streams) -> Option<String> {
+    let [sender, receiver] = streams.congestion.as_ref()?;
+    let differ = || format!("{sender} at the sender, {receiver} at the receiver");
+    Some(if sender == receiver { sender.clone() } else { differ() })
 }
 
 /// How a transport over streams for that row is made.

@@ -16,11 +16,17 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
+use serde_json::json;
 
+use crate::host::Host;
 use crate::net::{Cell, NetBenchError, RowKind, SIZES};
 use crate::pin;
+use crate::report::{self, ReportError};
 use crate::stats::{Ratio, Summary};
 use crate::wires::{Unavailable, Wire, WireKind};
+
+/// The name and version of the document.
+pub const SCHEMA: &str = "zcmi-bench-regret/1";
 
 /// A choice is good when it has this share of what the best path has, or cannot be told from it.
 pub const GOOD: f64 = 0.95;
@@ -156,6 +162,24 @@ impl Regret {
         })
     }
 
+    /// The document: the shape [`SCHEMA`] of `docs/bench-schema.json`. What is kept to go on from is another.
+    ///
+    /// # Errors
+    /// A figure that is no number.
+    pub fn to_json(&self, host: &Host) -> Result<String, ReportError> {
+        let mut content = json!({
+            "targets": { "good": GOOD, "share": SHARE, "worst": WORST },
+            "cells": self.cells,
+            "skipped": self.skipped,
+        });
+        if !self.cells.is_empty() {
+            let of = |(share, lowest)| json!({ "good_share": share, "lowest": lowest, "met": is_met(share, lowest) });
+            let [throughput, cpu] = self.standing().map(of);
+            content["standing"] = json!({ "throughput": throughput, "cpu": cpu });
+        }
+        report::document(SCHEMA, host, &content)
+    }
+
     fn of_file(file: &Path) -> Result<Self, NetBenchError> {
         let failed = |source| NetBenchError::File { path: file.to_owned(), source };
         match fs::read(file) {
@@ -175,6 +199,11 @@ impl Regret {
     }
 }
 
+/// Whether that share of good cells, and that lowest one, are what is asked for.
+fn is_met(share: f64, lowest: f64) -> bool {
+    share >= SHARE && lowest >= WORST
+}
+
 impl fmt::Display for Regret {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         for (wire, reason) in &self.skipped {
@@ -184,7 +213,6 @@ impl fmt::Display for Regret {
             return writeln!(f, "no cell was measured");
         }
         for (name, (share, lowest)) in ["throughput", "processor time"].into_iter().zip(self.standing()) {
-            let met = share >= SHARE && lowest >= WORST;
             writeln!(
                 f,
                 "{name}: {:.1} % of {} cells have {GOOD} of the best path or cannot be told from it (target {:.0} %), \
@@ -192,7 +220,7 @@ impl fmt::Display for Regret {
                 share * 100.0,
                 self.cells.len(),
                 SHARE * 100.0,
-                if met { "met" } else { "missed" }
+                if is_met(share, lowest) { "met" } else { "missed" }
             )?;
         }
         Ok(())

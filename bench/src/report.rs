@@ -286,6 +286,24 @@ impl Report {
     }
 }
 
+/// A document of another shape than a report, which has no rows: with the name of its shape, the machine, and its own
+/// members. It is indented, with a line feed at its end.
+///
+/// # Errors
+/// Content that is no object of JSON.
+pub fn document<C: Serialize>(schema: &str, host: &Host, content: &C) -> Result<String, ReportError> {
+    #[derive(Serialize)]
+    struct Document<'a, C> {
+        schema: &'a str,
+        host: &'a Host,
+        #[serde(flatten)]
+        content: &'a C,
+    }
+    let mut text = serde_json::to_string_pretty(&Document { schema, host, content }).map_err(ReportError::Json)?;
+    text.push('\n');
+    Ok(text)
+}
+
 /// Why a report is not one, or cannot be read or written.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]

@@ -485,17 +485,33 @@ impl Wire {
     /// # Errors
     /// If the wire has no such interface, or the kernel refuses.
     pub fn set_scatter_gather(&self, on: bool) -> Result<(), WireError> {
-        let interface = self.leaves_by().ok_or_else(|| self.has_no("interface with scatter-gather"))?;
-        let namespace = self.sender.as_ref().ok_or_else(|| self.has_no("namespace of its own"))?;
-        let found = namespace.enter(|| {
-            let socket = any_socket()?;
-            sys::set_scatter_gather(socket.as_fd(), interface, on).map_err(failed("ioctl(ETHTOOL_SSG)"))?;
-            sys::scatter_gather(socket.as_fd(), interface).map_err(failed("ioctl(ETHTOOL_GSG)"))
-        })??;
-        if found != on {
+        self.on_the_way_out(|socket, interface| {
+            sys::set_scatter_gather(socket, interface, on).map_err(failed("ioctl(ETHTOOL_SSG)"))
+        })?;
+        if self.scatter_gather()? != on {
             return Err(self.has_no("interface that lets scatter-gather be switched"));
         }
         Ok(())
+    }
+
+    /// Whether the sender's interface gathers scattered pages.
+    ///
+    /// # Errors
+    /// If the wire has no such interface, or the kernel does not say.
+    pub fn scatter_gather(&self) -> Result<bool, WireError> {
+        self.on_the_way_out(|socket, interface| {
+            sys::scatter_gather(socket, interface).map_err(failed("ioctl(ETHTOOL_GSG)"))
+        })
+    }
+
+    /// Asks something of the interface by which the sender's bytes leave.
+    fn on_the_way_out<T: Send>(
+        &self,
+        ask: impl FnOnce(BorrowedFd<'_>, &'static str) -> Result<T, WireError> + Send,
+    ) -> Result<T, WireError> {
+        let interface = self.leaves_by().ok_or_else(|| self.has_no("interface with scatter-gather"))?;
+        let namespace = self.sender.as_ref().ok_or_else(|| self.has_no("namespace of its own"))?;
+        namespace.enter(|| ask(any_socket()?.as_fd(), interface))?
     }
 
     /// Where the far address is routed to; over the veth if the wire has no route that moves.

@@ -1,10 +1,17 @@
 //! Reports against the published schema, by a checker for the part of JSON Schema that the schema uses.
 
+use std::time::Duration;
+
 use serde_json::{Value, json};
 use zcmi_bench::host::Host;
-use zcmi_bench::report::{FIGURES, Report, Row};
+use zcmi_bench::net::denied::{Outcome, Outcomes};
+use zcmi_bench::net::flips::{Flipped, Flips};
+use zcmi_bench::regret::{Regret, RegretCell};
+use zcmi_bench::report::{FIGURES, Report, ReportError, Row};
 use zcmi_bench::rounds::{Observation, merge};
 use zcmi_bench::stats::Latencies;
+use zcmi_bench::wires::WireKind;
+use zcmi_net::path::PathKind;
 
 const SCHEMA: &str = include_str!("../../docs/bench-schema.json");
 
@@ -25,6 +32,7 @@ fn check(root: &Value, schema: &Value, value: &Value, at: &str) -> Result<(), St
                     Some("object") => value.is_object(),
                     Some("array") => value.is_array(),
                     Some("string") => value.is_string(),
+                    Some("boolean") => value.is_boolean(),
                     Some("number") => value.is_number(),
                     Some("integer") => value.is_u64() || value.is_i64(),
                     _ => return wrong(format!("unknown type {rule}")),
@@ -43,11 +51,22 @@ fn check(root: &Value, schema: &Value, value: &Value, at: &str) -> Result<(), St
                     return wrong(format!("{value} is none of {rule}"));
                 }
             }
-            "minimum" | "exclusiveMinimum" => {
+            "minimum" | "exclusiveMinimum" | "maximum" => {
                 let bound = rule.as_f64().ok_or("a bound is a number")?;
-                let fits = |number: f64| if keyword == "minimum" { number >= bound } else { number > bound };
+                let fits = |number: f64| match keyword.as_str() {
+                    "minimum" => number >= bound,
+                    "maximum" => number <= bound,
+                    _ => number > bound,
+                };
                 if value.as_f64().is_some_and(|number| !fits(number)) {
-                    return wrong(format!("{value} is below {keyword} {rule}"));
+                    return wrong(format!("{value} breaks {keyword} {rule}"));
+                }
+            }
+            "minItems" | "maxItems" => {
+                let bound = rule.as_u64().ok_or("a count is a number")?;
+                let fits = |count: u64| if keyword == "minItems" { count >= bound } else { count <= bound };
+                if value.as_array().is_some_and(|items| !fits(items.len() as u64)) {
+                    return wrong(format!("{value} breaks {keyword} {rule}"));
                 }
             }
             "minLength" | "maxLength" => {
@@ -116,9 +135,17 @@ fn schema() -> Value {
     serde_json::from_str(SCHEMA).unwrap()
 }
 
-fn fits(report: &Value) -> Result<(), String> {
+/// Whether a document is of a shape that is published, and of the one that it names.
+fn fits(document: &Value) -> Result<(), String> {
     let schema = schema();
-    check(&schema, &schema, report, "report")
+    let shapes = schema["oneOf"].as_array().ok_or("the shapes are listed")?;
+    let is_it = |shape: &&Value| {
+        let pointer = shape["$ref"].as_str().and_then(|name| name.strip_prefix('#')).unwrap_or("?");
+        schema.pointer(&format!("{pointer}/properties/schema/const")) == Some(&document["schema"])
+    };
+    let shape = shapes.iter().find(is_it).ok_or(format!("no shape is called {}", document["schema"]))?;
+    check(&schema, shape, document, "document")?;
+    check(&schema, &schema, document, "document")
 }
 
 fn report() -> Value {
@@ -143,6 +170,98 @@ fn produced_reports_fit_the_schema() {
     let report = report();
     assert!(report["rows"][0]["spread"].get("p50_ns").is_some(), "{report:#}");
     fits(&report).unwrap();
+}
+
+fn value(json: Result<String, ReportError>) -> Value {
+    let json = json.unwrap();
+    assert!(json.ends_with("}\n"), "a document ends with a line feed");
+    serde_json::from_str(&json).unwrap()
+}
+
+fn flips() -> Value {
+    let flipped = Flipped {
+        wire: WireKind::Veth,
+        flip: "XDP program attached",
+        before: PathKind::Splice,
+        after: PathKind::Write,
+        best: vec![PathKind::Write, PathKind::UringSend],
+        sends: 12,
+        took: Duration::from_micros(2500),
+        switches: 0,
+        watched: Duration::from_millis(1400),
+    };
+    let skipped = [("ifb".to_owned(), "run as root".to_owned())].into();
+    value(Flips { flips: vec![flipped], skipped }.to_json(&Host::here()))
+}
+
+fn denied() -> Value {
+    let outcome = |denied, ratios| Outcome {
+        denied,
+        wire: WireKind::Lo,
+        found: vec!["io_uring".into()],
+        congestion: Some("cubic".into()),
+        ratios,
+    };
+    let cases = vec![outcome("io_uring", Ok([1.01, 0.97])), outcome("optmem past 1 byte", Err("run as root".into()))];
+    value(Outcomes { rounds: 11, length: Duration::from_secs(1), cases }.to_json(&Host::here()))
+}
+
+fn regret() -> Value {
+    let cell = RegretCell {
+        wire: "lo".into(),
+        streams: 1,
+        bytes: 1024,
+        rounds: [4, 80],
+        fastest: "write".into(),
+        rate: [0.98, 0.9, 1.1],
+        thriftiest: "splice".into(),
+        thrift: [0.8, 0.7, 0.9],
+        medians: [("write".to_owned(), [1e9, 0.4])].into(),
+    };
+    let skipped = [("ifb".to_owned(), "run as root".to_owned())].into();
+    value(Regret { cells: vec![cell], skipped }.to_json(&Host::here()))
+}
+
+#[test]
+fn documents_without_rows_fit_the_schema_and_hold_their_figures() {
+    for document in [flips(), denied(), regret()] {
+        fits(&document).unwrap_or_else(|wrong| panic!("{wrong} in {document:#}"));
+        assert!(document["host"]["kernel"].is_string(), "{document:#}");
+    }
+    let flip = &flips()["flips"][0];
+    assert_eq!((&flip["took_ms"], &flip["best"]), (&json!(2.5), &json!(["write", "uring-send"])));
+    assert_eq!((&flip["sends"], &flip["met"]), (&json!(12), &json!(true)));
+    let denied = denied();
+    assert_eq!((&denied["cases"][0]["cpu_ratio"], &denied["cases"][0]["met"]), (&json!(0.97), &json!(true)));
+    assert_eq!(denied["cases"][1]["skipped"], "run as root");
+    let regret = regret();
+    assert_eq!(regret["standing"]["throughput"], json!({ "good_share": 1.0, "lowest": 0.98, "met": true }));
+    assert_eq!(regret["standing"]["cpu"], json!({ "good_share": 0.0, "lowest": 0.8, "met": false }));
+    let nothing = value(Regret::default().to_json(&Host::here()));
+    assert!(fits(&nothing).is_ok() && nothing.get("standing").is_none(), "{nothing:#}");
+}
+
+#[test]
+fn the_schema_refuses_what_documents_without_rows_must_not_hold() {
+    type Break = fn(&mut Value);
+    let breaks: [(fn() -> Value, &str, Break); 9] = [
+        (flips, "no host", |flips| drop(flips.as_object_mut().unwrap().remove("host"))),
+        (flips, "the name of another shape", |flips| flips["schema"] = json!("zcmi-bench-denied/1")),
+        (flips, "no best path", |flips| flips["flips"][0]["best"] = json!([])),
+        (flips, "an unknown member", |flips| flips["flips"][0]["took_s"] = json!(1)),
+        (denied, "neither figures nor a reason", |denied| {
+            denied["cases"][0].as_object_mut().unwrap().remove("cpu_ratio");
+        }),
+        (denied, "figures and a reason", |denied| denied["cases"][0]["skipped"] = json!("why")),
+        (regret, "a standing of 2", |regret| regret["standing"]["cpu"]["good_share"] = json!(2)),
+        (regret, "an interval of two numbers", |regret| regret["cells"][0]["rate"] = json!([1, 1])),
+        (regret, "an empty reason", |regret| regret["skipped"]["ifb"] = json!("")),
+    ];
+    for (document, what, damage) in breaks {
+        let mut document = document();
+        damage(&mut document);
+        assert!(fits(&document).is_err(), "{what} is accepted");
+    }
 }
 
 #[test]

@@ -7,11 +7,12 @@ use std::time::Duration;
 use clap::{Args, Subcommand};
 use indicatif::ProgressBar;
 use zcmi_bench::connections::{self, ConnectionsError, ConnectionsOptions};
+use zcmi_bench::host::Host;
 use zcmi_bench::ipc::{self, BenchError, IpcOptions};
 use zcmi_bench::net::peer::{self, PeerOptions, ServeOptions, Served};
 use zcmi_bench::net::{self, NetBenchError, NetOptions};
-use zcmi_bench::regret::{self, Regret, RegretCell, RegretOptions};
-use zcmi_bench::report::Report;
+use zcmi_bench::regret::{self, RegretCell, RegretOptions};
+use zcmi_bench::report::{Report, ReportError};
 use zcmi_bench::table;
 use zcmi_bench::wires::WireKind;
 
@@ -93,8 +94,8 @@ Exit codes: 0 measured, or skipped with a reason; 1 failed; 2 usage; 130 interru
 const NOT_WITH_FLIPS: [&str; 8] = ["regret", "row", "wire", "bytes", "streams", "rounds", "length", "no_latency"];
 
 /// What measures wires that are made here, and what a host that only serves has no use for.
-const NOT_WITH_PEER: [&str; 4] = ["wire", "regret", "flips", "resume"];
-const NOT_WITH_SERVE: [&str; 13] = [
+const NOT_WITH_PEER: [&str; 5] = ["wire", "regret", "flips", "denied", "resume"];
+const NOT_WITH_SERVE: [&str; 14] = [
     "peer",
     "quick",
     "json",
@@ -107,6 +108,7 @@ const NOT_WITH_SERVE: [&str; 13] = [
     "no_latency",
     "regret",
     "flips",
+    "denied",
     "resume",
 ];
 
@@ -148,7 +150,7 @@ struct Net {
     #[arg(long, conflicts_with_all = NOT_WITH_FLIPS)]
     flips: bool,
     /// Deny one facility of the kernel after the other, and compare the choice with plain writes
-    #[arg(long, conflicts_with_all = ["flips", "regret", "row", "wire", "bytes", "streams", "no_latency", "json"])]
+    #[arg(long, conflicts_with_all = ["flips", "regret", "row", "wire", "bytes", "streams", "no_latency"])]
     denied: bool,
     /// Keep what the comparison measured in FILE, and go on from what is there
     #[arg(long, value_name = "FILE", requires = "regret")]
@@ -252,10 +254,16 @@ fn progress(done: usize, total: usize) {
 /// What came of a suite.
 enum Measured {
     Report(Box<Report>),
-    Regret(Box<Regret>),
-    /// What there was to tell was told.
-    Told,
+    /// A document that is no report, and what is said of it to people beside what was told meanwhile.
+    Other(String, Option<String>),
     Skipped(String),
+}
+
+impl Measured {
+    fn other(document: Result<String, ReportError>, text: Option<String>) -> Result<Self, Failure> {
+        let document = document.map_err(|error| Failure::of("what was measured is no document", &error))?;
+        Ok(Self::Other(document, text))
+    }
 }
 
 impl Bench {
@@ -284,8 +292,7 @@ impl Bench {
         bar.finish_and_clear();
         let report = match measured? {
             Measured::Report(report) => report,
-            Measured::Regret(regret) => return self.print_regret(&regret),
-            Measured::Told => return Ok(()),
+            Measured::Other(document, text) => return self.print_other(&document, text.as_deref()),
             Measured::Skipped(reason) => {
                 say::line(format!("SKIP: {reason}"));
                 return Ok(());
@@ -320,18 +327,16 @@ impl Bench {
         }
     }
 
-    fn print_regret(&self, regret: &Regret) -> Result<(), Failure> {
-        let text = serde_json::to_string_pretty(regret);
-        let text = text.map_err(|error| Failure::of("the comparison is no document", &error))?;
+    fn print_other(&self, document: &str, text: Option<&str>) -> Result<(), Failure> {
         match self.document() {
-            Some(_) if self.json() => return say::print(&format!("{text}\n")),
+            Some(_) if self.json() => return say::print(document),
             Some(path) => {
                 let cannot = |error| Failure::of(format_args!("{} cannot be written", path.display()), &error);
-                std::fs::write(path, text).map_err(cannot)?;
+                std::fs::write(path, document).map_err(cannot)?;
             }
             None => {}
         }
-        say::print(&regret.to_string())
+        text.map_or(Ok(()), say::print)
     }
 }
 
@@ -377,8 +382,9 @@ impl Net {
         options.length = self.length.map_or(options.length, |length| Duration::from_millis(length.into()));
         options.file.clone_from(&self.resume);
         options.progress = Some(show);
+        let host = Host::here();
         match regret::run(&options) {
-            Ok(regret) => Ok(Measured::Regret(Box::new(regret))),
+            Ok(regret) => Measured::other(regret.to_json(&host), Some(regret.to_string())),
             Err(NetBenchError::Unavailable { reason }) => Ok(Measured::Skipped(reason)),
             Err(error) => Err(Failure::of("the bench failed", &error)),
         }
@@ -429,8 +435,9 @@ impl Net {
         }
         if self.flips {
             let tell = |flipped: &net::flips::Flipped| say::line(flipped.to_string());
+            let host = Host::here();
             return match net::flips::run(tell) {
-                Ok(_) => Ok(Measured::Told),
+                Ok(flips) => Measured::other(flips.to_json(&host), None),
                 Err(NetBenchError::Unavailable { reason }) => Ok(Measured::Skipped(reason)),
                 Err(error) => Err(Failure::of("the bench failed", &error)),
             };
@@ -439,8 +446,9 @@ impl Net {
             let tell = |outcome: &net::denied::Outcome| say::line(outcome.to_string());
             let rounds = self.rounds.map_or(if self.quick { 3 } else { 11 }, usize::from);
             let length = self.length.map_or(if self.quick { 200 } else { 1000 }, u64::from);
+            let host = Host::here();
             return match net::denied::run(rounds, Duration::from_millis(length), tell) {
-                Ok(_) => Ok(Measured::Told),
+                Ok(outcomes) => Measured::other(outcomes.to_json(&host), None),
                 Err(NetBenchError::Unavailable { reason }) => Ok(Measured::Skipped(reason)),
                 Err(error) => Err(Failure::of("the bench failed", &error)),
             };

@@ -53,6 +53,60 @@ fn a_bench_of_wires_measures_paths_and_says_why_it_does_not() {
 }
 
 #[test]
+fn a_comparison_with_the_best_path_is_a_document_of_its_own() {
+    let scratch = Scratch::new();
+    let cell = ["--wire", "unix", "--bytes", "65536", "--streams", "1", "--rounds", "2", "--length", "30"];
+    let measured = scratch.run(&[&["bench", "net", "--regret", "--json", "regret.json"][..], &cell].concat());
+    measured.expect_code(0);
+    if measured.stderr.starts_with("SKIP: ") {
+        print!("{}", measured.stderr);
+        return;
+    }
+    assert!(String::from_utf8_lossy(&measured.stdout).contains("of 1 cells have"));
+    let text = std::fs::read(scratch.path("regret.json")).expect("the document");
+    let document: serde_json::Value = serde_json::from_slice(&text).expect("a document");
+    assert_eq!(document["schema"], "zcmi-bench-regret/1");
+    assert_eq!((&document["cells"][0]["wire"], &document["cells"][0]["rounds"][1]), (&"unix".into(), &30.into()));
+    assert!(document["host"]["kernel"].is_string() && document["standing"]["cpu"]["met"].is_boolean(), "{document:#}");
+}
+
+#[test]
+fn what_is_denied_is_denied_alone_and_all_together_and_both_rows_have_one_congestion_control() {
+    let scratch = Scratch::new();
+    let measured = scratch.run(&["bench", "net", "--denied", "--rounds", "1", "--length", "10", "--json", "-"]);
+    measured.expect_code(0);
+    if measured.stderr.starts_with("SKIP: ") {
+        print!("{}", measured.stderr);
+        return;
+    }
+    let document: serde_json::Value = serde_json::from_slice(&measured.stdout).expect("a document");
+    assert_eq!((&document["schema"], &document["length_ms"]), (&"zcmi-bench-denied/1".into(), &10.into()));
+    let cases = document["cases"].as_array().expect("cases");
+    let found = |case: &serde_json::Value| -> Vec<String> {
+        let found = case["found"].as_array().expect("what was found");
+        found.iter().filter_map(serde_json::Value::as_str).map(str::to_owned).collect()
+    };
+    let nothing = found(cases.first().expect("a case"));
+    let names: Vec<&str> = cases.iter().filter_map(|case| case["denied"].as_str()).collect();
+    let mut measured = 0;
+    for case in cases {
+        let name = case["denied"].as_str().expect("a name");
+        if let Some(reason) = case["skipped"].as_str() {
+            println!("SKIP: {name}: {reason}");
+            continue;
+        }
+        measured += 1;
+        assert!(case["congestion"].is_string() && case["met"].is_boolean(), "{case:#}");
+        let found = found(case);
+        for denied in &names[1..names.len() - 1] {
+            let is_due = name == *denied || name == "all together" || nothing.iter().any(|other| other == denied);
+            assert_eq!(found.iter().any(|found| found == denied), is_due, "without {name}: {denied} in {found:?}");
+        }
+    }
+    assert!(measured > 0, "{document:#}");
+}
+
+#[test]
 fn a_wire_or_size_that_does_not_exist_is_a_usage_error() {
     let scratch = Scratch::new();
     scratch.run(&["bench", "net", "--wire", "pigeon"]).expect_code(2).expect_words("the wires are lo, veth");

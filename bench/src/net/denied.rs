@@ -3,22 +3,38 @@
 //!
 //! Each denial has a process of its own, because most cannot be taken back; its receiver is denied the same. The two
 //! rows take turns, and neither is always the first.
+//!
+//! What makes wires takes rights that some denials take away. So a denied process has two threads: one that keeps its
+//! rights and opens streams, and the one that is measured, for filters of system calls and capabilities are a thread's
+//! own. What is not to be had there is found out by trying, and told beside the figures, as is the congestion control:
+//! both rows must have the same, or there is no figure.
 
 mod sys;
 
 use core::fmt;
 use std::io;
+use std::sync::mpsc;
 use std::time::Duration;
 
+use rustix::fs::{MemfdFlags, memfd_create};
 use rustix::process::{Resource, Rlimit};
 use rustix::thread::{CapabilitySet, CapabilitySets};
 use serde::{Deserialize, Serialize};
+use serde_json::{Value, json};
+use zcmi_mem::registration::Support;
 use zcmi_net::path::PathKind;
+use zcmi_net::socket::SocketWire;
+use zcmi_net::uring::{self, Ring};
 
 use super::{Cell, CellError, NetBenchError, RowKind};
 use crate::child::{Channel, Child, Role, RoleResult};
+use crate::host::Host;
 use crate::pin;
-use crate::wires::{Side, Wire, WireKind};
+use crate::report::{self, ReportError};
+use crate::wires::{Side, Streams, Wire, WireKind};
+
+/// The name and version of the document.
+pub const SCHEMA: &str = "zcmi-bench-denied/1";
 
 /// How much dearer or slower than plain writes it may be.
 pub const MOST_OFF: f64 = 0.05;
@@ -26,6 +42,10 @@ pub const MOST_OFF: f64 = 0.05;
 pub const ROLE: Role = Role { name: "net-denied", run: child };
 /// The size of messages.
 const BYTES: usize = 64 << 10;
+/// How much memory may be locked where that is denied.
+const LOCKED_BYTES: u64 = 64 << 10;
+/// Where the limit of a network's memory for what sockets note is set.
+const OPTION_MEMORY: &str = "/proc/sys/net/core/optmem_max";
 
 /// What is denied.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -46,7 +66,7 @@ pub enum Denied {
     Capabilities,
     /// `sendfile`, `splice` and `vmsplice`.
     Sharing,
-    /// All of them but scatter-gather, which another wire is for.
+    /// All of them at once.
     All,
 }
 
@@ -77,40 +97,61 @@ impl Denied {
         }
     }
 
+    /// Which wire it is measured on: a loopback device gathers always.
+    fn wire_kind(self) -> WireKind {
+        if matches!(self, Self::ScatterGather | Self::All) { WireKind::Veth } else { WireKind::Lo }
+    }
+
+    /// Whether the denied thread makes the wire itself: without capabilities alone it has what anybody has, the host's
+    /// loopback device and the congestion control that the host allows.
+    fn has_own_wire(self) -> bool {
+        self == Self::Capabilities
+    }
+
     /// The wire, with what is denied there.
     fn wire(self) -> Result<Wire, CellError> {
-        let kind = if self == Self::ScatterGather { WireKind::Veth } else { WireKind::Lo };
-        let wire = Wire::make(kind).map_err(|unavailable| CellError::NotTaken(unavailable.reason()))?;
-        match self {
-            Self::ScatterGather => wire.set_scatter_gather(false)?,
-            Self::OptionMemory | Self::All if !wire.is_of_host() => {
-                let limit = || std::fs::write("/proc/sys/net/core/optmem_max", "1");
-                let failed = |source| CellError::System { call: "write of optmem_max", source };
-                wire.enter(Side::Sender, limit)?.map_err(failed)?;
+        let wire = Wire::make(self.wire_kind()).map_err(|unavailable| CellError::NotTaken(unavailable.reason()))?;
+        if matches!(self, Self::ScatterGather | Self::All) {
+            wire.set_scatter_gather(false)?;
+        }
+        if matches!(self, Self::OptionMemory | Self::All) {
+            if wire.is_of_host() {
+                // The host's is everybody's.
+                return Err(CellError::NotTaken("a network of its own takes root".into()));
             }
-            // The host's is everybody's.
-            Self::OptionMemory => return Err(CellError::NotTaken("a network of its own takes root".into())),
-            _ => {}
+            let limit = || std::fs::write(OPTION_MEMORY, "1");
+            let failed = |source| CellError::System { call: "write of optmem_max", source };
+            wire.enter(Side::Sender, limit)?.map_err(failed)?;
         }
         Ok(wire)
     }
 
-    /// Denies this process what is denied to processes.
+    /// What is found to be denied on the wire.
+    fn found_on(wire: &Wire) -> Result<Vec<String>, CellError> {
+        let mut found = Vec::new();
+        if !wire.is_of_host() {
+            let failed = |source| CellError::System { call: "read of optmem_max", source };
+            let limit = wire.enter(Side::Sender, || std::fs::read_to_string(OPTION_MEMORY))?.map_err(failed)?;
+            found.extend((limit.trim() == "1").then(|| Self::OptionMemory.name().to_owned()));
+        }
+        if wire.kind() == WireKind::Veth && !wire.scatter_gather()? {
+            found.push(Self::ScatterGather.name().to_owned());
+        }
+        Ok(found)
+    }
+
+    /// Denies this thread, and what it starts, what is denied to threads and processes.
     fn apply(self) -> io::Result<()> {
-        if matches!(self, Self::LockedMemory | Self::All) {
-            let mut sets = rustix::thread::capabilities(None)?;
-            sets.effective.remove(CapabilitySet::IPC_LOCK);
-            rustix::thread::set_capabilities(None, sets)?;
-            let maximum = rustix::process::getrlimit(Resource::Memlock).maximum;
-            let limit = Rlimit { current: Some(64 << 10), maximum };
-            rustix::process::setrlimit(Resource::Memlock, limit)?;
-        }
-        if self == Self::Capabilities {
-            let none = CapabilitySet::empty();
-            let sets = CapabilitySets { effective: none, permitted: none, inheritable: none };
-            rustix::thread::set_capabilities(None, sets)?;
-        }
         let all = self == Self::All;
+        if all || self == Self::LockedMemory {
+            let maximum = rustix::process::getrlimit(Resource::Memlock).maximum;
+            rustix::process::setrlimit(Resource::Memlock, Rlimit { current: Some(LOCKED_BYTES), maximum })?;
+        }
+        if all || self == Self::Capabilities {
+            give_up(CapabilitySet::all())?;
+        } else if self == Self::LockedMemory {
+            give_up(CapabilitySet::IPC_LOCK)?;
+        }
         let calls = [
             (all || self == Self::Uring, vec![sys::URING]),
             (all || self == Self::Sharing, sys::SHARING.to_vec()),
@@ -119,6 +160,17 @@ impl Denied {
         let denials: Vec<_> = calls.into_iter().filter(|(is, _)| *is).flat_map(|(_, denials)| denials).collect();
         if denials.is_empty() { Ok(()) } else { sys::deny(&denials) }
     }
+}
+
+/// Gives up these capabilities for good: without the second call a program that root starts has them all again.
+fn give_up(capabilities: CapabilitySet) -> io::Result<()> {
+    let sets = rustix::thread::capabilities(None)?;
+    let less = |set: CapabilitySet| set.difference(capabilities);
+    let CapabilitySets { effective, permitted, inheritable } = sets;
+    let sets =
+        CapabilitySets { effective: less(effective), permitted: less(permitted), inheritable: less(inheritable) };
+    rustix::thread::set_capabilities(None, sets)?;
+    Ok(rustix::thread::set_no_new_privs(true)?)
 }
 
 /// What a child is told.
@@ -131,12 +183,18 @@ struct Brief {
     far: usize,
 }
 
-/// What a child found: throughput and processor time of the choice by those of plain writes, for each round; or why
-/// this cannot be measured here.
+/// What a child says.
 #[derive(Clone, Debug, Serialize, Deserialize)]
-struct Answer {
-    ratios: Vec<[f64; 2]>,
-    reason: Option<String>,
+enum Answer {
+    /// What it found that it cannot have.
+    Found(Vec<String>),
+    /// What a round gave: throughput and processor time of the choice by those of plain writes, and the congestion
+    /// control of both.
+    Round([f64; 2], Option<String>),
+    /// Why this cannot be measured here.
+    Cannot(String),
+    /// It was the last round.
+    Done,
 }
 
 /// What came of a denial.
@@ -144,6 +202,12 @@ struct Answer {
 pub struct Outcome {
     /// What was denied.
     pub denied: &'static str,
+    /// The wire.
+    pub wire: WireKind,
+    /// What the measured process could not have when it tried.
+    pub found: Vec<String>,
+    /// The congestion control of both rows.
+    pub congestion: Option<String>,
     /// Throughput and processor time of the choice by those of plain writes, the medians of all rounds; or why there is
     /// nothing.
     pub ratios: Result<[f64; 2], String>,
@@ -155,6 +219,23 @@ impl Outcome {
     pub fn is_good(&self) -> bool {
         self.ratios.as_ref().is_ok_and(|[rate, cost]| *rate >= 1.0 - MOST_OFF && *cost <= 1.0 + MOST_OFF)
     }
+
+    /// As it stands in a document.
+    fn value(&self) -> Value {
+        let mut value = json!({ "denied": self.denied, "wire": self.wire.name(), "found": self.found });
+        if let Some(congestion) = &self.congestion {
+            value["congestion"] = json!(congestion);
+        }
+        match &self.ratios {
+            Ok([rate, cost]) => {
+                value["throughput_ratio"] = json!(rate);
+                value["cpu_ratio"] = json!(cost);
+                value["met"] = json!(self.is_good());
+            }
+            Err(reason) => value["skipped"] = json!(reason),
+        }
+        value
+    }
 }
 
 impl fmt::Display for Outcome {
@@ -163,12 +244,43 @@ impl fmt::Display for Outcome {
         match &self.ratios {
             Ok([rate, cost]) => write!(
                 f,
-                "adaptive by write: throughput {rate:.3}, CPU per GB {cost:.3} (at most {:.0} % worse): {}",
+                "adaptive by write: throughput {rate:.3}, CPU per GB {cost:.3} (at most {:.0} % worse): {}; {}, both \
+                 rows {}",
                 MOST_OFF * 100.0,
                 if self.is_good() { "met" } else { "missed" },
+                self.wire,
+                self.congestion.as_deref().unwrap_or("without congestion control"),
             ),
             Err(reason) => write!(f, "SKIP: {reason}"),
         }
+    }
+}
+
+/// What came of all denials.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Outcomes {
+    /// How often each was measured, and for how long.
+    pub rounds: usize,
+    /// The length of a measurement.
+    pub length: Duration,
+    /// The denials, in order.
+    pub cases: Vec<Outcome>,
+}
+
+impl Outcomes {
+    /// The document: the shape [`SCHEMA`] of `docs/bench-schema.json`.
+    ///
+    /// # Errors
+    /// A figure that is no number.
+    pub fn to_json(&self, host: &Host) -> Result<String, ReportError> {
+        let content = json!({
+            "rounds": self.rounds,
+            "length_ms": self.length.as_millis() as u64,
+            "bytes": BYTES,
+            "most_off": MOST_OFF,
+            "cases": self.cases.iter().map(Outcome::value).collect::<Vec<_>>(),
+        });
+        report::document(SCHEMA, host, &content)
     }
 }
 
@@ -176,23 +288,17 @@ impl fmt::Display for Outcome {
 ///
 /// # Errors
 /// Too few processors, and whatever breaks a measurement.
-pub fn run(rounds: usize, length: Duration, tell: fn(&Outcome)) -> Result<Vec<Outcome>, NetBenchError> {
+pub fn run(rounds: usize, length: Duration, tell: fn(&Outcome)) -> Result<Outcomes, NetBenchError> {
     let pair = pin::pair().map_err(NetBenchError::of_pin)?;
-    let mut all = Vec::new();
+    let mut cases = Vec::new();
     for denied in Denied::ALL {
-        let wire = if denied == Denied::ScatterGather { WireKind::Veth } else { WireKind::Lo };
-        let cell = Cell { wire, row: RowKind::Adaptive, bytes: BYTES, streams: 1 };
+        let cell = Cell { wire: denied.wire_kind(), row: RowKind::Adaptive, bytes: BYTES, streams: 1 };
         let brief = Brief { denied, rounds, length, near: pair.near, far: pair.far };
-        let answer = ask(&brief).map_err(|error| cell.failed(error))?;
-        let ratios = match answer.reason {
-            Some(reason) => Err(reason),
-            None => Ok([0, 1].map(|at| median(answer.ratios.iter().map(|ratios| ratios[at]).collect()))),
-        };
-        let outcome = Outcome { denied: denied.name(), ratios };
+        let outcome = ask(&brief).map_err(|error| cell.failed(error))?;
         tell(&outcome);
-        all.push(outcome);
+        cases.push(outcome);
     }
-    Ok(all)
+    Ok(Outcomes { rounds, length, cases })
 }
 
 fn median(mut all: Vec<f64>) -> f64 {
@@ -200,49 +306,126 @@ fn median(mut all: Vec<f64>) -> f64 {
     all.get(all.len() / 2).copied().unwrap_or(f64::NAN)
 }
 
-fn ask(brief: &Brief) -> Result<Answer, CellError> {
+fn ask(brief: &Brief) -> Result<Outcome, CellError> {
     let child = Child::spawn(ROLE.name)?;
     child.channel().send(brief, &[])?;
-    let mut ratios = Vec::new();
+    let mut rounds: Vec<([f64; 2], Option<String>)> = Vec::new();
+    let (mut found, mut reason) = (Vec::new(), None);
     // A word for each round, so that the silence of a long measurement is not taken for death.
     loop {
-        let answer: Answer = child.channel().receive(0)?.0;
-        let last = answer.ratios.is_empty();
-        ratios.extend(answer.ratios);
-        if last {
-            child.finish()?;
-            return Ok(Answer { ratios, reason: answer.reason });
+        match child.channel().receive(0)?.0 {
+            Answer::Found(all) => found = all,
+            Answer::Round(ratios, congestion) => {
+                if let Some((_, before)) = rounds.first().filter(|(_, before)| *before != congestion) {
+                    return Err(unlike(before.as_ref(), congestion.as_ref()));
+                }
+                rounds.push((ratios, congestion));
+            }
+            Answer::Cannot(why) => reason = Some(why),
+            Answer::Done => break,
         }
     }
+    child.finish()?;
+    let ratios = match reason {
+        Some(reason) => Err(reason),
+        None => Ok([0, 1].map(|at| median(rounds.iter().map(|(ratios, _)| ratios[at]).collect()))),
+    };
+    let congestion = rounds.into_iter().next().and_then(|(_, congestion)| congestion);
+    let (denied, wire) = (brief.denied.name(), brief.denied.wire_kind());
+    Ok(Outcome { denied, wire, found, congestion, ratios })
+}
+
+/// What two rows, or two rounds, must not differ in.
+fn unlike(one: Option<&String>, other: Option<&String>) -> CellError {
+    let name = |congestion: Option<&String>| congestion.cloned().unwrap_or_else(|| "none".into());
+    CellError::NotTaken(format!("its congestion control was {} and {}, which do not compare", name(one), name(other)))
 }
 
 fn child(channel: &Channel) -> RoleResult {
     let brief: Brief = channel.receive(0)?.0;
     let _pinned = pin::pin(brief.near)?;
-    // What takes rights that are about to go comes first; without them it is the host's loopback device.
-    let early = if brief.denied == Denied::Capabilities { None } else { Some(brief.denied.wire()) };
-    brief.denied.apply()?;
-    let wire = match early.unwrap_or_else(|| brief.denied.wire()) {
+    let made = if brief.denied.has_own_wire() { None } else { Some(brief.denied.wire()) };
+    let wire = match made.transpose() {
         Ok(wire) => wire,
         Err(CellError::NotTaken(reason)) => {
-            channel.send(&Answer { ratios: Vec::new(), reason: Some(reason) }, &[])?;
-            return Ok(());
+            channel.send(&Answer::Cannot(reason), &[])?;
+            return Ok(channel.send(&Answer::Done, &[])?);
         }
         Err(error) => return Err(error.into()),
     };
+    let on_wire = wire.as_ref().map_or(Ok(Vec::new()), Denied::found_on)?;
+    let (asks, asked) = mpsc::channel::<()>();
+    let (gives, given) = mpsc::channel();
+    let denied = std::thread::scope(|scope| {
+        let denied = scope.spawn(move || {
+            brief.denied.apply().map_err(|source| CellError::System { call: "denying", source })?;
+            let own = if brief.denied.has_own_wire() { Some(brief.denied.wire()?) } else { None };
+            let open = || match &own {
+                Some(wire) => Ok(wire.streams()?),
+                None => {
+                    // Who opens is there as long as this thread asks.
+                    let _or_gone = asks.send(());
+                    given.recv().unwrap_or(Err(CellError::Late("who opens streams was gone")))
+                }
+            };
+            channel.send(&Answer::Found([on_wire, found(open()?)?].concat()), &[])?;
+            measure(channel, &brief, open)
+        });
+        // Ends when the thread has ended, and with it its end of the channel.
+        for () in asked {
+            let streams = match &wire {
+                Some(wire) => wire.streams().map_err(CellError::from),
+                None => Err(CellError::Late("a wire was not there")),
+            };
+            let _or_gone = gives.send(streams);
+        }
+        denied.join()
+    });
+    denied.map_err(|_| CellError::Late("the measuring thread panicked"))??;
+    Ok(())
+}
+
+/// What the denied thread does.
+fn measure(channel: &Channel, brief: &Brief, open: impl Fn() -> Result<Streams, CellError>) -> Result<(), CellError> {
     for round in 0..brief.rounds {
-        let mut found = [[0.0; 2]; 2];
+        let (mut found, mut congestion) = ([[0.0; 2]; 2], [None, None]);
         for at in [round % 2, 1 - round % 2] {
             let row = if at == 0 { RowKind::Adaptive } else { RowKind::Forced(PathKind::Write) };
-            let cell = Cell { wire: wire.kind(), row, bytes: BYTES, streams: 1 };
+            let cell = Cell { wire: brief.denied.wire_kind(), row, bytes: BYTES, streams: 1 };
             // Both warm up for longer than a choice takes.
-            found[at] = cell.throughput(&wire, brief.length, brief.far)?.rate_and_cost();
+            let (measured, _) = cell.throughput_over(vec![open()?], brief.length, brief.far)?;
+            (found[at], congestion[at]) = (measured.rate_and_cost(), measured.congestion);
+        }
+        let [ours, theirs] = congestion;
+        if ours != theirs {
+            return Err(unlike(ours.as_ref(), theirs.as_ref()));
         }
         let ratios = [found[0][0] / found[1][0], found[0][1] / found[1][1]];
-        channel.send(&Answer { ratios: vec![ratios], reason: None }, &[])?;
+        channel.send(&Answer::Round(ratios, ours), &[])?;
     }
-    channel.send(&Answer { ratios: Vec::new(), reason: None }, &[])?;
-    Ok(())
+    Ok(channel.send(&Answer::Done, &[])?)
+}
+
+/// What this thread cannot have, by trying; what is denied on a wire is known to who made it.
+fn found(streams: Streams) -> Result<Vec<String>, CellError> {
+    let mut found = Vec::new();
+    let mut is = |denied: Denied, is_denied: bool| {
+        if is_denied {
+            found.push(denied.name().to_owned());
+        }
+    };
+    is(Denied::Uring, Ring::open(uring::Options::default()).is_err());
+    let mut socket = SocketWire::new(streams.sender).map_err(|error| CellError::NotTaken(error.to_string()))?;
+    is(Denied::ZeroCopy, matches!(socket.supports(PathKind::ZeroCopy), Support::No(_)));
+    let limit = rustix::process::getrlimit(Resource::Memlock).current;
+    let sets = rustix::thread::capabilities(None).map_err(super::system("capget"))?;
+    let locks = sets.effective.contains(CapabilitySet::IPC_LOCK);
+    is(Denied::LockedMemory, !locks && limit.is_some_and(|limit| limit <= LOCKED_BYTES));
+    is(Denied::Capabilities, sets.effective.is_empty() && sets.permitted.is_empty());
+    let file = memfd_create("zcmi-denied", MemfdFlags::CLOEXEC).map_err(super::system("memfd_create"))?;
+    let sendfile = rustix::fs::sendfile(&socket, &file, None, 0);
+    is(Denied::Sharing, sendfile.is_err() && matches!(socket.supports(PathKind::Splice), Support::No(_)));
+    Ok(found)
 }
 
 #[cfg(test)]
@@ -251,7 +434,8 @@ mod tests {
 
     #[test]
     fn five_percent_off_either_way_is_missed_and_what_was_not_measured_is_not_met() {
-        let outcome = |ratios| Outcome { denied: "io_uring", ratios };
+        let (found, wire) = (vec!["io_uring".into()], WireKind::Lo);
+        let outcome = |ratios| Outcome { denied: "io_uring", wire, found: found.clone(), congestion: None, ratios };
         assert!(outcome(Ok([0.96, 1.04])).is_good());
         assert!(!outcome(Ok([0.94, 1.0])).is_good() && !outcome(Ok([1.0, 1.06])).is_good());
         let skipped = outcome(Err("no root".into()));

@@ -7,15 +7,22 @@
 //! chosen, and switches from then on; calls that look at other paths meanwhile do not count.
 
 use core::fmt;
+use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
 
 use rustix::process::Pid;
+use serde_json::{Value, json};
 use zcmi_net::path::PathKind;
 use zcmi_net::select::Selection;
 
 use super::{Cell, CellError, NetBenchError, RowKind, datagrams};
+use crate::host::Host;
 use crate::pin;
+use crate::report::{self, ReportError};
 use crate::wires::{Route, Unavailable, Wire, WireKind};
+
+/// The name and version of the document.
+pub const SCHEMA: &str = "zcmi-bench-flips/1";
 
 /// The best path must be in use again within so many sends, or so long.
 pub const SENDS: u64 = 64;
@@ -70,8 +77,10 @@ impl Flip {
 /// What became of a connection after a flip.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Flipped {
-    /// What was done, on which wire.
-    pub name: String,
+    /// The wire.
+    pub wire: WireKind,
+    /// What was done to it.
+    pub flip: &'static str,
     /// The path that was in use before.
     pub before: PathKind,
     /// The path that is in use at the end.
@@ -95,6 +104,22 @@ impl Flipped {
         let seconds = self.watched.as_secs_f64().ceil() as u64;
         (self.sends <= SENDS || self.took <= TIME) && self.switches <= seconds
     }
+
+    /// As it stands in a document.
+    fn value(&self) -> Value {
+        json!({
+            "wire": self.wire.name(),
+            "flip": self.flip,
+            "before": self.before.name(),
+            "after": self.after.name(),
+            "best": self.best.iter().map(|path| path.name()).collect::<Vec<_>>(),
+            "sends": self.sends,
+            "took_ms": self.took.as_secs_f64() * 1e3,
+            "switches": self.switches,
+            "watched_s": self.watched.as_secs_f64(),
+            "met": self.is_good(),
+        })
+    }
 }
 
 impl fmt::Display for Flipped {
@@ -103,7 +128,7 @@ impl fmt::Display for Flipped {
             f,
             "{:<32} {} to {}: best path ({}) again after {} sends, {:.2} ms (target {SENDS} sends or {} ms); {} \
              switches in {:.1} s from then on (target 1 a second): {}",
-            self.name,
+            format!("{}: {}", self.wire, self.flip),
             self.before,
             self.after,
             self.best.iter().map(ToString::to_string).collect::<Vec<_>>().join(", "),
@@ -114,6 +139,31 @@ impl fmt::Display for Flipped {
             self.watched.as_secs_f64(),
             if self.is_good() { "met" } else { "missed" },
         )
+    }
+}
+
+/// What came of all flips.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Flips {
+    /// The flips, in order.
+    pub flips: Vec<Flipped>,
+    /// Why a wire was not measured.
+    pub skipped: BTreeMap<String, String>,
+}
+
+impl Flips {
+    /// The document: the shape [`SCHEMA`] of `docs/bench-schema.json`.
+    ///
+    /// # Errors
+    /// A figure that is no number.
+    pub fn to_json(&self, host: &Host) -> Result<String, ReportError> {
+        let content = json!({
+            "bytes": BYTES,
+            "targets": { "sends": SENDS, "took_ms": TIME.as_secs_f64() * 1e3, "switches_per_s": 1 },
+            "flips": self.flips.iter().map(Flipped::value).collect::<Vec<_>>(),
+            "skipped": self.skipped,
+        });
+        report::document(SCHEMA, host, &content)
     }
 }
 
@@ -131,16 +181,15 @@ pub(super) trait Watched {
 ///
 /// # Errors
 /// Whatever breaks a connection.
-pub fn run(tell: fn(&Flipped)) -> Result<Vec<Flipped>, NetBenchError> {
+pub fn run(tell: fn(&Flipped)) -> Result<Flips, NetBenchError> {
     let pair = pin::pair().map_err(NetBenchError::of_pin)?;
     let _pinned = pin::pin(pair.near).map_err(NetBenchError::Pin)?;
-    let mut all = Vec::new();
-    let mut missing = Vec::new();
+    let mut all = Flips::default();
     for kind in [WireKind::Veth, WireKind::Ifb] {
         let wire = match Wire::make(kind) {
             Ok(wire) => wire,
             Err(unavailable) => {
-                missing.push(Unavailable::reason(&unavailable));
+                all.skipped.insert(kind.name().to_owned(), Unavailable::reason(&unavailable));
                 continue;
             }
         };
@@ -154,14 +203,14 @@ pub fn run(tell: fn(&Flipped)) -> Result<Vec<Flipped>, NetBenchError> {
             for &flip in flips {
                 let flipped = observe(connection, cell, flip, &wire, pair.far)?;
                 tell(&flipped);
-                all.push(flipped);
+                all.flips.push(flipped);
             }
             Ok(())
         };
         if kind == WireKind::Ifb {
             datagrams::with_sender(cell, &wire, pair.far, |sender| watch(sender))
         } else {
-            let (sockets, child) = cell.begin(&wire, false, pair.far, &mut None).map_err(|error| cell.failed(error))?;
+            let (sockets, child) = cell.begin(&wire, false, pair.far).map_err(|error| cell.failed(error))?;
             let _alive = Pid::from_raw(child.id() as i32);
             cell.sender(sockets).and_then(|mut sender| {
                 watch(&mut sender)?;
@@ -170,8 +219,8 @@ pub fn run(tell: fn(&Flipped)) -> Result<Vec<Flipped>, NetBenchError> {
         }
         .map_err(|error| cell.failed(error))?;
     }
-    match missing.into_iter().next() {
-        Some(reason) if all.is_empty() => Err(NetBenchError::Unavailable { reason }),
+    match all.skipped.values().next() {
+        Some(reason) if all.flips.is_empty() => Err(NetBenchError::Unavailable { reason: reason.clone() }),
         _ => Ok(all),
     }
 }
@@ -216,7 +265,8 @@ fn observe(
     let never = (last.path, connection.sends() - first, watched, last.switches);
     let (_, sends, took, switches) = used.get(from).copied().unwrap_or(never);
     Ok(Flipped {
-        name: format!("{}: {}", cell.wire, flip.name()),
+        wire: cell.wire,
+        flip: flip.name(),
         before: before.path,
         after: last.path,
         best,
@@ -271,7 +321,8 @@ mod tests {
     #[test]
     fn in_time_is_by_sends_or_by_time_and_restlessness_is_not_good() {
         let flipped = Flipped {
-            name: "here".into(),
+            wire: WireKind::Veth,
+            flip: Flip::XdpAttached.name(),
             before: PathKind::Write,
             after: PathKind::Splice,
             best: vec![PathKind::Splice],
