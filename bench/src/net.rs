@@ -83,6 +83,8 @@ const RAW: &str = "raw";
 /// The rows of datagrams on wires that have a receiver.
 const UDP: &str = "udp";
 const UDP_UNRELIABLE: &str = "udp-unreliable";
+/// Round trips in a round at the most, which take half an hour and more.
+pub const MOST_SAMPLES: u64 = 100_000_000;
 /// Connections at a time at the most.
 pub const MOST_STREAMS: usize = 8;
 /// How much the oracle has sent at a time.

@@ -70,6 +70,8 @@ Examples:
   zcmi bench net --wire veth --bytes 1048576  all paths, over a veth pair, for messages of 1 MiB
   zcmi bench net --row adaptive --row raw     what is chosen, beside a plain loop of write and read
   zcmi bench net --wire ifb --bytes 60200     datagrams into a sink that does not copy
+  zcmi bench net --wire lo --bytes 64 --streams 1 --row raw --row adaptive --samples 1000000
+                                              round trips enough for the tail
   zcmi bench net --regret --quick             the choice beside the best path, a look in under three minutes
   zcmi bench net --regret --resume cells.json all cells, hours; goes on where it was cut off
   zcmi bench net --flips                      wires that change under a connection
@@ -95,7 +97,7 @@ const NOT_WITH_FLIPS: [&str; 8] = ["regret", "row", "wire", "bytes", "streams", 
 
 /// What measures wires that are made here, and what a host that only serves has no use for.
 const NOT_WITH_PEER: [&str; 5] = ["wire", "regret", "flips", "denied", "resume"];
-const NOT_WITH_SERVE: [&str; 14] = [
+const NOT_WITH_SERVE: [&str; 15] = [
     "peer",
     "quick",
     "json",
@@ -105,6 +107,7 @@ const NOT_WITH_SERVE: [&str; 14] = [
     "streams",
     "rounds",
     "length",
+    "samples",
     "no_latency",
     "regret",
     "flips",
@@ -140,6 +143,15 @@ struct Net {
     /// Let each measurement take so long
     #[arg(long, value_name = "MILLISECONDS", value_parser = clap::value_parser!(u16).range(10..))]
     length: Option<u16>,
+    /// Take so many round trips a round, a million or more for p99.9; with --peer at the most as many as fit in five
+    /// seconds
+    #[arg(
+        long,
+        value_name = "COUNT",
+        value_parser = clap::value_parser!(u64).range(1..=net::MOST_SAMPLES),
+        conflicts_with_all = ["no_latency", "regret", "flips", "denied"]
+    )]
+    samples: Option<u64>,
     /// Measure throughput alone
     #[arg(long)]
     no_latency: bool,
@@ -229,7 +241,7 @@ impl Net {
         }
         options.rounds = self.rounds.map_or(options.rounds, usize::from);
         options.stream = self.length.map_or(options.stream, |length| Duration::from_millis(length.into()));
-        options.samples *= u64::from(!self.no_latency);
+        options.samples = self.samples.unwrap_or(options.samples) * u64::from(!self.no_latency);
         options.progress = Some(progress);
         options
     }

@@ -107,6 +107,25 @@ fn what_is_denied_is_denied_alone_and_all_together_and_both_rows_have_one_conges
 }
 
 #[test]
+fn a_number_of_round_trips_is_taken_and_one_that_makes_no_sense_is_a_usage_error() {
+    let scratch = Scratch::new();
+    let refused = scratch.run(&["bench", "net", "--samples", "0"]);
+    refused.expect_code(2).expect_words("0 is not in 1..=100000000");
+    scratch.run(&["bench", "net", "--samples", "100000001"]).expect_code(2).expect_words("is not in 1..=100000000");
+    scratch.run(&["bench", "net", "--samples", "9", "--no-latency"]).expect_code(2).expect_words("cannot be used with");
+    let cell = ["--wire", "unix", "--bytes", "64", "--streams", "1", "--rounds", "2", "--length", "10"];
+    let measured =
+        scratch.run(&[&["bench", "net", "--json", "-", "--row", "write", "--samples", "77"][..], &cell].concat());
+    measured.expect_code(0);
+    if measured.stderr.starts_with("SKIP: ") {
+        print!("{}", measured.stderr);
+        return;
+    }
+    let report: serde_json::Value = serde_json::from_slice(&measured.stdout).expect("a document");
+    assert_eq!((&report["rows"][0]["samples"], &report["rows"][0]["rounds"]), (&154.into(), &2.into()), "{report:#}");
+}
+
+#[test]
 fn a_wire_or_size_that_does_not_exist_is_a_usage_error() {
     let scratch = Scratch::new();
     scratch.run(&["bench", "net", "--wire", "pigeon"]).expect_code(2).expect_words("the wires are lo, veth");
