@@ -18,6 +18,16 @@ use zcmi_net::transport::{ConnectionId, Destination, Event, Transport};
 use zcmi_net::udp::{DatagramCounts, Reliability, UdpOptions, UdpTransport};
 
 const BYTES: usize = 60_000;
+/// How often connections are asked what they believe.
+const ROUNDS: u32 = 6;
+/// In how many of these some class may be wrong: what is found rests on times, and others work on this machine too.
+const TOLERATED: u32 = 2;
+/// How often they are asked on the sink, where completions tell nothing and all rests on times.
+const SINK_ROUNDS: u32 = 24;
+/// How often the class of the path in use must be right at the least, and may be wrong at the most.
+const SINK_IN_USE: [u32; 2] = [6, 4];
+/// How often that of another path may be wrong: what is rarely tried seems dearer than it is.
+const SINK_OTHERS: u32 = 16;
 
 /// Makes a wire, or prints why it cannot be made here.
 fn make(kind: WireKind) -> Option<Wire> {
@@ -96,22 +106,79 @@ fn believed(wire: &Wire, messages: u64) -> Selection {
     one.facts(connection).unwrap().selection.unwrap()
 }
 
+/// How often what a connection believed of a path was right, left open, and wrong.
+#[derive(Clone, Copy, Debug, Default)]
+struct Tally {
+    right: u32,
+    open: u32,
+    wrong: u32,
+}
+
+impl Tally {
+    /// One more answer to whether a path copies.
+    fn add(&mut self, believed: Option<bool>, copies: bool) {
+        match believed {
+            None => self.open += 1,
+            Some(believed) if believed == copies => self.right += 1,
+            Some(_) => self.wrong += 1,
+        }
+    }
+}
+
+impl core::fmt::Display for Tally {
+    fn fmt(&self, f: &mut core::fmt::Formatter<'_>) -> core::fmt::Result {
+        let Self { right, open, wrong } = self;
+        let rate = 100.0 * f64::from(*right) / f64::from((right + open + wrong).max(1));
+        write!(f, "{rate:.0} % ({right} right, {open} left open, {wrong} wrong)")
+    }
+}
+
+/// Prints the rate of right classes of a wire, by path and of all paths.
+fn print(wire: WireKind, tallies: &BTreeMap<PathKind, Tally>) {
+    let mut all = Tally::default();
+    for (path, tally) in tallies {
+        println!("right class on {wire}: {path} {tally}");
+        all = Tally { right: all.right + tally.right, open: all.open + tally.open, wrong: all.wrong + tally.wrong };
+    }
+    println!("right class on {wire}: all paths {all}");
+}
+
 #[test]
 fn a_connection_finds_out_itself_which_paths_copy() {
-    for kind in [WireKind::Lo, WireKind::Veth, WireKind::VethXdp] {
+    for kind in [WireKind::Lo, WireKind::Veth, WireKind::VethXdp, WireKind::Unix] {
         let Some(wire) = make(kind) else { continue };
-        // What it finds rests on times, and others work on this machine too: one run in three is enough.
-        let mut wrong = Vec::new();
-        for _ in 0..3 {
+        let truths = verdicts(&wire);
+        let (mut tallies, mut wrong_rounds) = (BTreeMap::<PathKind, Tally>::new(), 0);
+        for _ in 0..ROUNDS {
+            let mut is_wrong = false;
             let selection = believed(&wire, if kind == WireKind::VethXdp { 1000 } else { 3000 });
-            let notified = selection.models.iter().filter(|model| model.path.is_notified() && model.refused == 0);
-            wrong = notified.filter(|model| model.copies == Some(false)).copied().collect();
-            println!("{kind}: {selection:?}");
-            if wrong.is_empty() {
-                break;
+            for model in selection.models.iter().filter(|model| model.refused == 0) {
+                let Some(verdict) = truths.get(&model.path) else { continue };
+                let copies = verdict.truth != Truth::Shared;
+                tallies.entry(model.path).or_default().add(model.copies, copies);
+                is_wrong |= model.copies == Some(!copies);
+            }
+            wrong_rounds += u32::from(is_wrong);
+        }
+        print(kind, &tallies);
+        assert!(
+            wrong_rounds <= TOLERATED,
+            "{wrong_rounds} of {ROUNDS} rounds on {kind} with a wrong class: {tallies:?}"
+        );
+        let right = |wanted: fn(PathKind) -> bool| -> u32 {
+            tallies.iter().filter(|(path, _)| wanted(**path)).map(|(_, tally)| tally.right).sum()
+        };
+        assert!(right(|path| !path.shares_pages()) > 0, "no class of a path that copies by its nature on {kind}");
+        // Where completions admit a copy, it is known that there is one.
+        if matches!(kind, WireKind::Lo | WireKind::Veth) {
+            for path in truths.keys().filter(|path| path.is_notified()) {
+                let tally = tallies.get(path).copied().unwrap_or_default();
+                assert!(
+                    tally.right >= ROUNDS / 2,
+                    "{path} copies on {kind}, and this was hardly believed: {tallies:?}"
+                );
             }
         }
-        assert!(wrong.is_empty(), "all paths copy on {kind}, and of these it is not believed: {wrong:?}");
     }
 }
 
@@ -195,18 +262,26 @@ fn believed_of_sink(wire: &Wire, messages: u64) -> (Selection, DatagramCounts) {
 #[test]
 fn a_connection_over_udp_finds_out_that_a_sink_does_not_copy() {
     let Some(wire) = make(WireKind::Ifb) else { return };
-    // What it finds rests on times, and others work on this machine too: a path that is rarely tried seems dearer then.
-    // So one run in many is enough, and the path that it chose.
-    for _ in 0..24 {
+    let (mut tallies, mut in_use) = (BTreeMap::<PathKind, Tally>::new(), Tally::default());
+    for _ in 0..SINK_ROUNDS {
         let (selection, counts) = believed_of_sink(&wire, 3000);
-        println!("ifb: {selection:?} {counts:?}");
-        let copies = |path: PathKind| selection.models.iter().find(|model| model.path == path)?.copies;
-        assert_ne!(copies(PathKind::Write), Some(false), "{selection:?}");
         // The kernel says so, and on this wire it is true.
         assert!(counts.notified > 0 && counts.copied == 0, "{counts:?}");
-        if copies(selection.path) == Some(false) {
-            return;
+        for model in selection.models.iter().filter(|model| model.refused == 0) {
+            let copies = !model.path.is_notified();
+            tallies.entry(model.path).or_default().add(model.copies, copies);
+            if model.path == selection.path {
+                in_use.add(model.copies, copies);
+            }
         }
     }
-    panic!("no path but a write copies on this wire, and it was never believed of the one in use");
+    print(wire.kind(), &tallies);
+    println!("right class on {}: the path in use {in_use}", wire.kind());
+    let [right, wrong] = SINK_IN_USE;
+    assert!(in_use.right >= right && in_use.wrong <= wrong, "the path in use: {in_use}");
+    for (path, tally) in &tallies {
+        assert!(tally.wrong <= SINK_OTHERS, "{path}: {tally}");
+    }
+    let write = tallies.get(&PathKind::Write).copied().unwrap_or_default();
+    assert!(write.wrong == 0 && write.right > 0, "a write copies: {write:?}");
 }
