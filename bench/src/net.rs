@@ -339,6 +339,22 @@ impl RowKind {
             Self::UdpUnreliable => UDP_UNRELIABLE,
         }
     }
+
+    /// Why there is no share of completions that came back as copied.
+    fn no_completions(self) -> &'static str {
+        match self {
+            Self::Raw => "a plain loop of write makes no zero-copy sends",
+            Self::Forced(path) if !path.is_notified() => "the kernel completes no sends by this path",
+            Self::Forced(_) => "the path was refused, so that it completed nothing",
+            Self::Adaptive | Self::Udp | Self::UdpUnreliable => "no zero-copy send was chosen, or none completed",
+        }
+    }
+}
+
+/// A row that was not measured.
+fn unmeasured(mut row: Row, reason: &str) -> Observation {
+    row.explain_completions(reason);
+    Observation::of_row(row).explained(reason)
 }
 
 /// Measures the suite. The calling thread is pinned meanwhile; its children end with it.
@@ -385,17 +401,18 @@ impl Cell {
         row.wire = Some(self.wire.name().to_owned());
         row.streams = Some(self.streams as u64);
         if let Some(reason) = self.makes_no_sense() {
-            return Ok(Observation::of_row(row).explained(reason));
+            return Ok(unmeasured(row, reason));
         }
         let failed = |source| self.failed(source);
         let wire = match Wire::make(self.wire) {
             Ok(wire) => wire,
-            Err(unavailable) => return Ok(Observation::of_row(row).explained(&Unavailable::reason(&unavailable))),
+            Err(unavailable) => return Ok(unmeasured(row, &Unavailable::reason(&unavailable))),
         };
         if let Ok(relay) = wire.relay() {
             relay.set_both(BAD_NETWORK);
         }
         self.throughput(&wire, options.stream, cpu).map_err(failed)?.fill(&mut row, self.bytes);
+        row.explain_completions(self.row.no_completions());
         if self.wire == WireKind::Relay {
             return Ok(Observation::of_row(row).explained("the latency of this wire is its own"));
         }

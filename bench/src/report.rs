@@ -36,6 +36,10 @@ pub const FIGURES: [&str; 10] = [
     "cache_misses",
 ];
 
+/// What rows of zero-copy sends have beside the figures, or explain the absence of: the share of completions that came
+/// back as copied.
+pub const COMPLETIONS: &str = "copied_completions";
+
 /// What a bench measured, and where.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -200,6 +204,13 @@ impl Row {
         self
     }
 
+    /// Gives `reason` for the absence of [`COMPLETIONS`], if it is absent and has none yet.
+    pub fn explain_completions(&mut self, reason: &str) {
+        if self.copied_completions.is_none() {
+            self.na.entry(COMPLETIONS.to_owned()).or_insert_with(|| reason.to_owned());
+        }
+    }
+
     fn check(&self, index: usize) -> Result<(), ReportError> {
         let wrong = |name: &str, what: &'static str| {
             Err(ReportError::Row { index, row: self.row.clone(), figure: name.to_owned(), what })
@@ -217,8 +228,15 @@ impl Row {
                 _ => {}
             }
         }
+        match (self.copied_completions, self.na.get(COMPLETIONS)) {
+            (Some(_), Some(_)) => return wrong(COMPLETIONS, "is present and also explained away in `na`"),
+            (Some(share), None) if !(0.0..=1.0).contains(&share) => return wrong(COMPLETIONS, "is no share"),
+            (None, Some(reason)) if reason.is_empty() => return wrong(COMPLETIONS, "has an empty reason in `na`"),
+            _ => {}
+        }
         let named = |name: &&String| !FIGURES.contains(&name.as_str());
-        if let Some(name) = self.na.keys().find(named).or_else(|| self.spread.keys().find(named)) {
+        let odd = self.na.keys().filter(|name| *name != COMPLETIONS).find(named);
+        if let Some(name) = odd.or_else(|| self.spread.keys().find(named)) {
             return wrong(name, "is not a figure");
         }
         Ok(())
@@ -372,6 +390,22 @@ mod tests {
         broken.na.remove("p99_ns");
         let refused = Report::new(Host::here(), vec![broken]).to_json().unwrap_err();
         assert_eq!(refused.to_string(), "row 0 (pubsub): p99_ns is absent without a reason in `na`");
+    }
+
+    #[test]
+    fn completions_are_a_share_or_have_a_reason_and_never_both() {
+        let check = |row: &Row| Report::new(Host::here(), vec![row.clone()]).check();
+        let mut row = row();
+        row.explain_completions("no completion tells of sends by this path");
+        assert!(check(&row).is_ok() && row.na.contains_key(COMPLETIONS));
+        row.copied_completions = Some(1.0);
+        assert!(check(&row).unwrap_err().to_string().contains("copied_completions is present and also"));
+        row.na.remove(COMPLETIONS);
+        assert!(check(&row).is_ok());
+        row.explain_completions("there are some");
+        assert!(!row.na.contains_key(COMPLETIONS), "a reason for what is there");
+        row.copied_completions = Some(1.5);
+        assert!(check(&row).unwrap_err().to_string().contains("copied_completions is no share"));
     }
 
     #[test]

@@ -7,7 +7,7 @@
 
 use std::collections::BTreeMap;
 
-use crate::report::{FIGURES, Row, Spread};
+use crate::report::{COMPLETIONS, FIGURES, Row, Spread};
 use crate::stats::{Latencies, Summary};
 
 /// One row of one round.
@@ -118,6 +118,12 @@ fn merge_one(group: Vec<Observation>) -> Option<Row> {
             row.na.insert(name.to_owned(), reason.clone());
         }
     }
+    // What is chosen may make zero-copy sends in one round and none in another: those that had some tell.
+    let said: Vec<f64> = group.iter().filter_map(|one| one.row.copied_completions).collect();
+    row.copied_completions = Summary::of(&said).map(|summary| summary.median);
+    if row.copied_completions.is_some() {
+        row.na.remove(COMPLETIONS);
+    }
     let mut samples = group.iter().map(|one| one.latencies.as_ref());
     if let Some(mut pooled) = samples.next().flatten().cloned() {
         let rest: Option<Vec<&Latencies>> = samples.collect();
@@ -167,6 +173,21 @@ mod tests {
         assert_eq!((rows[0].msgs_per_s, rows[0].rounds), (Some(3.0), Some(3)));
         assert_eq!(rows[0].spread["msgs_per_s"], Spread { min: 1.0, q1: 2.0, q3: 4.0, max: 5.0 });
         assert!(rows[1].spread.is_empty());
+    }
+
+    #[test]
+    fn completions_are_those_of_the_rounds_that_had_some() {
+        let round = |said: Option<f64>| {
+            let mut one = rated("adaptive", 1.0);
+            one.row.copied_completions = said;
+            one.row.explain_completions("no completion came");
+            one
+        };
+        let rows = merge(vec![round(None), round(Some(1.0)), round(Some(0.5))]);
+        assert_eq!((rows[0].copied_completions, rows[0].na.get(COMPLETIONS)), (Some(0.75), None));
+        let rows = merge(vec![round(None), round(None)]);
+        assert_eq!(rows[0].copied_completions, None);
+        assert_eq!(rows[0].na[COMPLETIONS], "no completion came");
     }
 
     #[test]

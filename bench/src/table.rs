@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use comfy_table::{CellAlignment, Table, presets};
 
-use crate::report::{Report, Row};
+use crate::report::{COMPLETIONS, Report, Row};
 
 /// Rows without figures that are named with a reason that many have.
 const NAMED: usize = 4;
@@ -14,21 +14,15 @@ const NAMED: usize = 4;
 pub fn render(report: &Report) -> String {
     let mut table = Table::new();
     table.load_style(presets::NOTHING);
-    table.set_header([
-        "row",
-        "wire",
-        "bytes",
-        "p50",
-        "p99",
-        "p99.9",
-        "max",
-        "messages/s",
-        "bytes/s",
-        "CPU s/GB",
-        "copies/byte",
-    ]);
+    let completions = report.rows.iter().any(tells_of_completions);
+    let mut header =
+        vec!["row", "wire", "bytes", "p50", "p99", "p99.9", "max", "messages/s", "bytes/s", "CPU s/GB", "copies/byte"];
+    header.extend(completions.then_some("said copied"));
+    table.set_header(header);
     for row in &report.rows {
-        table.add_row(cells(row));
+        let mut cells = cells(row).to_vec();
+        cells.extend(completions.then(|| said_copied(row)));
+        table.add_row(cells);
     }
     for column in table.column_iter_mut().skip(2) {
         column.set_cell_alignment(CellAlignment::Right);
@@ -46,17 +40,13 @@ pub fn render(report: &Report) -> String {
     if !congestion.is_empty() {
         text += &format!("congestion control: {}\n", congestion.into_iter().collect::<Vec<_>>().join("; "));
     }
-    // Who has no figure at all, by the reason.
-    let mut absent: BTreeMap<&str, BTreeSet<String>> = BTreeMap::new();
-    for row in report.rows.iter().filter(|row| row.p50_ns.is_none() && row.bytes_per_s.is_none()) {
-        let reason = row.na.get("bytes_per_s").or_else(|| row.na.get("p50_ns"));
-        let name = format!("{} ({}, {})", row.row, wire(row), size(row.bytes));
-        absent.entry(reason.map_or("no reason is known", String::as_str)).or_default().insert(name);
-    }
-    for (reason, rows) in absent {
-        let named: Vec<&str> = rows.iter().take(NAMED).map(String::as_str).collect();
-        let more = if rows.len() > NAMED { format!(" and {} more", rows.len() - NAMED) } else { String::new() };
-        text += &format!("not measured: {}{more}: {reason}\n", named.join(", "));
+    let is_empty = |row: &&Row| row.p50_ns.is_none() && row.bytes_per_s.is_none();
+    let empty = report.rows.iter().filter(is_empty);
+    text += &by_reason("not measured", empty, |row| row.na.get("bytes_per_s").or_else(|| row.na.get("p50_ns")));
+    if completions {
+        text += "said copied: the share of completions of zero-copy sends that came back as copied\n";
+        let silent = report.rows.iter().filter(|row| !is_empty(row) && row.copied_completions.is_none());
+        text += &by_reason("said copied is na", silent, |row| row.na.get(COMPLETIONS));
     }
     for row in &report.rows {
         if let (Some(rate), Some(fresh), Some(rested), Some(all)) =
@@ -69,6 +59,35 @@ pub fn render(report: &Report) -> String {
                 all / 1e6,
             );
         }
+    }
+    text
+}
+
+/// Whether a row has a share of completions, or a reason for none.
+fn tells_of_completions(row: &Row) -> bool {
+    row.copied_completions.is_some() || row.na.contains_key(COMPLETIONS)
+}
+
+fn said_copied(row: &Row) -> String {
+    row.copied_completions.map_or("na".to_owned(), |share| format!("{:.1} %", share * 100.0))
+}
+
+/// A line for each reason, with some of the rows that have it.
+fn by_reason<'a>(
+    what: &str,
+    rows: impl Iterator<Item = &'a Row>,
+    reason: impl Fn(&'a Row) -> Option<&'a String>,
+) -> String {
+    let mut absent: BTreeMap<&str, BTreeSet<String>> = BTreeMap::new();
+    for row in rows {
+        let name = format!("{} ({}, {})", row.row, wire(row), size(row.bytes));
+        absent.entry(reason(row).map_or("no reason is known", String::as_str)).or_default().insert(name);
+    }
+    let mut text = String::new();
+    for (reason, rows) in absent {
+        let named: Vec<&str> = rows.iter().take(NAMED).map(String::as_str).collect();
+        let more = if rows.len() > NAMED { format!(" and {} more", rows.len() - NAMED) } else { String::new() };
+        text += &format!("{what}: {}{more}: {reason}\n", named.join(", "));
     }
     text
 }
@@ -155,5 +174,23 @@ mod tests {
         let text = render(&Report::new(Host::here(), rows.collect()));
         let line = text.lines().find(|line| line.starts_with("not measured: udp (-, ")).expect("a line");
         assert!(line.ends_with(" and 2 more: run as root"), "{line}");
+    }
+    #[test]
+    fn completions_have_a_column_where_some_row_tells_of_them() {
+        let row = |name: &str, said: Option<f64>, bytes_per_s: Option<f64>| {
+            let mut row = Row::new("net", name, 64);
+            (row.copied_completions, row.bytes_per_s) = (said, bytes_per_s);
+            row.explain_completions("the kernel completes no sends by this path");
+            row.explain("not here")
+        };
+        let rows = vec![row("zerocopy", Some(0.125), Some(1e9)), row("write", None, Some(2e9)), row("raw", None, None)];
+        let text = render(&Report::new(Host::here(), rows));
+        let line = |name: &str| text.lines().find(|line| line.trim_start().starts_with(name)).expect("a line");
+        assert!(line("row ").contains("said copied") && line("zerocopy").contains("12.5 %"), "{text}");
+        assert!(line("write").trim_end().ends_with(" na"), "{text}");
+        let reason = "said copied is na: write (-, 64 B): the kernel completes no sends by this path";
+        assert!(text.lines().any(|line| line == reason), "{text}");
+        let text = render(&Report::new(Host::here(), vec![Row::new("ipc", "pubsub", 64).explain("not here")]));
+        assert!(!text.contains("said copied"), "{text}");
     }
 }

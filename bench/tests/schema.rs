@@ -7,7 +7,7 @@ use zcmi_bench::host::Host;
 use zcmi_bench::net::denied::{Outcome, Outcomes};
 use zcmi_bench::net::flips::{Flipped, Flips};
 use zcmi_bench::regret::{Regret, RegretCell};
-use zcmi_bench::report::{FIGURES, Report, ReportError, Row};
+use zcmi_bench::report::{COMPLETIONS, FIGURES, Report, ReportError, Row};
 use zcmi_bench::rounds::{Observation, merge};
 use zcmi_bench::stats::Latencies;
 use zcmi_bench::wires::WireKind;
@@ -160,8 +160,11 @@ fn report() -> Value {
     for name in FIGURES {
         *full.figure_mut(name).unwrap() = Some(1.5);
     }
+    let mut silent = full.clone();
+    silent.explain_completions("no completion came");
+    full.copied_completions = Some(0.5);
     let mut rows = merge(vec![round(100), round(200), round(300)]);
-    rows.push(full);
+    rows.extend([full, silent]);
     serde_json::from_str(&Report::new(Host::here(), rows).to_json().unwrap()).unwrap()
 }
 
@@ -244,7 +247,8 @@ fn documents_without_rows_fit_the_schema_and_hold_their_figures() {
 #[test]
 fn the_schema_refuses_what_documents_without_rows_must_not_hold() {
     type Break = fn(&mut Value);
-    let breaks: [(fn() -> Value, &str, Break); 9] = [
+    type Whole = fn() -> Value;
+    let breaks: [(Whole, &str, Break); 9] = [
         (flips, "no host", |flips| drop(flips.as_object_mut().unwrap().remove("host"))),
         (flips, "the name of another shape", |flips| flips["schema"] = json!("zcmi-bench-denied/1")),
         (flips, "no best path", |flips| flips["flips"][0]["best"] = json!([])),
@@ -269,6 +273,8 @@ fn every_figure_is_in_the_schema_and_the_other_way_round() {
     let schema = schema();
     let names = schema.pointer("/$defs/figures_to/propertyNames/enum").unwrap();
     assert_eq!(names, &json!(FIGURES));
+    let reasons = schema.pointer("/$defs/row/properties/na/propertyNames/enum").unwrap();
+    assert_eq!(reasons, &json!([&FIGURES[..], &[COMPLETIONS]].concat()));
     let explained = schema.pointer("/$defs/row/allOf").unwrap().as_array().unwrap();
     assert_eq!(explained.len(), FIGURES.len());
 }
@@ -276,7 +282,8 @@ fn every_figure_is_in_the_schema_and_the_other_way_round() {
 #[test]
 fn the_schema_refuses_what_a_report_must_not_hold() {
     type Break = fn(&mut Value);
-    let breaks: [(&str, Break); 8] = [
+    let breaks: [(&str, Break); 9] = [
+        ("more completions than there were", |report| report["rows"][1]["copied_completions"] = json!(1.5)),
         ("another version", |report| report["schema"] = json!("zcmi-bench/2")),
         ("a time of 0", |report| report["rows"][0]["p50_ns"] = json!(0)),
         ("a figure without value and reason", |report| {

@@ -49,6 +49,7 @@ fn a_bench_of_wires_measures_paths_and_says_why_it_does_not() {
     );
     assert_eq!(row("raw")["copied_kernel_per_byte"], 2.0);
     assert!(row("adaptive")["cpu_s_per_gb"].as_f64().is_some_and(|cost| cost > 0.0));
+    assert!(row("sendfile")["na"]["copied_completions"].as_str().is_some_and(|reason| reason.contains("no sends by")));
     assert!(row("zerocopy")["na"]["bytes_per_s"].as_str().is_some_and(|reason| reason.contains("Unix sockets")));
 }
 

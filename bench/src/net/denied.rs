@@ -430,7 +430,22 @@ fn found(streams: Streams) -> Result<Vec<String>, CellError> {
 
 #[cfg(test)]
 mod tests {
+    use std::process::Command;
+
     use super::*;
+
+    #[test]
+    fn what_a_thread_without_capabilities_starts_has_none_either() {
+        let status = std::thread::spawn(|| {
+            Denied::Capabilities.apply().expect("it gives up what it has");
+            Command::new("cat").arg("/proc/self/status").output().expect("it starts")
+        });
+        let status = String::from_utf8(status.join().expect("a status").stdout).expect("text");
+        for set in ["CapInh:", "CapPrm:", "CapEff:"] {
+            let bits = status.lines().find_map(|line| line.strip_prefix(set)).map(str::trim);
+            assert!(bits.is_some_and(|bits| bits.bytes().all(|digit| digit == b'0')), "{set} {bits:?}");
+        }
+    }
 
     #[test]
     fn five_percent_off_either_way_is_missed_and_what_was_not_measured_is_not_met() {

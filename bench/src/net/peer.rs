@@ -30,7 +30,7 @@ use super::plain::PlainSender;
 use super::sender::{Sender, Sends};
 use super::{
     CellError, MOST_ROUND_TRIP_BYTES, NetBenchError, NetOptions, PATIENCE, RowKind, SUITE, datagrams, progressing,
-    stream_options, stream_sender, system,
+    stream_options, stream_sender, system, unmeasured,
 };
 use crate::cpu::{CpuMeter, CpuTime};
 use crate::host::Host;
@@ -269,10 +269,11 @@ impl Cell {
             Ok(measured) => measured,
             Err(error) => {
                 let reason = self.is_no_failure(&error, talk).ok_or_else(|| failed(error))?;
-                return Ok(Observation::of_row(row).explained(&reason));
+                return Ok(unmeasured(row, &reason));
             }
         };
         let wrong = measured.fill(&mut row, self.bytes);
+        row.explain_completions(self.row.no_completions());
         if let Err(reason) = wrong {
             row = row.explain(reason);
         }
