@@ -316,8 +316,8 @@ fn ask(brief: &Brief) -> Result<Outcome, CellError> {
         match child.channel().receive(0)?.0 {
             Answer::Found(all) => found = all,
             Answer::Round(ratios, congestion) => {
-                if let Some((_, before)) = rounds.first().filter(|(_, before)| *before != congestion) {
-                    return Err(unlike(before.as_ref(), congestion.as_ref()));
+                if let Some((_, before)) = rounds.first() {
+                    must_be_alike(before.as_deref(), congestion.as_deref())?;
                 }
                 rounds.push((ratios, congestion));
             }
@@ -335,10 +335,13 @@ fn ask(brief: &Brief) -> Result<Outcome, CellError> {
     Ok(Outcome { denied, wire, found, congestion, ratios })
 }
 
-/// What two rows, or two rounds, must not differ in.
-fn unlike(one: Option<&String>, other: Option<&String>) -> CellError {
-    let name = |congestion: Option<&String>| congestion.cloned().unwrap_or_else(|| "none".into());
-    CellError::NotTaken(format!("its congestion control was {} and {}, which do not compare", name(one), name(other)))
+/// Refuses to compare what had another congestion control: two rows, or two rounds.
+fn must_be_alike(one: Option<&str>, other: Option<&str>) -> Result<(), CellError> {
+    if one == other {
+        return Ok(());
+    }
+    let [one, other] = [one, other].map(|name| name.unwrap_or("none"));
+    Err(CellError::NotTaken(format!("its congestion control was {one} and {other}, which do not compare")))
 }
 
 fn child(channel: &Channel) -> RoleResult {
@@ -397,9 +400,7 @@ fn measure(channel: &Channel, brief: &Brief, open: impl Fn() -> Result<Streams, 
             (found[at], congestion[at]) = (measured.rate_and_cost(), measured.congestion);
         }
         let [ours, theirs] = congestion;
-        if ours != theirs {
-            return Err(unlike(ours.as_ref(), theirs.as_ref()));
-        }
+        must_be_alike(ours.as_deref(), theirs.as_deref())?;
         let ratios = [found[0][0] / found[1][0], found[0][1] / found[1][1]];
         channel.send(&Answer::Round(ratios, ours), &[])?;
     }
@@ -445,6 +446,14 @@ mod tests {
             let bits = status.lines().find_map(|line| line.strip_prefix(set)).map(str::trim);
             assert!(bits.is_some_and(|bits| bits.bytes().all(|digit| digit == b'0')), "{set} {bits:?}");
         }
+    }
+
+    #[test]
+    fn rows_of_another_congestion_control_are_not_compared() {
+        assert!(must_be_alike(Some("bbr"), Some("bbr")).is_ok() && must_be_alike(None, None).is_ok());
+        let refused = must_be_alike(Some("cubic"), Some("bbr")).expect_err("they differ").to_string();
+        assert!(refused.contains("cubic and bbr"), "{refused}");
+        assert!(must_be_alike(None, Some("bbr")).is_err());
     }
 
     #[test]
