@@ -108,7 +108,6 @@ pub(super) fn options_of(row: RowKind, bytes: usize, is_sink: bool) -> UdpOption
         slots: SlotPlan {
             slot_bytes,
             large_slots: if is_sink { 2 } else { 64 },
-            small_slots: 512,
             headers: 8192,
             loans: PoolPlan::single(bytes, 4).ok(),
             ..UdpOptions::default().slots
