@@ -10,7 +10,7 @@ use dice::Dice;
 use model::{ModelWire, Mutant, Temper};
 use zcmi_mem::lease::Loaned;
 use zcmi_mem::pool::PoolPlan;
-use zcmi_net::frame::Hello;
+use zcmi_net::frame::{HEADER_BYTES, Hello};
 use zcmi_net::link::{Happened, Link, LinkLimits, Orphan};
 use zcmi_net::outgoing::{Payload, QueueLimits, SubmitError, Token};
 use zcmi_net::path::PathKind;
@@ -158,7 +158,8 @@ impl Run {
             self.sides[side].slots.regions().next().map(std::sync::Arc::clone).expect("its own region")
         });
         let seed = self.dice.next();
-        let (one, two) = ModelWire::pair([&regions[0], &regions[1]], seed, self.temper);
+        let headers_bytes = PoolPlan::single(HEADER_BYTES, plan().headers).expect("a plan").bytes();
+        let (one, two) = ModelWire::pair([&regions[0], &regions[1]], headers_bytes, seed, self.temper);
         let hellos = [self.sides[0].hello(self.epoch), self.sides[1].hello(self.epoch)];
         for (side, (wire, [ours, theirs])) in self
             .sides
@@ -346,8 +347,15 @@ fn every_message_arrives_once_in_order_and_whole_whatever_the_kernel_does() {
 
 #[test]
 fn a_kernel_that_breaks_its_word_is_caught() {
-    for mutant in [Mutant::ReleasedAtOnce, Mutant::WrongRange, Mutant::NotificationLost] {
-        let caught = (1..=5).any(|seed| matches!(Run::new(seed, temper(mutant)).verdict(20_000, 0), Verdict::Wrong(_)));
-        assert!(caught, "{mutant:?} was not noticed");
+    for mutant in [Mutant::ReleasedAtOnce, Mutant::WrongRange, Mutant::NotificationLost, Mutant::HeaderReused] {
+        let caught = (1..=5).find_map(|seed| match Run::new(seed, temper(mutant)).verdict(20_000, 0) {
+            Verdict::Wrong(wrong) => Some(wrong),
+            Verdict::Well { .. } => None,
+        });
+        println!("{mutant:?}: {caught:?}");
+        assert!(caught.is_some(), "{mutant:?} was not noticed");
+        // No lease is written early here: the wrong header itself is seen, by who receives it.
+        let of_frames = caught.is_some_and(|wrong| wrong.starts_with("side "));
+        assert!(mutant != Mutant::HeaderReused || of_frames, "the wrong header was not seen on the wire");
     }
 }

@@ -10,6 +10,7 @@ use std::sync::Arc;
 
 use crate::dice::Dice;
 use zcmi_mem::region::Region;
+use zcmi_net::frame::HEADER_BYTES;
 use zcmi_net::path::{PathKind, Release};
 use zcmi_net::wire::{Notification, Segment, Sent, Wire};
 
@@ -24,6 +25,8 @@ pub(crate) enum Mutant {
     WrongRange,
     /// Every seventh notification is lost.
     NotificationLost,
+    /// A header is written into a slot that the kernel has not read yet, as if that slot had been given out again.
+    HeaderReused,
 }
 
 /// How the kernel treats what it is given.
@@ -59,6 +62,14 @@ impl Chunk {
             Bytes::Shared { len, .. } => *len,
         }
     }
+
+    /// Where it will be read, if it is a whole header that was not.
+    fn unread_header(&mut self, headers_end: usize) -> Option<&mut usize> {
+        match &mut self.bytes {
+            Bytes::Shared { offset, len: HEADER_BYTES, .. } if *offset < headers_end => Some(offset),
+            _ => None,
+        }
+    }
 }
 
 /// One direction of a connection.
@@ -82,6 +93,8 @@ struct Pipe {
 pub(crate) struct ModelWire {
     region: Arc<Region>,
     base: usize,
+    /// Where in the region the slots of headers end.
+    headers_end: usize,
     outbound: Rc<RefCell<Pipe>>,
     inbound: Rc<RefCell<Pipe>>,
     dice: Dice,
@@ -95,11 +108,12 @@ fn file(region: &Region) -> std::fs::File {
 }
 
 impl ModelWire {
-    /// Two ends, whose pages lie in these regions.
-    pub(crate) fn pair(regions: [&Arc<Region>; 2], seed: u64, temper: Temper) -> (Self, Self) {
+    /// Two ends, whose pages lie in these regions, which begin with so many bytes of headers.
+    pub(crate) fn pair(regions: [&Arc<Region>; 2], headers_bytes: usize, seed: u64, temper: Temper) -> (Self, Self) {
         let (one, two) = (Rc::new(RefCell::new(Pipe::default())), Rc::new(RefCell::new(Pipe::default())));
         let end = |region: &Arc<Region>, outbound: &Rc<RefCell<Pipe>>, inbound: &Rc<RefCell<Pipe>>, seed| Self {
             region: Arc::clone(region),
+            headers_end: region.data_offset() + headers_bytes,
             base: region.bytes(region.data_offset(), 1).expect("data").base().as_ptr().addr() - region.data_offset(),
             outbound: Rc::clone(outbound),
             inbound: Rc::clone(inbound),
@@ -126,6 +140,12 @@ impl ModelWire {
     /// How often the kernel, reading again what it had pinned, would have read something else.
     pub(crate) fn violations(&self) -> u64 {
         self.outbound.borrow().violations
+    }
+
+    /// Where in the region a segment is a whole header, if it is one.
+    fn header_at(&self, segment: &Segment<'_>) -> Option<usize> {
+        let offset = segment.bytes.as_ptr().addr().wrapping_sub(self.base);
+        (offset < self.headers_end && segment.bytes.len() == HEADER_BYTES).then_some(offset)
     }
 
     fn shared(&self, segment: &Segment<'_>, len: usize) -> Bytes {
@@ -164,6 +184,15 @@ impl Wire for ModelWire {
                 continue;
             }
             rest -= len;
+            let header = self.header_at(segment);
+            if self.temper.mutant == Mutant::HeaderReused
+                && let Some(new) = header
+                && self.dice.often(10)
+                && let Some(old) = pipe.chunks.iter_mut().find_map(|chunk| chunk.unread_header(self.headers_end))
+            {
+                // One slot for both: what is read for the first is the second.
+                *old = new;
+            }
             let copies = !path.shares_pages() || (!notified && segment.home.is_none());
             let bytes = if copies { Bytes::Copied(segment.bytes[..len].to_vec()) } else { self.shared(segment, len) };
             if let (true, Bytes::Shared { offset, .. }) = (notified, &bytes) {
