@@ -3,6 +3,9 @@
 #![deny(unsafe_code)]
 
 pub mod code;
+#[cfg(test)]
+#[path = "../tests/dice/mod.rs"]
+mod dice;
 pub mod file;
 pub mod frame;
 mod greeting;

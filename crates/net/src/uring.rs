@@ -22,6 +22,7 @@
 //!   ring stops and never enters with it again, so that its bytes are not read. If the kernel took it and does not
 //!   answer within a second, it is cancelled and its socket shut down; if that does not end it either, the ring stops,
 //!   and the memory of that send must be kept until the process ends.
+//! - Every request has a word of its own, so that an answer that comes twice is not taken for another's.
 //! - Every wait is bounded.
 //!
 //! # Whose memory it is
@@ -38,6 +39,8 @@
 //! io_uring_enter(2), io_uring_setup(2), io_uring_register(2), io_uring_prep_send_zc(3).
 
 mod fixed;
+#[cfg(test)]
+mod model;
 mod owed;
 mod provided;
 mod support;
@@ -59,10 +62,14 @@ pub use support::{Abilities, support};
 
 use crate::path::{PathKind, Release};
 use crate::wire::{Notification, Segment, Sent};
+#[cfg(test)]
+use model::{BufferRing, Kernel, Queue};
 use owed::{Owed, Ticket};
 use provided::Provided;
 pub(crate) use sys::Envelope;
-use sys::{Completion, Kernel, Mode, Queue, Request};
+#[cfg(not(test))]
+use sys::{BufferRing, Kernel, Queue};
+use sys::{Completion, Mode, Request};
 
 /// The first number of a send: far above all that the error queue of a socket counts, so that one connection can use
 /// both and tell their notifications apart.
@@ -125,14 +132,15 @@ pub enum Refusal {
         /// How long it is.
         bytes: usize,
     },
-    /// The kernel did not take a request; the ring sends nothing more.
+    /// The kernel did not take a request, now or earlier, or an earlier one was [lost](Self::Lost); the ring sends
+    /// nothing more.
     #[error("io_uring_enter failed: {errno}; the ring has stopped")]
     Stopped {
         /// What it answered last.
         errno: Errno,
     },
-    /// The kernel took a request, and did not answer; the ring sends nothing more, and the memory of that send must be
-    /// kept.
+    /// The kernel took a request of this send, and did not answer; its socket was shut down, the ring sends nothing
+    /// more, and the memory of the whole send must be kept.
     #[error("io_uring did not answer a request within {WAIT:?} times {WAITS}; the ring has stopped")]
     Lost,
 }
@@ -226,8 +234,8 @@ pub struct Ring {
     first: Option<Completion>,
     /// Tells copied sends from each other.
     copied: u32,
-    /// Copied sends that were not answered.
-    lost: usize,
+    /// The word of the copied send that was not answered: the ring stops at the first.
+    lost: Option<u64>,
     stopped: Option<Refusal>,
     strays: u64,
     life: ForkGuard,
@@ -293,7 +301,7 @@ impl Ring {
                 awaited: None,
                 first: None,
                 copied: 0,
-                lost: 0,
+                lost: None,
                 stopped: None,
                 strays: 0,
                 life,
@@ -364,7 +372,7 @@ impl Ring {
     /// How many answers of the kernel are outstanding: its notifications, whoever they are for.
     #[must_use]
     pub fn owed(&self) -> usize {
-        self.owed.requests() + self.lost
+        self.owed.requests() + usize::from(self.lost.is_some())
     }
 
     /// How many sends by a socket are not done with: owed, or notified and not taken by
@@ -389,7 +397,7 @@ impl Ring {
     /// The kernel's own, and nothing was sent: `WouldBlock`; `ENOBUFS` or `ENOMEM` when memory may not be locked or too
     /// much is in flight; `EOPNOTSUPP` where the socket cannot do it. A [`Refusal`] inside the error: the path is not
     /// ours, a segment is not registered, or the ring has stopped. Nothing is owed to the caller in any of these cases;
-    /// after [`Refusal::Lost`] alone the bytes may still be read.
+    /// after [`Refusal::Lost`] alone the bytes may still be read, and some of them may have been sent.
     pub fn send(
         &mut self,
         socket: BorrowedFd<'_>,
@@ -544,8 +552,8 @@ impl Ring {
                 // The first completion of a request that was given up.
                 ZERO_COPY if !notification && completion.more() => true,
                 ZERO_COPY => self.owed.settled(ticket, notification && completion.copied(), InFlight::completed),
-                COPIED if self.lost > 0 => {
-                    self.lost -= 1;
+                COPIED if self.lost == Some(completion.word) => {
+                    self.lost = None;
                     true
                 }
                 RECEIVE => self.provided.as_mut().is_some_and(|provided| provided.completed(completion)),
@@ -564,6 +572,8 @@ impl Ring {
         more: bool,
         word: u64,
     ) -> Result<First, Refusal> {
+        // An earlier request of the same send may have been the last.
+        self.stopped.map_or(Ok(()), Err)?;
         self.first = None;
         self.awaited = Some(word);
         let answer = self.submit(request, more, word).and_then(|()| {
@@ -573,7 +583,10 @@ impl Ring {
             // Never seen to happen: a request that must not wait did. No byte of it may leave later.
             let _shut = rustix::net::shutdown(socket, rustix::net::Shutdown::Both);
             let ticket = Ticket { index: 0, stamp: 0 };
-            self.submit(Request::Cancel { word }, false, ticket.word(CANCEL))?;
+            if let Err(refusal) = self.submit(Request::Cancel { word }, false, ticket.word(CANCEL)) {
+                // Whether or not the kernel takes the cancel, it has the request, and may read its bytes.
+                self.stopped = Some(refusal);
+            }
             if self.wait_first(word) { Ok(()) } else { Err(Refusal::Lost) }
         });
         self.awaited = None;
@@ -585,7 +598,9 @@ impl Ring {
             }
             (answer, _) => {
                 let refusal = answer.err().unwrap_or(Refusal::Lost);
-                self.stopped = Some(refusal);
+                // This request is lost; those that are refused from now on were never begun.
+                self.stopped =
+                    Some(if refusal == Refusal::Lost { Refusal::Stopped { errno: Errno::TIME } } else { refusal });
                 Err(refusal)
             }
         }
@@ -639,7 +654,7 @@ impl Ring {
         self.copied = self.copied.wrapping_add(1);
         let word = Ticket { index: self.copied, stamp: 0 }.word(COPIED);
         let first = self.exchange(socket, request, more, word).inspect_err(|refusal| {
-            self.lost += usize::from(*refusal == Refusal::Lost);
+            self.lost = (*refusal == Refusal::Lost).then_some(word).or(self.lost);
         })?;
         Ok(first.result?)
     }
@@ -648,31 +663,37 @@ impl Ring {
     fn shared(
         &mut self,
         socket: BorrowedFd<'_>,
-        call: &Call,
+        call: &mut Call,
         request: Request<'_>,
         more: bool,
         used: Option<InFlight<FixedRegion>>,
     ) -> io::Result<First> {
-        if self.owed.requests() >= self.sends as usize {
+        if self.owed.requests() >= self.sends as usize || !self.owed.has_room_for(call.ticket, 1) {
             if let Some(used) = used {
                 used.completed();
             }
             return Err(Errno::NOBUFS.into());
         }
-        self.owed.pushed(call.ticket, used);
-        let first = match self.exchange(socket, request, more, call.ticket.word(ZERO_COPY)) {
-            // No notification will come: the kernel never reads it, or nobody knows.
+        let ticket = self.owed.pushed(call.ticket, used);
+        let first = match self.exchange(socket, request, more, ticket.word(ZERO_COPY)) {
+            // No notification will come: the kernel never reads it.
             Err(refusal @ Refusal::Stopped { .. }) => {
-                self.owed.settled(call.ticket, false, InFlight::completed);
+                self.owed.settled(ticket, false, InFlight::completed);
                 return Err(refusal.into());
             }
-            Err(refusal) => return Err(refusal.into()),
+            Err(refusal) => {
+                call.lost = true;
+                return Err(refusal.into());
+            }
             Ok(first) => first,
         };
-        if !first.more {
-            self.owed.settled(call.ticket, false, InFlight::completed);
+        let owes = first.more;
+        #[cfg(test)]
+        let owes = owes && (first.result.is_ok() || !model::is_planted(model::Mutant::ErrorOwesNothing));
+        if !owes {
+            self.owed.settled(ticket, false, InFlight::completed);
         } else if !matches!(first.result, Ok(1..)) {
-            self.owed.took_nothing(call.ticket);
+            self.owed.took_nothing(ticket);
         }
         Ok(first)
     }
@@ -687,12 +708,14 @@ impl Ring {
         // What the kernel still has for us comes with the call that submits.
         self.reap();
         let ticket = self.owed.begin(key).ok_or(Errno::NOBUFS)?;
-        let mut call = Call { ticket, bytes: 0, shared: false };
+        let mut call = Call { ticket, bytes: 0, shared: false, lost: false };
         let outcome = requests(self, &mut call);
-        let number = self.owed.end(ticket, call.shared, InFlight::completed);
+        // A send of which a request was lost is lost as a whole, whatever was accepted of it: nobody may be told that
+        // the bytes behind those are free.
+        let number = self.owed.end(ticket, call.shared && !call.lost, InFlight::completed);
         let release = number.map_or(Release::Now, Release::Notified);
         match outcome {
-            Err(error) if call.bytes == 0 => Err(error),
+            Err(error) if call.bytes == 0 || call.lost => Err(error),
             _ => Ok(Sent { bytes: call.bytes, release }),
         }
     }
@@ -740,7 +763,7 @@ impl Ring {
             let together = if skip == 0 { self.vector(&segments[number..]) } else { 0 };
             // Behind MSG_MORE the kernel keeps what is no full packet for 200 ms, so it must not be said where nothing
             // more may be in flight.
-            let room = self.owed.requests() + 1 < self.sends as usize;
+            let room = self.owed.requests() + 1 < self.sends as usize && self.owed.has_room_for(call.ticket, 2);
             let more = |next: usize| room && segments[next..].iter().any(|segment| !segment.bytes.is_empty());
             let (wanted, first) = match self.place(segment, rest) {
                 Some(place) if together > 1 => {
@@ -765,7 +788,9 @@ impl Ring {
                 }
                 _ => {
                     let request = Request::Copied { socket, bytes: rest };
-                    let result = Ok(self.copied(socket, request, more(number + 1))?);
+                    let result = self.copied(socket, request, more(number + 1));
+                    call.lost = self.lost.is_some();
+                    let result = Ok(result?);
                     (rest.len(), First { result, more: false })
                 }
             };
@@ -798,6 +823,8 @@ struct Call {
     bytes: usize,
     /// Whether the kernel may still read some of them.
     shared: bool,
+    /// Whether the kernel took a request and did not answer it.
+    lost: bool,
 }
 
 impl Call {
@@ -805,7 +832,10 @@ impl Call {
     fn count(&mut self, first: First) -> io::Result<usize> {
         let bytes = first.result?;
         self.bytes += bytes;
-        self.shared |= first.more && bytes > 0;
+        let shared = first.more && bytes > 0;
+        #[cfg(test)]
+        let shared = shared && !model::is_planted(model::Mutant::ReleasedAtFirst);
+        self.shared |= shared;
         Ok(bytes)
     }
 }

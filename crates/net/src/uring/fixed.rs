@@ -18,7 +18,7 @@ use rustix::io::Errno;
 use zcmi_mem::region::{OutOfRegion, Region};
 use zcmi_mem::registration::{Device, Support};
 
-use super::sys::Kernel;
+use super::Kernel;
 
 /// The most bytes of one place.
 pub(super) const PLACE_BYTES: usize = 1 << 30;

@@ -8,8 +8,9 @@
 //! - A request counts from before it is pushed until the kernel said that no notification follows (the first completion
 //!   without `F_MORE`) or that it came.
 //! - An entry is free again when its call has ended, nothing is owed for it, and its news was taken.
-//! - What the kernel says of an entry that does not expect it changes nothing: the index is checked, and a stamp tells
-//!   the entry from its predecessors at that index.
+//! - What the kernel says of a request that does not expect it changes nothing: the index is checked, a stamp tells the
+//!   entry from its predecessors at that index, and each of its requests is known by its place, so that what comes
+//!   twice for one is not taken for another.
 //! - Nothing here allocates once every socket and every entry was used once.
 
 use std::collections::VecDeque;
@@ -21,10 +22,16 @@ use crate::wire::Notification;
 /// How many bits of a stamp travel with a request.
 const STAMP_BITS: u32 = 24;
 
+/// How many bits of the index of a request's ticket are the entry's; those above are the request's place in its call.
+const ENTRY_BITS: u32 = 16;
+
+/// The most requests of one call: a bit for each.
+pub(super) const MOST_REQUESTS: u32 = u128::BITS;
+
 /// No entry.
 const NONE: u32 = u32::MAX;
 
-/// One call of `send`, as requests carry it through the kernel.
+/// One call of `send`, or one request of it, as requests carry it through the kernel.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Ticket {
     pub(super) index: u32,
@@ -48,8 +55,10 @@ struct Entry<U> {
     state: State,
     stamp: u32,
     key: u32,
-    /// Requests that may still be notified.
-    requests: u32,
+    /// How many requests were pushed.
+    pushed: u32,
+    /// Those that may still be notified, a bit for each.
+    requests: u128,
     /// Notifications of them that said that the kernel copied.
     copied: u32,
     /// Requests of which the kernel took nothing: their notifications say "copied" too, and mean "not used".
@@ -83,11 +92,16 @@ pub(super) struct Owed<U> {
 
 impl<U> Owed<U> {
     /// A table for so many calls at a time, which numbers them from `first_number`.
+    ///
+    /// # Panics
+    /// If there are more than a ticket can tell from each other.
     pub(super) fn new(calls: u32, first_number: u64) -> Self {
+        assert!(calls <= 1 << ENTRY_BITS, "{calls} calls at a time");
         let entries = (0..calls).map(|index| Entry {
             state: State::Free,
             stamp: 0,
             key: 0,
+            pushed: 0,
             requests: 0,
             copied: 0,
             unused: 0,
@@ -124,6 +138,7 @@ impl<U> Owed<U> {
             state: State::Open,
             stamp: Ticket::stamp_after(entry.stamp),
             key,
+            pushed: 0,
             requests: 0,
             copied: 0,
             unused: 0,
@@ -134,13 +149,25 @@ impl<U> Owed<U> {
         Some(Ticket { index, stamp: entry.stamp })
     }
 
-    /// A request of the call is about to be pushed; `used` is held until all notifications of the call came.
-    pub(super) fn pushed(&mut self, ticket: Ticket, used: Option<U>) {
-        if let Some(entry) = self.entry(ticket) {
-            entry.requests += 1;
-            entry.uses.extend(used);
-            self.requests += 1;
-        }
+    /// Whether the call can have so many requests more.
+    pub(super) fn has_room_for(&mut self, ticket: Ticket, more: u32) -> bool {
+        self.entry(ticket).is_some_and(|entry| entry.pushed + more <= MOST_REQUESTS)
+    }
+
+    /// A request of the call is about to be pushed; `used` is held until all notifications of the call came. Says the
+    /// ticket of the request.
+    ///
+    /// # Panics
+    /// If the call is over, or there is [no room](Self::has_room_for).
+    pub(super) fn pushed(&mut self, ticket: Ticket, used: Option<U>) -> Ticket {
+        let entry = self.entry(ticket).expect("a request is pushed during its call");
+        let place = entry.pushed;
+        assert!(place < MOST_REQUESTS, "a request was pushed without room for it");
+        entry.pushed += 1;
+        entry.requests |= 1 << place;
+        entry.uses.extend(used);
+        self.requests += 1;
+        Ticket { index: ticket.index | place << ENTRY_BITS, ..ticket }
     }
 
     /// The kernel took nothing of a request, and will notify it all the same.
@@ -168,8 +195,10 @@ impl<U> Owed<U> {
     ///
     /// Returns whether that was expected.
     pub(super) fn settled(&mut self, ticket: Ticket, copied: bool, finished: impl FnMut(U)) -> bool {
-        let Some(entry) = self.entry(ticket).filter(|entry| entry.requests > 0) else { return false };
-        entry.requests -= 1;
+        let place = ticket.index >> ENTRY_BITS;
+        let bit = 1_u128.checked_shl(place).unwrap_or(0);
+        let Some(entry) = self.entry(ticket).filter(|entry| entry.requests & bit != 0) else { return false };
+        entry.requests &= !bit;
         entry.copied += u32::from(copied);
         self.requests -= 1;
         self.finish(ticket, finished);
@@ -203,7 +232,7 @@ impl<U> Owed<U> {
     }
 
     fn entry(&mut self, ticket: Ticket) -> Option<&mut Entry<U>> {
-        let entry = self.entries.get_mut(ticket.index as usize)?;
+        let entry = self.entries.get_mut(ticket.entry() as usize)?;
         (entry.stamp == ticket.stamp && matches!(entry.state, State::Open | State::Waiting(_))).then_some(entry)
     }
 
@@ -211,17 +240,18 @@ impl<U> Owed<U> {
     fn finish(&mut self, ticket: Ticket, finished: impl FnMut(U)) {
         let Some(entry) = self.entry(ticket) else { return };
         let State::Waiting(number) = entry.state else { return };
-        if entry.requests > 0 {
+        if entry.requests != 0 {
             return;
         }
+        let index = ticket.entry();
         entry.uses.drain(..).for_each(finished);
-        let Some(number) = number else { return self.release(ticket.index) };
+        let Some(number) = number else { return self.release(index) };
         entry.state = State::News(number);
         entry.next = NONE;
         let key = entry.key;
         let socket = self.sockets.get_mut(&key).expect("a socket is known while a call of it is");
         if socket.first == NONE {
-            socket.first = ticket.index;
+            socket.first = index;
             // Whose news were taken meanwhile is in the list for nothing, but not for ever.
             if self.told.len() > 2 * self.sockets.len() + 16 {
                 let Self { told, sockets, .. } = self;
@@ -229,10 +259,10 @@ impl<U> Owed<U> {
             }
             self.told.push_back(key);
         } else {
-            self.entries[socket.last as usize].next = ticket.index;
+            self.entries[socket.last as usize].next = index;
         }
         if let Some(socket) = self.sockets.get_mut(&key) {
-            socket.last = ticket.index;
+            socket.last = index;
         }
     }
 
@@ -252,6 +282,11 @@ impl<U> Owed<U> {
 }
 
 impl Ticket {
+    /// The index of the call.
+    fn entry(self) -> u32 {
+        self.index & ((1 << ENTRY_BITS) - 1)
+    }
+
     /// The stamp of the next at the same index.
     pub(super) fn stamp_after(stamp: u32) -> u32 {
         (stamp + 1) & ((1 << STAMP_BITS) - 1)
@@ -290,21 +325,21 @@ mod tests {
     fn a_call_is_news_once_when_its_last_request_is_settled() {
         let mut owed = Owed::new(4, 10);
         let call = owed.begin(7).expect("room");
-        owed.pushed(call, Some(1));
-        owed.pushed(call, Some(2));
-        // One notification comes before the call has ended.
-        assert!(owed.settled(call, true, nothing));
+        let (one, two) = (owed.pushed(call, Some(1)), owed.pushed(call, Some(2)));
+        // One notification comes before the call has ended, and comes again.
+        assert!(owed.settled(one, true, nothing) && !owed.settled(one, true, nothing));
         assert_eq!((owed.end(call, true, nothing), owed.requests(), owed.calls(7)), (Some(10), 1, 1));
         assert_eq!((news(&mut owed, 7), owed.with_news()), (vec![], None));
         let mut back = Vec::new();
-        assert!(owed.settled(call, false, |used| back.push(used)));
+        assert!(!owed.settled(one, false, nothing), "what comes twice for one is not taken for the other");
+        assert!(owed.settled(two, false, |used| back.push(used)));
         assert_eq!((back, owed.requests(), owed.with_news()), (vec![1, 2], 0, Some(7)));
         // Twice is once too often.
-        assert!(!owed.settled(call, false, nothing));
+        assert!(!owed.settled(two, false, nothing));
         assert_eq!(news(&mut owed, 8), []);
         assert_eq!(news(&mut owed, 7), [(10, true)]);
         assert_eq!((news(&mut owed, 7), owed.calls(7)), (vec![], 0));
-        assert!(!owed.settled(call, false, nothing));
+        assert!(!owed.settled(two, false, nothing));
     }
 
     #[test]
@@ -312,13 +347,12 @@ mod tests {
         for says in [false, true] {
             let mut owed = Owed::<u32>::new(1, 0);
             let call = owed.begin(7).expect("room");
-            owed.pushed(call, None);
-            owed.pushed(call, None);
+            let (one, two) = (owed.pushed(call, None), owed.pushed(call, None));
             // Its notification may come before the other's.
-            assert!(owed.settled(call, true, nothing));
-            owed.took_nothing(call);
+            assert!(owed.settled(two, true, nothing));
+            owed.took_nothing(two);
             assert_eq!(owed.end(call, true, nothing), Some(0));
-            assert!(owed.settled(call, says, nothing));
+            assert!(owed.settled(one, says, nothing));
             assert_eq!(news(&mut owed, 7), [(0, says)]);
         }
     }
@@ -327,7 +361,7 @@ mod tests {
     fn a_refused_call_is_nobodys_news_but_keeps_what_it_uses_until_its_notification() {
         let mut owed = Owed::new(1, 0);
         let call = owed.begin(7).expect("room");
-        owed.pushed(call, Some(1));
+        let call = owed.pushed(call, Some(1));
         assert_eq!(owed.end(call, false, nothing), None);
         assert_eq!((owed.requests(), owed.begin(7)), (1, None), "its entry is not used again early");
         let mut back = 0;
@@ -343,8 +377,8 @@ mod tests {
         let mut owed = Owed::<u32>::new(4, 0);
         let tell = |owed: &mut Owed<u32>, key: u32| {
             let call = owed.begin(key).expect("room");
-            owed.pushed(call, None);
-            assert!(owed.end(call, true, nothing).is_some() && owed.settled(call, false, nothing));
+            let request = owed.pushed(call, None);
+            assert!(owed.end(call, true, nothing).is_some() && owed.settled(request, false, nothing));
         };
         tell(&mut owed, 5);
         tell(&mut owed, 6);

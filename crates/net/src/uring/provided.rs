@@ -33,8 +33,8 @@ use rustix::io::Errno;
 use zcmi_mem::pool::Slot;
 
 use super::owed::Ticket;
-use super::sys::{BufferRing, Completion, Kernel, Request};
-use super::{CANCEL, RECEIVE, Ring};
+use super::sys::{Completion, Request};
+use super::{BufferRing, CANCEL, Kernel, RECEIVE, Ring};
 
 /// The most slots that can be with the kernel.
 const MOST: u16 = 1 << 15;

@@ -153,6 +153,12 @@ pub(super) struct Completion {
 }
 
 impl Completion {
+    /// What a model of the kernel says.
+    #[cfg(test)]
+    pub(super) fn new(word: u64, result: i32, flags: u32) -> Self {
+        Self { word, result, flags }
+    }
+
     /// Whether another one follows.
     pub(super) fn more(&self) -> bool {
         cqueue::more(self.flags)
