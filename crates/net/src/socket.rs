@@ -29,6 +29,8 @@
 mod error_queue;
 #[cfg(test)]
 mod fault;
+#[cfg(test)]
+mod model;
 mod options;
 mod sys;
 
@@ -524,6 +526,12 @@ fn heed(
 ) -> io::Result<()> {
     let mut answer = Ok(());
     let parsed = error_queue::parse(control, |entry| match entry {
+        #[cfg(test)]
+        Entry::Done { low, high, copied } if fault::is_planted(fault::Mutant::WrongRange) => {
+            if let Ok(notification) = owed.complete(low.wrapping_add(1), high.wrapping_add(1), copied) {
+                each(notification);
+            }
+        }
         Entry::Done { low, high, copied } => match owed.complete(low, high, copied) {
             Ok(notification) => each(notification),
             Err(_) => ignored.reports += 1,
@@ -560,6 +568,10 @@ pub(crate) fn read_reports(
         for (control, was_cut) in batch.messages() {
             if let Err(error) = heed(control, was_cut, owed, ignored, each) {
                 failed.get_or_insert(error);
+                #[cfg(test)]
+                if fault::is_planted(fault::Mutant::SkippedOnError) {
+                    break;
+                }
             }
         }
         if count < sys::BATCH {

@@ -1,6 +1,7 @@
-//! What goes wrong, by order of the calls on this thread.
+//! What goes wrong, by order of the calls on this thread; and an error queue of a test's making.
 
-use std::cell::RefCell;
+use std::cell::{Cell, RefCell};
+use std::collections::VecDeque;
 
 use rustix::io::Errno;
 
@@ -18,8 +19,51 @@ pub(super) enum Fault {
     None,
 }
 
+/// What the wire does wrong on purpose, to see that it is noticed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Mutant {
+    /// It takes a report for the sends after the ones that it is about.
+    WrongRange,
+    /// It reads no further report of a batch in which it found an error.
+    SkippedOnError,
+}
+
+/// The control data of a message of an error queue, and whether it was cut short.
+pub(super) type Message = (Vec<u8>, bool);
+
 thread_local! {
     static PLAN: RefCell<Vec<(Call, Fault)>> = const { RefCell::new(Vec::new()) };
+    static QUEUE: RefCell<Option<VecDeque<Message>>> = const { RefCell::new(None) };
+    static PLANTED: Cell<Option<Mutant>> = const { Cell::new(None) };
+}
+
+/// Has the wires of this thread make this mistake from now on, or none.
+pub(super) fn plant(mutant: Option<Mutant>) {
+    PLANTED.set(mutant);
+}
+
+/// Whether they do.
+pub(super) fn is_planted(mutant: Mutant) -> bool {
+    PLANTED.get() == Some(mutant)
+}
+
+/// Puts these messages behind what the error queue of every socket of this thread holds: from now on that is the
+/// test's, and not the kernel's.
+pub(super) fn queue(messages: impl IntoIterator<Item = Message>) {
+    QUEUE.with_borrow_mut(|queue| queue.get_or_insert_default().extend(messages));
+}
+
+/// The next of them, up to so many; nothing if the error queue is the kernel's.
+pub(super) fn messages(most: usize) -> Option<Vec<Message>> {
+    QUEUE.with_borrow_mut(|queue| {
+        let queue = queue.as_mut()?;
+        Some(queue.drain(..most.min(queue.len())).collect())
+    })
+}
+
+/// How many are left.
+pub(super) fn queued() -> usize {
+    QUEUE.with_borrow(|queue| queue.as_ref().map_or(0, VecDeque::len))
 }
 
 /// Plans what happens at the next call of that kind for which nothing is planned yet.

@@ -180,6 +180,15 @@ impl Batch {
     pub(super) fn fill(&mut self, socket: BorrowedFd<'_>) -> Result<usize> {
         self.count = 0;
         let Some(limit) = gate(Call::ErrorQueue)? else { return Ok(0) };
+        #[cfg(test)]
+        if let Some(messages) = super::fault::messages(BATCH) {
+            self.count = messages.len();
+            for (at, (bytes, was_cut)) in messages.into_iter().enumerate() {
+                self.control[at].0[..bytes.len()].copy_from_slice(&bytes);
+                self.lengths[at] = (bytes.len(), was_cut);
+            }
+            return Ok(self.count);
+        }
         // SAFETY: a header of zeros is a valid one, of a message without parts.
         let mut headers: [libc::mmsghdr; BATCH] = unsafe { MaybeUninit::zeroed().assume_init() };
         for (header, control) in headers.iter_mut().zip(&mut self.control) {
