@@ -12,6 +12,11 @@ use crate::slots::{SlotPlan, Slots};
 struct Dice(u64);
 
 impl Dice {
+    /// Seeds that are near each other begin in very different ways.
+    fn new(seed: u64) -> Self {
+        Self(seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1)
+    }
+
     fn next(&mut self) -> u64 {
         self.0 ^= self.0 << 13;
         self.0 ^= self.0 >> 7;
@@ -49,14 +54,59 @@ fn head(dice: &mut Dice) -> Head {
     }
 }
 
-/// How many datagrams a run takes: a million where the code is optimised, which is little time.
+/// Datagrams of one seed.
+const EACH: u64 = 50_000;
+
+/// How many datagrams a run takes: a million where the code is optimised, which is little time, or what `ZCMI_LONG` or
+/// `ZCMI_CLAIMS` say; with `ZCMI_SEED` those of one seed.
 fn total() -> u64 {
     let asked = std::env::var("ZCMI_CLAIMS").ok().and_then(|total| total.parse().ok());
-    asked.unwrap_or(if cfg!(debug_assertions) { 300_000 } else { 1_000_000 })
+    let is_long = std::env::var_os("ZCMI_LONG").is_some();
+    asked.unwrap_or(match (is_long, cfg!(debug_assertions)) {
+        (true, _) => 100_000_000,
+        (false, true) => 300_000,
+        (false, false) => 1_000_000,
+    })
+}
+
+/// Says which seed it was if something is wrong.
+struct Seed(u64);
+
+impl Drop for Seed {
+    fn drop(&mut self) {
+        if std::thread::panicking() {
+            eprintln!("ZCMI_SEED={} makes the same claims again", self.0);
+        }
+    }
+}
+
+/// What became of the datagrams.
+#[derive(Default)]
+struct Tally {
+    sessions: u64,
+    taken: u64,
+    faults: u64,
+    in_place: u64,
 }
 
 #[test]
 fn no_claim_breaks_anything_and_every_slot_comes_back() {
+    let one = std::env::var("ZCMI_SEED").ok().and_then(|seed| seed.parse().ok());
+    let total = if one.is_some() { EACH } else { total() };
+    let (mut tally, mut left, mut seed) = (Tally::default(), total, one.unwrap_or(1));
+    while left > 0 {
+        let count = left.min(EACH);
+        claim(&Seed(seed), count, &mut tally);
+        (left, seed) = (left - count, seed + 1);
+    }
+    let Tally { sessions, taken, faults, in_place } = tally;
+    println!("{sessions} sessions, {taken} datagrams taken, {faults} faults, {in_place} runs in place");
+    assert!(taken > total / 20 && faults > total / 100, "{taken} taken, {faults} faults of {total}");
+    assert!(in_place > total / 100, "{in_place} runs in place of {total}");
+}
+
+/// Sessions that are told so many datagrams.
+fn claim(seed: &Seed, count: u64, tally: &mut Tally) {
     let plan = SlotPlan {
         small_bytes: 512,
         small_slots: SMALL,
@@ -67,15 +117,14 @@ fn no_claim_breaks_anything_and_every_slot_comes_back() {
     };
     let mut slots = Slots::new(&plan).expect("memory");
     let limits = LinkLimits { credits: [8, 4], streams: 2, ..LinkLimits::default() };
-    let seed = std::env::var("ZCMI_SEED").ok().and_then(|seed| seed.parse().ok()).unwrap_or(1);
-    let mut dice = Dice(seed);
+    let mut dice = Dice::new(seed.0);
     let payload = [0x5a; 5000];
-    let (mut faults, mut taken, mut sessions, mut in_place) = (0_u64, 0_u64, 0_u64, 0_u64);
+    let Tally { sessions, taken, faults, in_place } = tally;
     let (mut session, mut happened, mut now) = (None, Vec::new(), 0);
-    for _ in 0..total() {
+    for _ in 0..count {
         now += dice.next() % 1_000_000;
         let session_now = session.get_or_insert_with(|| {
-            sessions += 1;
+            *sessions += 1;
             let mut session = Session::new(7, &limits, crate::udp::Reliability::Reliable, 1216, 1 << 20, &slots, now);
             session.receiver.top_up(&mut slots, 1, [false; 2]);
             if let Ok(lease) = slots.loan(20_000) {
@@ -117,7 +166,7 @@ fn no_claim_breaks_anything_and_every_slot_comes_back() {
                 if fits && expected.is_begun_by(&head, slots.sizes()) && (!expected.is_new || ahead.is_some()) {
                     let bytes = 1 + dice.next() as usize % (expected.end - expected.begin) as usize;
                     landed = Landed::InPlace { bytes, datagrams };
-                    in_place += 1;
+                    *in_place += 1;
                 }
             }
             let taken = session_now.take(&head, landed, &mut ahead, &mut slots, &mut happened, now);
@@ -139,25 +188,25 @@ fn no_claim_breaks_anything_and_every_slot_comes_back() {
         }
         happened.clear();
         match answer {
-            Ok(used) => taken += u64::from(used),
+            Ok(used) => *taken += u64::from(used),
             Err(_) => {
-                faults += 1;
-                let mut ended = session.take().expect("it is there");
-                ended.receiver.forget(&mut slots);
-                ended.sender.fail();
+                *faults += 1;
+                end(session.take().expect("it is there"), &mut slots);
             }
         }
         if let Some(session) = &session {
             let [small, large] = session.receiver.open();
             assert!(small <= 8 && large <= 4, "no more is open than was given");
             assert!(session.receiver.under_way() <= 24, "{} pieces are under way", session.receiver.under_way());
-        } else {
-            // Everything that was promised or taken is free again.
-            let counts = slots.counts();
-            assert_eq!((counts.free, counts.promised), ([SMALL, SLOTS], [0, 0]));
         }
     }
-    println!("{sessions} sessions, {taken} datagrams taken, {faults} faults, {in_place} runs in place");
-    assert!(taken > total() / 20 && faults > total() / 100, "{taken} taken, {faults} faults of {}", total());
-    assert!(in_place > total() / 100, "{in_place} runs in place of {}", total());
+    session.into_iter().for_each(|session| end(session, &mut slots));
+}
+
+/// Ends a session, after which everything that was promised or taken is free again.
+fn end(mut session: Session, slots: &mut Slots) {
+    session.receiver.forget(slots);
+    session.sender.fail();
+    let counts = slots.counts();
+    assert_eq!((counts.free, counts.promised), ([SMALL, SLOTS], [0, 0]));
 }
