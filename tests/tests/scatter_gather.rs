@@ -8,8 +8,6 @@ mod conformance;
 use conformance::{End, Rig, Wish};
 use zcmi_bench::wires::{Wire, WireKind};
 use zcmi_mem::pool::PoolPlan;
-use zcmi_net::link::LinkLimits;
-use zcmi_net::outgoing::QueueLimits;
 use zcmi_net::path::PathKind;
 use zcmi_net::slots::SlotPlan;
 use zcmi_net::stream::{StreamOptions, StreamTransport};
@@ -35,10 +33,7 @@ impl Rig for Wired<'_> {
                     headers: 256,
                     loans: PoolPlan::doubling(64, wish.message_bytes, wish.loans).ok(),
                 },
-                limits: LinkLimits {
-                    queue: QueueLimits { messages: wish.waiting, ..QueueLimits::default() },
-                    ..LinkLimits::default()
-                },
+                limits: wish.limits(),
                 path: self.path,
                 resume_for: std::time::Duration::ZERO,
                 ..StreamOptions::default()

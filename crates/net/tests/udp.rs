@@ -9,11 +9,11 @@ use zcmi_mem::lease::LeaseMut;
 use zcmi_mem::pool::PoolPlan;
 use zcmi_mem::registration::Support;
 use zcmi_net::link::LinkLimits;
-use zcmi_net::outgoing::{QueueLimits, Token};
+use zcmi_net::outgoing::Token;
 use zcmi_net::path::PathKind;
 use zcmi_net::slots::SlotPlan;
 use zcmi_net::transport::{Destination, Event, Transport};
-use zcmi_net::udp::{Reliability, UdpOptions, UdpTransport};
+use zcmi_net::udp::{DatagramCounts, Reliability, UdpOptions, UdpTransport};
 
 /// Datagrams of one size, by one path or the cheapest.
 #[derive(Clone, Copy)]
@@ -36,10 +36,7 @@ fn options(wish: Wish) -> UdpOptions {
                 .or_else(|_| PoolPlan::single(wish.message_bytes, wish.loans))
                 .ok(),
         },
-        limits: LinkLimits {
-            queue: QueueLimits { messages: wish.waiting, ..QueueLimits::default() },
-            ..LinkLimits::default()
-        },
+        limits: wish.limits(),
         resume_for: wish.resume_for,
         silence: Duration::from_millis(100),
         ..UdpOptions::default()
@@ -94,8 +91,14 @@ impl Rig for Datagrams {
         println!("{facts:?}");
         match self.path {
             None => true,
-            Some(PathKind::UringZeroCopy | PathKind::UringFixed) if uring().is_err() => true,
+            Some(path) if path.is_uring() && uring().is_err() => true,
             Some(path) if path.shares_pages() => facts.socket.zero_copy_bytes > 0,
+            // What is refused, or over the budget, the socket sends by itself.
+            Some(PathKind::UringSend) => {
+                let DatagramCounts { zero_copy_bytes, refused_zero_copy, over_budget, .. } = facts.socket;
+                (zero_copy_bytes, refused_zero_copy, over_budget) == (0, 0, 0)
+                    && facts.socket.datagrams > 2 * facts.socket.sends
+            }
             _ if self.trains && self.segment_bytes.is_some() => facts.socket.datagrams > 2 * facts.socket.sends,
             _ => facts.socket.zero_copy_bytes == 0,
         }
@@ -110,6 +113,7 @@ conformance!(large_datagrams, Datagrams { path: Some(PathKind::Write), trains: t
 conformance!(trains, Datagrams { path: Some(PathKind::Write), trains: true, segment_bytes: Some(1408) });
 conformance!(single_datagrams, Datagrams { path: Some(PathKind::Write), trains: false, segment_bytes: Some(1408) });
 conformance!(zero_copy, Datagrams { path: Some(PathKind::ZeroCopy), trains: true, segment_bytes: Some(1408) });
+conformance!(uring_send, Datagrams { path: Some(PathKind::UringSend), trains: true, segment_bytes: Some(1408) });
 conformance!(
     uring_zero_copy,
     Datagrams { path: Some(PathKind::UringZeroCopy), trains: true, segment_bytes: Some(1408) }

@@ -2,16 +2,18 @@
 //! [`conformance`](crate::conformance).
 
 mod files;
+mod limits;
 
 use std::collections::HashMap;
 use std::time::{Duration, Instant};
 
 use zcmi_mem::lease::LeaseMut;
-use zcmi_net::link::Piece;
-use zcmi_net::outgoing::{SubmitError, Token};
+use zcmi_net::link::{LinkLimits, Piece};
+use zcmi_net::outgoing::{QueueLimits, SubmitError, Token};
 use zcmi_net::transport::{Closed, ConnectionId, Destination, Event, Transport};
 
 pub(crate) use files::*;
+pub(crate) use limits::*;
 
 /// How long a test waits for what must happen.
 pub(crate) const PATIENCE: Duration = Duration::from_secs(30);
@@ -31,6 +33,10 @@ pub(crate) struct Wish {
     pub(crate) loans: u32,
     /// How many messages may wait.
     pub(crate) waiting: usize,
+    /// How many bytes of them.
+    pub(crate) waiting_bytes: u64,
+    /// On how many streams.
+    pub(crate) streams: u32,
     /// How long a broken connection is mended.
     pub(crate) resume_for: Duration,
 }
@@ -44,8 +50,18 @@ impl Default for Wish {
             message_bytes: 1 << 20,
             loans: 8,
             waiting: 256,
+            waiting_bytes: 4 << 30,
+            streams: 1024,
             resume_for: Duration::from_secs(10),
         }
+    }
+}
+
+impl Wish {
+    /// What each connection may take.
+    pub(crate) fn limits(&self) -> LinkLimits {
+        let queue = QueueLimits { messages: self.waiting, bytes: self.waiting_bytes };
+        LinkLimits { queue, streams: self.streams, ..LinkLimits::default() }
     }
 }
 
@@ -130,12 +146,21 @@ impl<T: Transport> End<T> {
 pub(crate) fn until<T: Transport>(
     what: &str,
     ends: [&mut End<T>; 2],
+    done: impl FnMut(&mut End<T>, &mut End<T>) -> bool,
+) {
+    until_within(PATIENCE, what, ends, done);
+}
+
+fn until_within<T: Transport>(
+    patience: Duration,
+    what: &str,
+    ends: [&mut End<T>; 2],
     mut done: impl FnMut(&mut End<T>, &mut End<T>) -> bool,
 ) {
     let [one, two] = ends;
-    let deadline = Instant::now() + PATIENCE;
+    let deadline = Instant::now() + patience;
     while !done(one, two) {
-        assert!(Instant::now() < deadline, "{what}: not in {PATIENCE:?}");
+        assert!(Instant::now() < deadline, "{what}: not in {patience:?}");
         one.poll();
         two.poll();
     }
@@ -446,7 +471,8 @@ pub(crate) fn a_message_of_a_gibibyte_passes_through_few_slots<R: Rig>(rig: &R) 
     }
     one.transport.submit(one.to(), lease.into(), Token(1)).expect("the message is taken");
     let (mut at, mut done) = (0, false);
-    until("the message", [&mut one, &mut two], |one, two| {
+    // Seconds where nobody else wants the processor.
+    until_within(4 * PATIENCE, "the message", [&mut one, &mut two], |one, two| {
         for event in two.events() {
             let Event::Received { piece, .. } = event else { continue };
             assert_eq!(piece.offset as usize, at);
@@ -473,6 +499,10 @@ macro_rules! conformance {
                 both_directions_carry_many_messages_at_once,
                 a_small_message_overtakes_a_large_one_on_another_stream,
                 a_refused_message_comes_back_untouched,
+                messages_beyond_the_bytes_that_may_wait_come_back_and_go_later,
+                a_stream_more_than_the_peer_takes_is_refused_until_another_is_done,
+                what_is_longer_than_messages_can_be_comes_back_and_nothing_else_changes,
+                many_streams_take_turns_and_each_keeps_its_order,
                 a_receiver_that_holds_its_slots_stops_the_sender_and_loses_nothing,
                 a_graceful_end_loses_nothing,
                 a_peer_that_goes_without_an_end_fails_what_is_under_way,
