@@ -43,6 +43,9 @@ const BACK: Duration = Duration::from_secs(9);
 const SHARING: [PathKind; 5] =
     [PathKind::ZeroCopy, PathKind::UringZeroCopy, PathKind::UringFixed, PathKind::SendFile, PathKind::Splice];
 
+/// Those of them that datagrams have.
+const SHARING_DATAGRAMS: [PathKind; 3] = [PathKind::ZeroCopy, PathKind::UringZeroCopy, PathKind::UringFixed];
+
 /// A kind of transport.
 trait Kind: Sync {
     type Transport: Transport;
@@ -52,8 +55,18 @@ trait Kind: Sync {
     fn connect(&self, transport: &mut Self::Transport, to: SocketAddr) -> ConnectionId;
     /// Bytes that left by the path that is forced, or by any.
     fn sent(&self, transport: &Self::Transport, connection: ConnectionId) -> u64;
+    /// The path that is forced.
+    fn path(&self) -> Option<PathKind>;
+    /// Why the path cannot be used here, as a transport says.
+    fn refused(&self, transport: &Self::Transport) -> Option<String> {
+        let path = self.path()?;
+        let support = transport.capabilities().paths.into_iter().find(|(known, _)| *known == path)?.1;
+        (!matches!(support, Support::Yes)).then(|| format!("{path}: {support}"))
+    }
     /// Why it cannot be tried here.
-    fn unavailable(&self) -> Option<String>;
+    fn unavailable(&self) -> Option<String> {
+        self.refused(&self.make())
+    }
 }
 
 #[derive(Clone, Copy)]
@@ -109,10 +122,8 @@ impl Kind for Streams {
         }
     }
 
-    fn unavailable(&self) -> Option<String> {
-        let path = self.path?;
-        let support = self.make().capabilities().paths.into_iter().find(|(known, _)| *known == path)?.1;
-        (!matches!(support, Support::Yes)).then(|| format!("{path}: {support}"))
+    fn path(&self) -> Option<PathKind> {
+        self.path
     }
 }
 
@@ -141,14 +152,11 @@ impl Kind for Datagrams {
 
     fn sent(&self, transport: &UdpTransport, connection: ConnectionId) -> u64 {
         let Some(facts) = transport.facts(connection) else { return 0 };
-        match self.path {
-            PathKind::ZeroCopy => facts.socket.zero_copy_bytes,
-            _ => facts.socket.datagrams,
-        }
+        if self.path.shares_pages() { facts.socket.zero_copy_bytes } else { facts.socket.bytes }
     }
 
-    fn unavailable(&self) -> Option<String> {
-        None
+    fn path(&self) -> Option<PathKind> {
+        Some(self.path)
     }
 }
 
@@ -176,6 +184,22 @@ fn poison(transport: &mut impl Transport) {
     }
 }
 
+/// What left by the path under test, and why none did if the transport knows.
+struct Sent {
+    bytes: u64,
+    refused: Option<String>,
+}
+
+impl Sent {
+    /// Whether enough went by this path; a path that is refused once it is used is left out.
+    fn check(&self, what: &str) {
+        match &self.refused {
+            Some(reason) if self.bytes == 0 => println!("SKIP: {what}: {reason}"),
+            _ => assert!(self.bytes > 1 << 20, "only {} bytes went by {what}", self.bytes),
+        }
+    }
+}
+
 /// Watches that something goes on.
 struct Watch(Instant);
 
@@ -192,8 +216,8 @@ impl Watch {
     }
 }
 
-/// Sends so many messages and ends well. Returns what left by the path under test.
-fn send<K: Kind>(kind: &K, to: SocketAddr, total: u64, notes: &Sender<Note>) -> u64 {
+/// Sends so many messages and ends well.
+fn send<K: Kind>(kind: &K, to: SocketAddr, total: u64, notes: &Sender<Note>) -> Sent {
     let mut transport = kind.make();
     let connection = kind.connect(&mut transport, to);
     let (mut next, mut completed, mut sent) = (0, vec![false; total as usize], 0);
@@ -231,7 +255,7 @@ fn send<K: Kind>(kind: &K, to: SocketAddr, total: u64, notes: &Sender<Note>) -> 
                 Event::Failed { token, .. } => panic!("message {} failed", token.0),
                 Event::Closed { reason: Closed::Ended, .. } => {
                     assert!(completed.iter().all(|completed| *completed), "it ended before all was completed");
-                    return sent;
+                    return Sent { bytes: sent, refused: kind.refused(&transport) };
                 }
                 Event::Closed { reason, .. } => panic!("the sender's connection was closed: {reason}"),
                 _ => {}
@@ -286,7 +310,7 @@ fn receive<T: Transport>(mut transport: T, total: u64, notes: &Sender<Note>, sen
 }
 
 /// Has one end send to the other, each on a thread in its namespace, while `network` hears what they tell.
-fn cross<K: Kind>(kind: &K, wire: &Wire, total: u64, network: impl FnOnce(&Relay, Receiver<Note>)) -> u64 {
+fn cross<K: Kind>(kind: &K, wire: &Wire, total: u64, network: impl FnOnce(&Relay, Receiver<Note>)) -> Sent {
     let (notes, heard) = channel();
     let (bound, address) = channel();
     let (stays, sender) = channel::<()>();
@@ -347,7 +371,7 @@ const EVERYTHING: Faults = Faults {
 };
 
 /// Crosses a network with these faults, which resets all connections now and then if asked for.
-fn under<K: Kind>(kind: &K, wire: &Wire, total: u64, faults: Faults, resets: u64) -> u64 {
+fn under<K: Kind>(kind: &K, wire: &Wire, total: u64, faults: Faults, resets: u64) -> Sent {
     let broken = Cell::new([0; 2]);
     let sent = cross(kind, wire, total, |relay, notes| {
         relay.set_both(faults);
@@ -418,6 +442,15 @@ fn reliable_datagrams_bring_each_message_once_whatever_the_network_does() {
 }
 
 #[test]
+fn reliable_datagrams_that_share_pages_bring_each_message_once_whatever_the_network_does() {
+    let kind = Datagrams { path: PathKind::UringZeroCopy };
+    match kind.unavailable() {
+        Some(reason) => println!("SKIP: {reason}"),
+        None => each_fault(&kind, 0),
+    }
+}
+
+#[test]
 fn no_path_sends_again_what_was_given_back() {
     let mut random = Random::of_this_run();
     let total = Length::of_this_run().pick(30, 60, 1000);
@@ -430,12 +463,21 @@ fn no_path_sends_again_what_was_given_back() {
         let Some(wire) = make(&mut random) else { return };
         let begin = Instant::now();
         let sent = under(&kind, &wire, total, EVERYTHING, 3);
-        println!("{path}: {sent} bytes by this path in {:?}", begin.elapsed());
-        assert!(sent > 1 << 20, "only {sent} bytes went by {path}");
+        println!("{path}: {} bytes by this path in {:?}", sent.bytes, begin.elapsed());
+        sent.check(path.name());
     }
-    let Some(wire) = make(&mut random) else { return };
-    let sent = under(&Datagrams { path: PathKind::ZeroCopy }, &wire, total, EVERYTHING, 0);
-    assert!(sent > 1 << 20, "only {sent} bytes went by MSG_ZEROCOPY over UDP");
+    for path in SHARING_DATAGRAMS {
+        let kind = Datagrams { path };
+        if let Some(reason) = kind.unavailable() {
+            println!("SKIP: over UDP: {reason}");
+            continue;
+        }
+        let Some(wire) = make(&mut random) else { return };
+        let begin = Instant::now();
+        let sent = under(&kind, &wire, total, EVERYTHING, 0);
+        println!("{path} over UDP: {} bytes by this path in {:?}", sent.bytes, begin.elapsed());
+        sent.check(&format!("{path} over UDP"));
+    }
 }
 
 /// Swallows everything in the middle of a transfer, for as long as asked for and until the receiver has noticed.
@@ -581,8 +623,13 @@ fn a_slot_that_is_written_too_early_shows_at_the_receiver_wherever_pages_are_sha
         assert_eq!(a_late_write_is_seen(&kind, &wire), path.shares_pages(), "{path}");
     }
     // Datagrams are kept by nobody else: what is sent again is read again.
-    for path in [PathKind::Write, PathKind::ZeroCopy] {
+    for path in [&[PathKind::Write, PathKind::UringSend], &SHARING_DATAGRAMS[..]].concat() {
+        let kind = Datagrams { path };
+        if let Some(reason) = kind.unavailable() {
+            println!("SKIP: over UDP: {reason}");
+            continue;
+        }
         let Some(wire) = make(&mut random) else { return };
-        assert!(a_late_write_is_seen(&Datagrams { path }, &wire), "{path} over UDP");
+        assert!(a_late_write_is_seen(&kind, &wire), "{path} over UDP");
     }
 }
