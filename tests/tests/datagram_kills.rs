@@ -8,6 +8,7 @@ mod arrivals;
 
 use std::io::{Read, Write};
 use std::net::SocketAddr;
+use std::os::fd::AsFd;
 use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
@@ -19,15 +20,18 @@ use zcmi_net::path::PathKind;
 use zcmi_net::transport::{Closed, Destination, Event, Transport};
 use zcmi_net::udp::{Reliability, UdpOptions, UdpTransport};
 use zcmi_tests::content;
-use zcmi_tests::rig::pause;
+use zcmi_tests::rig::{pause, ready};
 use zcmi_tests::sys::{Forked, end_now, fork, wait_for};
 
 /// One test at a time: a child of another would hold on to sockets.
 static ALONE: Mutex<()> = Mutex::new(());
-const PATHS: [PathKind; 4] = [PathKind::Write, PathKind::ZeroCopy, PathKind::UringZeroCopy, PathKind::UringFixed];
+const PATHS: [PathKind; 5] =
+    [PathKind::Write, PathKind::ZeroCopy, PathKind::UringSend, PathKind::UringZeroCopy, PathKind::UringFixed];
 const LOANS: u32 = 8;
 /// What a sender says last: that its connection ended well, and how many bytes left without a copy.
 const ENDED: u64 = 1 << 63;
+/// What it says when it ends its connection.
+const CLOSING: u64 = 1 << 62;
 
 fn options(path: PathKind, reliability: Reliability) -> UdpOptions {
     UdpOptions {
@@ -53,7 +57,8 @@ fn size(number: u64, reliability: Reliability) -> usize {
 fn send(to: SocketAddr, path: PathKind, reliability: Reliability, mut tell: std::fs::File, end: u64) {
     let mut transport = UdpTransport::new(options(path, reliability)).expect("a transport");
     let connection = transport.connect(to).expect("a connection");
-    let (mut next, mut completed, mut shared, mut connected, mut events) = (0, 0_u64, 0, false, Vec::new());
+    let (mut next, mut completed, mut shared, mut events) = (0, 0_u64, 0, Vec::new());
+    let (mut connected, mut closing) = (false, false);
     loop {
         while connected && next < end {
             let Ok(mut message) = transport.loan(size(next, reliability)) else { break };
@@ -63,8 +68,10 @@ fn send(to: SocketAddr, path: PathKind, reliability: Reliability, mut tell: std:
             }
             next += 1;
         }
-        if next == end {
+        if next == end && !core::mem::replace(&mut closing, true) {
             transport.close(connection);
+            // Nothing of it leaves before the next poll.
+            tell.write_all(&CLOSING.to_le_bytes()).expect("the test reads");
         }
         transport.poll(&mut events, Some(Duration::from_millis(1))).expect("the transport goes on");
         shared = transport.facts(connection).map_or(shared, |facts| facts.socket.zero_copy_bytes);
@@ -87,17 +94,39 @@ fn send(to: SocketAddr, path: PathKind, reliability: Reliability, mut tell: std:
     }
 }
 
+/// What a sender said.
+#[derive(Default)]
+struct Words {
+    completed: u64,
+    is_closing: bool,
+    /// Bytes that left without a copy, once its connection ended well.
+    ended: Option<u64>,
+    rest: Vec<u8>,
+}
+
+impl Words {
+    /// Reads once, which waits if nothing was said. How much that was; nothing when the sender is gone.
+    fn read(&mut self, from: &mut std::fs::File) -> usize {
+        let mut bytes = [0; 4096];
+        let count = from.read(&mut bytes).expect("a pipe");
+        self.rest.extend_from_slice(&bytes[..count]);
+        let whole = self.rest.len() / 8 * 8;
+        for word in self.rest.drain(..whole).collect::<Vec<_>>().chunks_exact(8) {
+            match u64::from_le_bytes(word.try_into().expect("8 bytes")) {
+                CLOSING => self.is_closing = true,
+                word if word & ENDED != 0 => self.ended = Some(word & !ENDED),
+                word => self.completed = word,
+            }
+        }
+        count
+    }
+}
+
 /// The last word of a sender that is gone.
 fn last_word(mut from: std::fs::File) -> (u64, Option<u64>) {
-    let mut bytes = Vec::new();
-    from.read_to_end(&mut bytes).expect("a pipe whose other end is closed");
-    let words = bytes.chunks_exact(8).map(|word| u64::from_le_bytes(word.try_into().expect("8 bytes")));
-    words.fold(
-        (0, None),
-        |(completed, ended), word| {
-            if word & ENDED != 0 { (completed, Some(word & !ENDED)) } else { (word, ended) }
-        },
-    )
+    let mut words = Words::default();
+    while words.read(&mut from) > 0 {}
+    (words.completed, words.ended)
 }
 
 /// Starts a sender, and hands the receiver to `look`, in the namespace of the receiver.
@@ -106,7 +135,7 @@ fn cross(
     path: PathKind,
     reliability: Reliability,
     end: u64,
-    look: impl FnOnce(Arrivals<UdpTransport>, Pid, std::fs::File) -> bool + Send,
+    look: impl FnOnce(Arrivals<UdpTransport>, SocketAddr, Pid, std::fs::File) -> bool + Send,
 ) -> bool {
     let crossing = wire.enter(Side::Receiver, || {
         let mut receiver = UdpTransport::new(options(PathKind::Write, Reliability::Reliable)).expect("a transport");
@@ -123,7 +152,7 @@ fn cross(
             Forked::Parent(pid) => Pid::from_raw(pid).expect("a process"),
         };
         drop(tell);
-        look(Arrivals::new(receiver, reliability == Reliability::Reliable), child, from.into())
+        look(Arrivals::new(receiver, reliability == Reliability::Reliable), to, child, from.into())
     });
     crossing.expect("its namespace")
 }
@@ -143,15 +172,16 @@ fn each(reliability: Reliability, run: impl Fn(&Wire, PathKind, u64) -> bool) {
     let mut slow = 0;
     for path in PATHS {
         for round in 0..rounds() {
-            slow += u32::from(run(&wire, path, 1 + content::mix(round << 8 | path as u64) % 30));
+            slow += u32::from(run(&wire, path, round));
         }
     }
     // One call may have waited for a processor.
     assert!(slow <= 2, "{reliability:?}: {slow} receivers were kept for more than {STALL:?}");
 }
 
-fn kill(wire: &Wire, path: PathKind, reliability: Reliability, after: u64) -> bool {
-    cross(wire, path, reliability, u64::MAX, |mut arrivals, child, from| {
+fn kill(wire: &Wire, path: PathKind, reliability: Reliability, round: u64) -> bool {
+    let after = 1 + content::mix(round << 8 | path as u64) % 30;
+    cross(wire, path, reliability, u64::MAX, |mut arrivals, _, child, from| {
         arrivals.until("the first messages", |arrivals| arrivals.messages >= after);
         // It goes on into a receiver that does not read.
         pause(Duration::from_millis(after % 8));
@@ -169,25 +199,87 @@ fn kill(wire: &Wire, path: PathKind, reliability: Reliability, after: u64) -> bo
 
 #[test]
 fn nothing_wrong_is_accepted_of_a_sender_of_datagrams_that_is_killed_behind_a_shaper() {
-    each(Reliability::Reliable, |wire, path, after| kill(wire, path, Reliability::Reliable, after));
+    each(Reliability::Reliable, |wire, path, round| kill(wire, path, Reliability::Reliable, round));
 }
 
 #[test]
 fn nothing_wrong_is_accepted_of_one_that_sends_them_once() {
-    each(Reliability::Unreliable, |wire, path, after| kill(wire, path, Reliability::Unreliable, after));
+    each(Reliability::Unreliable, |wire, path, round| kill(wire, path, Reliability::Unreliable, round));
+}
+
+/// Has the receiver receive from somebody else, with whom it is as ever.
+fn goes_on(arrivals: &mut Arrivals<UdpTransport>, to: SocketAddr, path: PathKind) {
+    arrivals.begin_anew();
+    let mut sender = UdpTransport::new(options(path, Reliability::Reliable)).expect("a transport");
+    let connection = sender.connect(to).expect("a connection");
+    let (mut next, mut seen) = (None, Vec::new());
+    arrivals.until("the messages of somebody else", |arrivals| {
+        sender.poll(&mut seen, Some(Duration::ZERO)).expect("the transport goes on");
+        if next.is_none() && seen.iter().any(|event| matches!(event, Event::Connected { .. })) {
+            next = Some(0);
+        }
+        while let Some(number @ ..20) = next
+            && let Ok(mut message) = sender.loan(size(number, Reliability::Reliable))
+        {
+            content::fill(&mut message, 0, number);
+            sender.submit(Destination::new(connection).tag(number), message.into(), Token(number)).expect("room");
+            next = Some(number + 1);
+        }
+        if next == Some(20) {
+            sender.close(connection);
+        }
+        arrivals.closed.is_some() && seen.iter().any(|event| matches!(event, Event::Closed { .. }))
+    });
+    assert!(matches!(arrivals.closed, Some(Closed::Ended)), "{path}: {:?}", arrivals.closed);
+    assert_eq!((arrivals.messages, arrivals.ended), (20, true), "{path}");
+}
+
+/// Kills a sender between its `close` and the end of its connection: as soon as it has called that, or when the
+/// receiver has heard of the end and has not answered.
+fn kill_ending(wire: &Wire, path: PathKind, is_late: bool) -> bool {
+    const TOTAL: u64 = 30;
+    cross(wire, path, Reliability::Reliable, TOTAL, |mut arrivals, to, child, mut from| {
+        let what = format!("{path}, {}", if is_late { "late" } else { "early" });
+        let mut words = Words::default();
+        arrivals.until("the sender's end", |arrivals| {
+            if ready(from.as_fd(), Duration::ZERO) {
+                words.read(&mut from);
+            }
+            if is_late { arrivals.ended } else { words.is_closing }
+        });
+        // What it answers would leave at its next poll, which comes when the sender is dead.
+        assert!(arrivals.closed.is_none(), "{what}: {:?}", arrivals.closed);
+        kill_process(child, Signal::KILL).expect("it lives");
+        assert_eq!(wait_for(child.as_raw_pid()).expect("it ends"), 128 + 9, "{what}: it was killed, and had not ended");
+        while words.read(&mut from) > 0 {}
+        assert!(words.is_closing && words.ended.is_none(), "{what}");
+        arrivals.until("the end", |arrivals| arrivals.closed.is_some());
+        let (completed, came) = (words.completed, arrivals.messages);
+        assert!(came >= completed, "{what}: {completed} completed, {came} came");
+        // What says that it is the end is behind everything else.
+        assert!(!arrivals.ended || came == TOTAL, "{what}: an end after {came} messages");
+        assert!(!is_late || arrivals.ended, "{what}");
+        goes_on(&mut arrivals, to, path);
+        arrivals.slowest > STALL
+    })
+}
+
+#[test]
+fn a_sender_of_datagrams_that_is_killed_while_it_ends_has_lost_nothing_that_completed() {
+    each(Reliability::Reliable, |wire, path, round| kill_ending(wire, path, round % 2 == 1));
 }
 
 #[test]
 fn a_sender_of_datagrams_that_ends_in_good_order_and_dies_loses_nothing() {
     each(Reliability::Reliable, |wire, path, _| {
-        cross(wire, path, Reliability::Reliable, 30, |mut arrivals, child, from| {
+        cross(wire, path, Reliability::Reliable, 30, |mut arrivals, _, child, from| {
             arrivals.until("the end", |arrivals| arrivals.ended && arrivals.closed.is_some());
             assert_eq!(arrivals.messages, 30, "{path}");
             assert_eq!(wait_for(child.as_raw_pid()).expect("it ends"), 0, "{path}");
             let (completed, shared) = last_word(from);
             assert_eq!((completed, shared.is_some()), (30, true), "{path}");
             // The test is of the path that it names.
-            assert_eq!(shared > Some(0), path != PathKind::Write, "{path}: {shared:?} bytes without a copy");
+            assert_eq!(shared > Some(0), path.shares_pages(), "{path}: {shared:?} bytes without a copy");
             arrivals.slowest > STALL
         })
     });

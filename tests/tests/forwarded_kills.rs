@@ -14,6 +14,7 @@ use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use arrivals::{Arrivals, PATIENCE, STALL, rounds, slots};
+use rustix::process::{Pid, Signal, kill_process};
 use zcmi_bench::wires::{Family, Side, Wire, WireKind};
 use zcmi_net::path::PathKind;
 use zcmi_net::stream::{StreamOptions, StreamTransport};
@@ -94,10 +95,10 @@ fn accepting(socket: OwnedFd) -> StreamTransport {
     transport
 }
 
-/// A number that another process wrote into a file, and that outlives it.
-fn noted(path: &Path) -> u64 {
+/// A number that another process wrote into a file, at this place, and that outlives it; 0 before it does.
+fn noted(path: &Path, at: usize) -> u64 {
     let bytes = std::fs::read(path).unwrap_or_default();
-    bytes.first_chunk().map_or(0, |bytes| u64::from_le_bytes(*bytes))
+    bytes.as_chunks().0.get(at).map_or(0, |bytes| u64::from_le_bytes(*bytes))
 }
 
 impl<T: Transport> Stage<T> {
@@ -117,7 +118,7 @@ impl<T: Transport> Stage<T> {
 
     /// How many messages are published.
     fn published(&self) -> u64 {
-        noted(&self.note("published"))
+        noted(&self.note("published"), 0)
     }
 
     fn flood(&mut self) {
@@ -132,14 +133,39 @@ impl<T: Transport> Stage<T> {
     }
 }
 
+/// When the process that forwards is killed.
+#[derive(Clone, Copy)]
+enum When {
+    /// In the middle.
+    Sending,
+    /// The same, and a child that it forked lives on.
+    Forked,
+    /// When it has ended its connection, and most of what it sent last is on its way.
+    Ending,
+    /// When the receiver has heard of that end, and has not answered.
+    Ended,
+}
+
+/// Messages after which a forwarder ends.
+const FEW: u64 = 25;
+
 /// Kills the process that forwards. How long the publisher was kept, beyond what others were waiting for.
-fn kill_forwarder<T: Transport>(mut stage: Stage<T>, what: &str, after: u64) -> bool {
+fn kill_forwarder<T: Transport>(mut stage: Stage<T>, what: &str, after: u64, when: When) -> bool {
     stage.onlooker.tell("collect id=s endings=1");
     stage.flood();
-    stage.read(after);
+    let note = stage.note("forwarded");
+    match when {
+        When::Sending => stage.read(after),
+        When::Forked => {
+            stage.arrivals.until("the fork", |_| noted(&note, 2) != 0);
+            stage.read(stage.arrivals.messages + after % 4);
+        }
+        When::Ending => stage.arrivals.until("the forwarder's end", |_| noted(&note, 1) != 0),
+        When::Ended => stage.arrivals.until("the forwarder's end", |arrivals| arrivals.ended),
+    }
     stage.forwarder.kill();
     let killed = Instant::now();
-    let (at, completed) = (stage.published(), noted(&stage.note("forwarded")));
+    let (at, completed) = (stage.published(), noted(&note, 0));
     // The slots that the dead one held come back: many times as many messages pass as there are slots, over whatever
     // it had not sent yet.
     let mut first = None;
@@ -151,10 +177,20 @@ fn kill_forwarder<T: Transport>(mut stage: Stage<T>, what: &str, after: u64) -> 
         pause(Duration::from_micros(200));
     }
     // What is on its way is read only now.
+    if let When::Forked = when {
+        // Who has the sockets besides says nothing by them, and their end is not there before its own.
+        while stage.arrivals.poll(Duration::from_millis(100)) > 0 {}
+        let child = Pid::from_raw(noted(&note, 2) as i32).expect("a process");
+        kill_process(child, Signal::KILL).expect("it lives on");
+    }
     stage.arrivals.until("the end", |arrivals| arrivals.closed.is_some());
-    assert!(!stage.arrivals.ended, "{what}: an end that nobody said");
-    let came = stage.arrivals.messages;
+    let (came, ended) = (stage.arrivals.messages, stage.arrivals.ended);
     assert!(came >= completed, "{what}: {completed} messages completed and {came} came");
+    match when {
+        When::Sending | When::Forked => assert!(!ended, "{what}: an end that nobody said"),
+        // What says that it is the end is behind everything else.
+        When::Ending | When::Ended => assert!(!ended || came == FEW, "{what}: an end after {came} messages"),
+    }
     stage.publisher.kill();
     let seen = stage.onlooker.hear();
     assert_eq!(seen.number("lost"), 0);
@@ -206,18 +242,18 @@ fn end_well<T: Transport>(mut stage: Stage<T>, what: &str, messages: u64) -> boo
 }
 
 const KINDS: [WireKind; 3] = [WireKind::Lo, WireKind::Unix, WireKind::Tbf];
-const DATAGRAM_PATHS: [PathKind; 4] =
-    [PathKind::Write, PathKind::ZeroCopy, PathKind::UringZeroCopy, PathKind::UringFixed];
+const DATAGRAM_PATHS: [PathKind; 5] =
+    [PathKind::Write, PathKind::ZeroCopy, PathKind::UringSend, PathKind::UringZeroCopy, PathKind::UringFixed];
 
 /// Does something with each path on each wire; few of them may have kept a survivor, because one call may have waited
 /// for a processor.
-fn each(what: &str, streams: impl Fn(Stage<StreamTransport>, &str, u64) -> bool, more: &str) {
+fn each(what: &str, rounds: u64, streams: impl Fn(Stage<StreamTransport>, &str, u64) -> bool, more: &str) {
     for kind in KINDS {
         let Some(wire) = wire(kind) else { continue };
         let mut slow = 0;
         for path in PathKind::ALL {
-            for round in 0..rounds() {
-                let after = 1 + content::mix(round << 8 | path as u64) % 30;
+            for round in 0..rounds {
+                let after = 1 + content::mix(round << 16 | (kind as u64) << 8 | path as u64) % 30;
                 let stage = Stage::of_streams(&wire, path, more);
                 slow += u32::from(streams(stage, &format!("{what}, {path} on {kind}"), after));
             }
@@ -227,11 +263,16 @@ fn each(what: &str, streams: impl Fn(Stage<StreamTransport>, &str, u64) -> bool,
 }
 
 /// The same over UDP behind a shaper.
-fn each_datagram(what: &str, datagrams: impl Fn(Stage<UdpTransport>, &str, u64) -> bool + Sync, more: &str) {
+fn each_datagram(
+    what: &str,
+    rounds: u64,
+    datagrams: impl Fn(Stage<UdpTransport>, &str, u64) -> bool + Sync,
+    more: &str,
+) {
     let Some(wire) = wire(WireKind::Tbf) else { return };
     let mut slow = 0;
     for path in DATAGRAM_PATHS {
-        for round in 0..rounds() {
+        for round in 0..rounds {
             let after = 1 + content::mix(round << 8 | path as u64) % 30;
             let run = || datagrams(Stage::of_datagrams(&wire, path, more), &format!("{what}, {path} over UDP"), after);
             slow += u32::from(wire.enter(Side::Receiver, run).expect("its namespace"));
@@ -243,20 +284,48 @@ fn each_datagram(what: &str, datagrams: impl Fn(Stage<UdpTransport>, &str, u64) 
 #[test]
 fn slots_that_a_killed_process_was_sending_are_written_again_and_nobody_receives_that() {
     let _alone = ALONE.lock().unwrap_or_else(PoisonError::into_inner);
-    each("the sender is killed", kill_forwarder, "");
-    each_datagram("the sender is killed", kill_forwarder, "");
+    let what = "the sender is killed";
+    each(what, rounds(), |stage, what, after| kill_forwarder(stage, what, after, When::Sending), "");
+    each_datagram(what, rounds(), |stage, what, after| kill_forwarder(stage, what, after, When::Sending), "");
+}
+
+#[test]
+fn slots_that_a_killed_process_was_sending_come_back_though_a_child_of_it_lives_on() {
+    let _alone = ALONE.lock().unwrap_or_else(PoisonError::into_inner);
+    let what = "the sender is killed, and not its child";
+    each(what, rounds().div_ceil(2), |stage, what, after| kill_forwarder(stage, what, after, When::Forked), "forks=5");
+    each_datagram(
+        what,
+        rounds().div_ceil(2),
+        |stage, what, after| kill_forwarder(stage, what, after, When::Forked),
+        "forks=5",
+    );
+}
+
+#[test]
+fn a_process_that_is_killed_while_it_ends_in_good_order_has_sent_on_what_completed() {
+    let _alone = ALONE.lock().unwrap_or_else(PoisonError::into_inner);
+    let when = |after: u64| if after.is_multiple_of(2) { When::Ending } else { When::Ended };
+    let what = "the sender is killed at its end";
+    each(what, rounds().div_ceil(2), |stage, what, after| kill_forwarder(stage, what, after, when(after)), "n=25");
+    each_datagram(
+        what,
+        rounds().div_ceil(2),
+        |stage, what, after| kill_forwarder(stage, what, after, when(after)),
+        "n=25",
+    );
 }
 
 #[test]
 fn what_a_killed_owner_published_is_sent_on_by_who_holds_it() {
     let _alone = ALONE.lock().unwrap_or_else(PoisonError::into_inner);
-    each("the owner is killed", kill_publisher, "");
-    each_datagram("the owner is killed", kill_publisher, "");
+    each("the owner is killed", rounds(), kill_publisher, "");
+    each_datagram("the owner is killed", rounds(), kill_publisher, "");
 }
 
 #[test]
 fn what_was_sent_on_for_another_process_before_a_graceful_end_is_not_lost() {
     let _alone = ALONE.lock().unwrap_or_else(PoisonError::into_inner);
-    each("a graceful end", |stage, what, _| end_well(stage, what, 25), "n=25");
-    each_datagram("a graceful end", |stage, what, _| end_well(stage, what, 25), "n=25");
+    each("a graceful end", rounds(), |stage, what, _| end_well(stage, what, FEW), "n=25");
+    each_datagram("a graceful end", rounds(), |stage, what, _| end_well(stage, what, FEW), "n=25");
 }

@@ -75,11 +75,13 @@ fn submit(transport: &mut StreamTransport, connection: ConnectionId, next: &mut 
 fn send(socket: OwnedFd, path: PathKind, mut tell: std::fs::File, end: u64, forks: bool) -> ! {
     let mut transport = transport(path);
     let Ok(connection) = transport.adopt_connecting(socket) else { end_now(2) };
-    let (mut next, mut events, mut forks) = (0, Vec::new(), forks);
+    let (mut next, mut events, mut forks, mut closing) = (0, Vec::new(), forks, false);
     loop {
         submit(&mut transport, connection, &mut next, end);
-        if next == end {
+        if next == end && !core::mem::replace(&mut closing, true) {
             transport.close(connection);
+            // Nothing of it leaves before the next poll.
+            let _ = tell.write_all(&CLOSING.to_le_bytes());
         }
         if transport.poll(&mut events, Some(Duration::from_millis(1))).is_err() {
             end_now(3);
@@ -124,12 +126,15 @@ fn idle(time: Duration) {
 const HOLDER: u64 = 1 << 62;
 /// The word of a sender whose connection ended well.
 const ENDED: u64 = 1 << 63;
+/// The word of a sender that ends its connection.
+const CLOSING: u64 = 1 << 61;
 
 /// What a sender said.
 #[derive(Default)]
 struct Said {
     completed: u64,
     holder: Option<Pid>,
+    closing: bool,
     ended: bool,
     rest: Vec<u8>,
 }
@@ -145,6 +150,7 @@ impl Said {
             let word = u64::from_le_bytes(word.try_into().expect("8 bytes"));
             match word {
                 ENDED => self.ended = true,
+                CLOSING => self.closing = true,
                 _ if word & HOLDER != 0 => self.holder = Pid::from_raw((word & !HOLDER) as i32),
                 _ => self.completed = self.completed.max(word + 1),
             }
@@ -206,6 +212,28 @@ impl Receiver {
             assert!(Instant::now() < deadline, "{what}: not in {PATIENCE:?}, after {} messages", self.messages);
             self.poll(Duration::from_millis(1));
         }
+    }
+}
+
+impl Receiver {
+    /// Receives from somebody else, with whom it is as ever.
+    fn goes_on(&mut self, wire: &Wire, path: PathKind) {
+        let streams = wire.streams().expect("a stream");
+        self.transport.adopt_accepting(streams.receiver).expect("a stream");
+        (self.messages, self.ended, self.closed) = (0, false, None);
+        self.partial.clear();
+        let (mut sender, mut next, mut events) = (transport(path), 0, Vec::new());
+        let connection = sender.adopt_connecting(streams.sender).expect("a stream");
+        self.until("the messages of somebody else", |receiver| {
+            submit(&mut sender, connection, &mut next, 20);
+            if next == 20 {
+                sender.close(connection);
+            }
+            sender.poll(&mut events, Some(Duration::ZERO)).expect("the transport goes on");
+            receiver.closed.is_some() && events.iter().any(|event| matches!(event, Event::Closed { .. }))
+        });
+        assert!(matches!(self.closed, Some(Closed::Ended)), "{:?}", self.closed);
+        assert_eq!((self.messages, self.ended), (20, true));
     }
 }
 
@@ -309,6 +337,56 @@ fn a_sender_that_ends_in_good_order_and_dies_loses_nothing() {
             said.hear(&mut from);
             assert_eq!((said.completed, said.ended), (30, true));
         }
+    }
+}
+
+/// Kills a sender between its `close` and the end of its connection: as soon as it has called that, when most of what
+/// it sent last is on its way, or when the receiver has heard of the end and has not answered.
+fn kill_ending(wire: &Wire, path: PathKind, is_late: bool) -> Duration {
+    const TOTAL: u64 = 30;
+    let streams = wire.streams().expect("a stream");
+    let (mut from, to) = pipe();
+    let child = match fork().expect("a child") {
+        Forked::Child => {
+            drop(streams.receiver);
+            send(streams.sender, path, to, TOTAL, false)
+        }
+        Forked::Parent(pid) => Pid::from_raw(pid).expect("a process"),
+    };
+    drop((streams.sender, to));
+    let (mut said, mut receiver) = (Said::default(), Receiver::new(streams.receiver));
+    let what = format!("{path}, {}", if is_late { "late" } else { "early" });
+    receiver.until("the sender's end", |receiver| {
+        said.hear(&mut from);
+        if is_late { receiver.ended } else { said.closing }
+    });
+    // What it answers would leave at its next poll, which comes when the sender is dead.
+    assert!(receiver.closed.is_none(), "{what}: {:?}", receiver.closed);
+    kill_process(child, Signal::KILL).expect("it lives");
+    assert_eq!(wait_for(child.as_raw_pid()).expect("it ends"), 128 + 9, "{what}: it was killed, and had not ended");
+    said.hear(&mut from);
+    assert!(said.closing && !said.ended, "{what}");
+    receiver.until("the end", |receiver| receiver.closed.is_some());
+    assert!(receiver.messages >= said.completed, "{what}: {} completed, {} came", said.completed, receiver.messages);
+    // What says that it is the end is behind everything else.
+    assert!(!receiver.ended || receiver.messages == TOTAL, "{what}: an end after {} messages", receiver.messages);
+    assert!(!is_late || receiver.ended, "{what}");
+    receiver.goes_on(wire, path);
+    receiver.slowest
+}
+
+#[test]
+fn a_sender_that_is_killed_while_it_ends_in_good_order_has_lost_nothing_that_completed() {
+    let _alone = ALONE.lock().unwrap_or_else(PoisonError::into_inner);
+    for kind in [WireKind::Lo, WireKind::Unix, WireKind::Tbf] {
+        let Some(wire) = wire(kind) else { continue };
+        let mut slow = 0;
+        for path in PATHS {
+            for round in 0..2 * rounds().div_ceil(3) {
+                slow += u32::from(kill_ending(&wire, path, round % 2 == 1) > STALL);
+            }
+        }
+        assert!(slow <= 2, "on {kind} {slow} receivers were kept for more than {STALL:?}");
     }
 }
 

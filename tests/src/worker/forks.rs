@@ -8,6 +8,15 @@ use super::words::Words;
 use super::{Outcome, Worker};
 use crate::sys::{self, Forked};
 
+/// What a forked child does that lives on: nothing, until the test lets go of its parent's input, or kills it.
+pub(super) fn stay() -> ! {
+    // The input is shared with the parent; it ends when the test closes it, whoever lives then.
+    // Read without the library's lock, which our parent's loop holds.
+    let input = std::fs::File::open("/proc/self/fd/0");
+    let _ended = input.and_then(|mut input| std::io::copy(&mut input, &mut std::io::sink()));
+    sys::end_now(0)
+}
+
 impl Worker {
     /// Forks. The child, by `child`: tries everything with its parent's handles, drops them all and ends (`tries`), or
     /// does nothing until the test lets go of our input (`stays`).
@@ -23,13 +32,7 @@ impl Worker {
                 0 => Ok(String::new()),
                 status => Err(format!("the child ended with {status}")),
             },
-            Forked::Child if stays => {
-                // The input is shared with the parent; it ends when the test closes it, whoever lives then.
-                // Read without the library's lock, which our parent's loop holds.
-                let input = std::fs::File::open("/proc/self/fd/0");
-                let _ended = input.and_then(|mut input| std::io::copy(&mut input, &mut std::io::sink()));
-                sys::end_now(0)
-            }
+            Forked::Child if stays => stay(),
             Forked::Child => {
                 let status = match self.try_everything() {
                     Ok(()) => 0,

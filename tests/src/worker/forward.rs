@@ -15,7 +15,9 @@ use zcmi_net::transport::{Closed, ConnectionId, Destination, Event, Transport};
 use zcmi_net::udp::{UdpOptions, UdpTransport};
 
 use super::Outcome;
+use super::forks::stay;
 use super::words::Words;
+use crate::sys::{self, Forked};
 
 /// Messages that it holds at most.
 const HELD: u64 = 8;
@@ -28,7 +30,9 @@ fn slots() -> SlotPlan {
 
 /// Joins `service`, and forwards each message by `path` over the stream with descriptor `fd`, or over UDP to the
 /// address `to`, until it is killed, the publisher is gone, or `n` are forwarded; then it ends the connection in good
-/// order. With `note`, how many completed goes to that file after each, where it outlives us.
+/// order. With `note`, how many completed goes to that file after each, where it outlives us; behind it 1 once the
+/// connection is being ended, and the number of the child that is forked when `forks` have completed. That child has
+/// all that we have, does nothing with it, and lives on.
 ///
 /// It answers twice: when it has joined, and at its end how many it forwarded, and how many bytes left by paths that
 /// copy (`copied`) and by those that share pages (`shared`).
@@ -76,7 +80,12 @@ fn hand_on<T: Transport>(
     let service = Service::<[u8]>::new(words.text("service")?).map_err(|error| error.to_string())?;
     let mut subscriber = service.subscriber().holds(HELD as u8 + 1).join().map_err(|error| error.to_string())?;
     let note = words.given("note").map(File::create).transpose().map_err(|error| error.to_string())?;
+    let tell = |at: u64, word: u64| {
+        let Some(note) = &note else { return Ok(()) };
+        note.write_all_at(&word.to_le_bytes(), 8 * at).map_err(|error| error.to_string())
+    };
     let count = words.number_or("n", u64::MAX)?;
+    let forks = words.given("forks").map(|_| words.number("forks")).transpose()?;
     super::answer("ok");
     let (mut forwarded, mut completed, mut gone, mut closing) = (0_u64, 0_u64, false, false);
     let (mut events, mut by_paths) = (Vec::new(), [0; 2]);
@@ -99,6 +108,8 @@ fn hand_on<T: Transport>(
         if !closing && (forwarded == count || gone) {
             closing = true;
             transport.close(connection);
+            // Nothing of it leaves before the next poll.
+            tell(1, 1)?;
         }
         transport.poll(&mut events, Some(TURN)).map_err(|error| error.to_string())?;
         if !events.is_empty() {
@@ -111,8 +122,12 @@ fn hand_on<T: Transport>(
             match event {
                 Event::Completed { .. } => {
                     completed += 1;
-                    if let Some(note) = &note {
-                        note.write_all_at(&completed.to_le_bytes(), 0).map_err(|error| error.to_string())?;
+                    tell(0, completed)?;
+                    if forks == Some(completed) {
+                        match sys::fork().map_err(|error| error.to_string())? {
+                            Forked::Parent(pid) => tell(2, pid as u64)?,
+                            Forked::Child => stay(),
+                        }
                     }
                 }
                 Event::Closed { reason: Closed::Ended, .. } if completed == forwarded => {
