@@ -3,6 +3,7 @@
 mod conformance;
 mod denied;
 mod forked;
+mod refused;
 
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicU32, Ordering};

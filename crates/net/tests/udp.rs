@@ -1,6 +1,9 @@
 //! The conformance suite over UDP, with and without trains, by each path, and what UDP alone promises.
 
 mod conformance;
+mod denied_datagrams;
+mod forked;
+mod refused;
 
 use std::time::{Duration, Instant};
 

@@ -494,7 +494,11 @@ macro_rules! conformance {
         mod $name {
             use super::*;
 
-            $crate::conformance!(@tests $rig;
+            $crate::conformance!(@each tests $rig);
+        }
+    };
+    (@each $what:ident $rig:expr) => {
+        $crate::conformance!(@$what $rig;
                 messages_keep_their_bounds_and_their_order,
                 both_directions_carry_many_messages_at_once,
                 a_small_message_overtakes_a_large_one_on_another_stream,
@@ -511,8 +515,7 @@ macro_rules! conformance {
                 messages_from_files_arrive_among_others_in_order,
                 what_comes_from_a_file_is_read_again_when_the_connection_broke,
                 zeros_go_where_a_file_became_shorter_and_its_sender_is_told_once,
-            );
-        }
+        );
     };
     (@tests $rig:expr; $($test:ident,)+) => {
         $(#[test]
@@ -520,4 +523,12 @@ macro_rules! conformance {
             conformance::$test(&$rig);
         })+
     };
+    (@calls $rig:expr; $($test:ident,)+) => {
+        $($crate::conformance::$test($rig);)+
+    };
+}
+
+/// All tests, one after the other.
+pub(crate) fn everything<R: Rig>(rig: &R) {
+    crate::conformance!(@each calls rig);
 }

@@ -51,6 +51,19 @@ pub(crate) fn deny(denials: &[Denial]) -> io::Result<()> {
     if answer != 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
 }
 
+/// Whether this process may lock so many bytes; they are not locked any more afterwards.
+#[allow(dead_code, reason = "not every test locks memory")]
+pub(crate) fn locks(bytes: usize) -> bool {
+    let memory = vec![1_u8; bytes];
+    // SAFETY: memory of our own, which lives until the end of this function.
+    let locked = unsafe { libc::mlock(memory.as_ptr().cast(), bytes) } == 0;
+    if locked {
+        // SAFETY: as above, and it is locked.
+        unsafe { libc::munlock(memory.as_ptr().cast(), bytes) };
+    }
+    locked
+}
+
 /// Forks: 0 in the child.
 pub(crate) fn fork() -> io::Result<i32> {
     // SAFETY: see the head of the file.
