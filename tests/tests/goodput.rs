@@ -1,7 +1,10 @@
 //! How fast messages cross a network that loses packets, beside a plain loop of `write` and `read`.
 //!
 //! Both carry the same bytes over the same relay, in turn. In each round both have the seed of the round, so that they
-//! lose packets of the same numbers. `ZCMI_LONG=1` takes more rounds, carries more, and asserts the ratio.
+//! lose packets of the same numbers. The ratio is asserted: closely with `ZCMI_LONG=1`, which takes more rounds and
+//! carries more, and otherwise with slack, over a network that loses more and is nearer, so that little time sees as
+//! many losses, and without the beginning: until the first losses luck decides. In a quick run, which has one round, it
+//! is printed.
 
 use std::fs::File;
 use std::io::{Read, Write};
@@ -22,14 +25,17 @@ const PATIENCE: Duration = Duration::from_secs(120);
 /// One packet in a thousand is lost on its way there, none on its way back, and a round trip takes 20 ms.
 const DELAY: Faults = Faults { delay: Duration::from_millis(10), ..Faults::NONE };
 const LOSS: Faults = Faults { loss_ppm: 1000, ..DELAY };
+/// Five packets in a thousand, and 5 ms.
+const NEAR: Faults = Faults { delay: Duration::from_micros(2500), ..Faults::NONE };
+const MORE_LOSS: Faults = Faults { loss_ppm: 5000, ..NEAR };
 
 /// The wire of a measurement.
-fn make(seed: u64) -> Option<Wire> {
+fn make(seed: u64, [there, back]: [Faults; 2]) -> Option<Wire> {
     match Wire::make_seeded(WireKind::Relay, seed) {
         Ok(wire) => {
             let relay = wire.relay().expect("a relay");
-            relay.set(Side::Sender, LOSS);
-            relay.set(Side::Receiver, DELAY);
+            relay.set(Side::Sender, there);
+            relay.set(Side::Receiver, back);
             Some(wire)
         }
         Err(unavailable) => {
@@ -40,11 +46,19 @@ fn make(seed: u64) -> Option<Wire> {
     }
 }
 
-/// Seconds from the first call until everything was read.
-fn plain(wire: &Wire, messages: u64) -> f64 {
+/// What is carried, in messages.
+#[derive(Clone, Copy)]
+struct Load {
+    messages: u64,
+    /// How many of them are not measured, because they are the first.
+    first: u64,
+}
+
+/// Seconds from the first call, or since the first messages had come, until everything was read.
+fn plain(wire: &Wire, Load { messages, first }: Load) -> f64 {
     let streams = wire.streams().expect("a stream");
     let (mut from, mut to) = (File::from(streams.sender), File::from(streams.receiver));
-    let begin = Instant::now();
+    let mut begin = Instant::now();
     std::thread::scope(|scope| {
         scope.spawn(move || {
             let message = vec![0x5a; MESSAGE];
@@ -54,6 +68,9 @@ fn plain(wire: &Wire, messages: u64) -> f64 {
         while came < messages * MESSAGE as u64 {
             let count = to.read(&mut bytes).expect("it comes");
             assert!(count > 0, "it ended after {came} bytes");
+            if came < first * MESSAGE as u64 {
+                begin = Instant::now();
+            }
             came += count as u64;
         }
     });
@@ -68,27 +85,32 @@ fn transport() -> StreamTransport {
     StreamTransport::new(options).expect("a transport")
 }
 
-/// The same by messages, from when the connection is there until the last was received.
-fn messages(wire: &Wire, messages: u64) -> f64 {
+/// The same by messages, from when the connection is there, or the first had come, until the last was received.
+fn messages(wire: &Wire, Load { messages, first }: Load) -> f64 {
     // The wire makes the sockets: its congestion control is the same for both ways, whatever the host prefers.
     let streams = wire.streams().expect("a stream");
     let receiver = move || {
         let mut transport = transport();
         transport.adopt_accepting(streams.receiver).expect("a stream");
-        let (mut events, mut received, mut last) = (Vec::new(), 0, Instant::now());
+        let (mut events, mut received, mut begin, mut last) = (Vec::new(), 0, None, Instant::now());
         loop {
             transport.poll(&mut events, Some(PATIENCE)).expect("the transport goes on");
             assert!(!events.is_empty(), "nothing came for {PATIENCE:?}");
             for event in events.drain(..) {
                 match event {
-                    Event::Received { piece, .. } => received += piece.lease.len() as u64,
+                    Event::Received { piece, .. } => {
+                        if received < first * MESSAGE as u64 {
+                            begin = Some(Instant::now());
+                        }
+                        received += piece.lease.len() as u64;
+                    }
                     Event::Ended { connection } => {
                         last = Instant::now();
                         transport.close(connection);
                     }
                     Event::Closed { reason: Closed::Ended, .. } => {
                         assert_eq!(received, messages * MESSAGE as u64);
-                        return last;
+                        return (begin, last);
                     }
                     Event::Closed { reason, .. } => panic!("it was closed: {reason}"),
                     _ => {}
@@ -128,8 +150,9 @@ fn messages(wire: &Wire, messages: u64) -> f64 {
     };
     std::thread::scope(|scope| {
         let receiving = scope.spawn(receiver);
-        let begin = sender();
-        (receiving.join().expect("no panic") - begin).as_secs_f64()
+        let connected = sender();
+        let (begin, last) = receiving.join().expect("no panic");
+        (last - begin.unwrap_or(connected)).as_secs_f64()
     })
 }
 
@@ -137,14 +160,17 @@ fn messages(wire: &Wire, messages: u64) -> f64 {
 fn messages_cross_a_network_with_losses_as_fast_as_plain_bytes() {
     let mut random = Random::of_this_run();
     let length = Length::of_this_run();
-    let (rounds, count) = (length.pick(1, 3, 11), length.pick(16, 48, 512));
+    let faults = if length == Length::Long { [LOSS, DELAY] } else { [MORE_LOSS, NEAR] };
+    let load = Load { messages: length.pick(16, 128, 512), first: length.pick(0, 32, 0) };
+    let rounds = length.pick(1, 5, 11);
     let (mut rates, mut lost, mut packets) = ([Vec::new(), Vec::new()], [0; 2], [0; 2]);
     for round in 0..rounds {
         let seed = random.below(u64::MAX);
         // Who comes first in one round comes second in the next.
         for turn in [round % 2, (round + 1) % 2] {
-            let Some(wire) = make(seed) else { return };
-            let seconds = if turn == 0 { messages(&wire, count) } else { plain(&wire, count) };
+            let Some(wire) = make(seed, faults) else { return };
+            let seconds = if turn == 0 { messages(&wire, load) } else { plain(&wire, load) };
+            let count = load.messages - load.first;
             rates[turn as usize].push(count as f64 * MESSAGE as f64 * 8.0 / seconds / 1e6);
             let counts = wire.relay().expect("a relay").counts(Side::Sender);
             lost[turn as usize] += counts.lost;
@@ -156,8 +182,11 @@ fn messages_cross_a_network_with_losses_as_fast_as_plain_bytes() {
     }
     let ratio = Ratio::of(&rates[0], &rates[1]).expect("rounds");
     println!("goodput of messages over that of plain bytes: {ratio:?}; lost {lost:?} of {packets:?} packets");
-    if length == Length::Long {
-        assert!(lost.iter().all(|lost| *lost > 0), "nothing was lost");
-        assert!(ratio.median >= 0.95, "{ratio:?}");
-    }
+    let least = match length {
+        Length::Quick => return,
+        Length::Normal => 0.8,
+        Length::Long => 0.95,
+    };
+    assert!(lost.iter().all(|lost| *lost > 0), "nothing was lost");
+    assert!(ratio.median >= least, "{ratio:?}");
 }

@@ -2,8 +2,9 @@
 //! its budget, the others' messages complete as before, nothing that was accepted is lost or torn, and memory does not
 //! grow.
 //!
-//! Phases with and without messages to the slow one take turns. `ZCMI_LONG=1` takes more and asserts what the others
-//! noticed of it; otherwise that is printed, because other work on the machine may weigh more.
+//! Phases with and without messages to the slow one take turns, and what the others noticed of it is asserted: closely
+//! with `ZCMI_LONG=1`, which takes more of them, and otherwise with slack, because other work on the machine may weigh
+//! more. In a quick run, which has one round, it is printed.
 
 use std::collections::HashMap;
 use std::os::fd::OwnedFd;
@@ -36,7 +37,10 @@ const PINNED: u64 = 256 << 10;
 const GROWTH: u64 = 8 << 20;
 const PATIENCE: Duration = Duration::from_secs(30);
 
-fn transport(connections: usize, large_slots: u32) -> StreamTransport {
+/// Those by which what is on its way stays pinned: until the far program has it, and until the kernel says so.
+const PATHS: [PathKind; 2] = [PathKind::SendFile, PathKind::ZeroCopy];
+
+fn transport(connections: usize, large_slots: u32, path: PathKind) -> StreamTransport {
     let options = StreamOptions {
         slots: SlotPlan {
             // One for each of the others, and the slow one's.
@@ -51,8 +55,7 @@ fn transport(connections: usize, large_slots: u32) -> StreamTransport {
             ..LinkLimits::default()
         },
         connections: 2 * connections,
-        // Each message is pinned until the far program has it.
-        path: Some(PathKind::SendFile),
+        path: Some(path),
         ..StreamOptions::default()
     };
     StreamTransport::new(options).expect("a transport")
@@ -61,7 +64,7 @@ fn transport(connections: usize, large_slots: u32) -> StreamTransport {
 /// Receives on all these sockets until they have ended, and returns how many messages came. After each piece `rest` is
 /// told its length.
 fn receive(sockets: Vec<OwnedFd>, large_slots: u32, mut rest: impl FnMut(usize)) -> u64 {
-    let mut transport = transport(sockets.len(), large_slots);
+    let mut transport = transport(sockets.len(), large_slots, PathKind::Write);
     let mut open = sockets.len();
     for socket in sockets {
         transport.adopt_accepting(socket).expect("a stream");
@@ -156,7 +159,9 @@ impl Sender {
     fn phase(&mut self, with: bool, length: Duration) -> f64 {
         let (begin, mut took) = (Instant::now(), Vec::new());
         while begin.elapsed() < length {
-            while with && self.under_way[SLOW] < SLOW_WINDOW && self.submit(SLOW) {}
+            while with && self.under_way[SLOW] < SLOW_WINDOW {
+                assert!(self.submit(SLOW), "the slow one always has as many as may wait");
+            }
             for to in (0..CONNECTIONS).filter(|to| *to != SLOW) {
                 if self.under_way[to] == 0 {
                     assert!(self.submit(to), "a connection takes one message");
@@ -188,8 +193,13 @@ fn one_that_reads_slowly_costs_the_others_nothing() {
             return;
         }
     };
+    PATHS.into_iter().for_each(|path| beside_a_slow_one(&wire, path));
+}
+
+/// What the others notice of the slow one when all messages go by this path.
+fn beside_a_slow_one(wire: &Wire, path: PathKind) {
     let length = Length::of_this_run();
-    let (rounds, phase) = (length.pick(1, 3, 11), Duration::from_millis(length.pick(300, 1000, 3000)));
+    let (rounds, phase) = (length.pick(1, 5, 11), Duration::from_millis(length.pick(300, 1000, 3000)));
     let (mut near, mut far): (Vec<OwnedFd>, Vec<OwnedFd>) = (0..CONNECTIONS)
         .map(|_| wire.streams().expect("a stream"))
         .map(|streams| (streams.sender, streams.receiver))
@@ -212,7 +222,7 @@ fn one_that_reads_slowly_costs_the_others_nothing() {
                 }
             })
         });
-        let mut transport = transport(CONNECTIONS, 64);
+        let mut transport = transport(CONNECTIONS, 64, path);
         let connections =
             near.drain(..).map(|socket| transport.adopt_connecting(socket).expect("a stream")).collect::<Vec<_>>();
         let mut sender = Sender {
@@ -240,7 +250,6 @@ fn one_that_reads_slowly_costs_the_others_nothing() {
                     let bytes = (sender.submitted[SLOW] - done) * SLOW_MESSAGE as u64;
                     let most = phase.as_secs_f64() * SLOW_BYTES_PER_S + 4.0 * (SLOW_WINDOW * SLOW_MESSAGE) as f64;
                     assert!((bytes as f64) < most, "{bytes} bytes in {phase:?} are not slow");
-                    assert_eq!(sender.under_way[SLOW], SLOW_WINDOW, "it was never without messages");
                 }
                 hurries.store(true, Ordering::Relaxed);
                 sender.settle();
@@ -272,10 +281,14 @@ fn one_that_reads_slowly_costs_the_others_nothing() {
         assert_eq!(after.1, before.1, "all headers are free again");
         assert!(after.0 < before.0 + GROWTH, "the process grew from {} to {} bytes", before.0, after.0);
         let ratio = Summary::of(&ratios).expect("rounds");
-        println!("99 of 100 within {quantiles:.0?} us without and with the slow one, {sent} messages; {ratio:.2?}");
-        println!("most pinned: {} bytes; memory {} -> {} bytes", sender.most_pinned, before.0, after.0);
-        if length == Length::Long {
-            assert!(ratio.median <= 1.2, "the others notice the slow one: {ratio:?}");
-        }
+        println!("{path}: 99 of 100 within {quantiles:.0?} us without and with the slow one, {sent} messages");
+        println!("{path}: ratios {ratio:.2?}");
+        println!("{path}: most pinned {} bytes; memory {} -> {} bytes", sender.most_pinned, before.0, after.0);
+        let most = match length {
+            Length::Quick => return,
+            Length::Normal => 2.0,
+            Length::Long => 1.2,
+        };
+        assert!(ratio.median <= most, "by {path} the others notice the slow one: {ratio:?}");
     });
 }
