@@ -6,7 +6,7 @@ use zcmi_net::frame::HEADER_BYTES;
 
 use super::*;
 use crate::forked::in_child;
-use crate::refused::{How, Refused, URING, is_root, say};
+use crate::refused::{How, LOCKED, Refused, URING, is_root, say};
 
 /// Streams by a path that is refused.
 struct Denied {
@@ -89,7 +89,7 @@ fn without_the_zero_copy_option_everything_is_written() {
 
 #[test]
 fn with_little_memory_to_lock_everything_arrives() {
-    suite(Refused::LockedMemory, &[PathKind::ZeroCopy, PathKind::UringZeroCopy, PathKind::UringFixed], false);
+    suite(Refused::LockedMemory(LOCKED), &[PathKind::ZeroCopy, PathKind::UringZeroCopy, PathKind::UringFixed], false);
 }
 
 #[test]

@@ -9,8 +9,8 @@ use crate::forked::sys::{self, Denial, deny};
 /// `UDP_SEGMENT` of `linux/udp.h`, by which the transport asks whether the kernel cuts.
 const UDP_SEGMENT: u32 = 103;
 
-/// Bytes that may be locked where little may.
-const LOCKED: usize = 64 << 10;
+/// Bytes that may be locked where little may: a ring, and not its buffers.
+pub(crate) const LOCKED: usize = 64 << 10;
 
 /// Says something without the library's locks, which another thread of the test may have held when this was forked.
 pub(crate) fn say(text: &str) {
@@ -40,8 +40,8 @@ pub(crate) enum Refused {
     ZeroCopyOption,
     /// Datagrams of which the kernel cuts several out of what one call sends.
     Trains,
-    /// More than 64 KiB of locked memory.
-    LockedMemory,
+    /// More than so many bytes of locked memory.
+    LockedMemory(usize),
     /// io_uring, by an operator who switched it off.
     Switch,
     /// Memory for what sockets note, of which the operator allows a byte.
@@ -69,7 +69,7 @@ impl Refused {
             // The switch cannot be turned without turning it for everybody: what it does is done here, and what it says
             // is shown.
             Self::Switch => vec![Denial { call: libc::SYS_io_uring_setup, argument: None, errno: libc::EPERM }],
-            Self::LockedMemory | Self::OptionMemory | Self::Capabilities => Vec::new(),
+            Self::LockedMemory(_) | Self::OptionMemory | Self::Capabilities => Vec::new(),
             Self::All => [libc::SYS_io_uring_setup, libc::SYS_sendfile, libc::SYS_splice, libc::SYS_vmsplice]
                 .map(|call| Denial { call, argument: None, errno: libc::EPERM })
                 .into_iter()
@@ -82,17 +82,22 @@ impl Refused {
     pub(crate) fn how(self) -> How {
         match self {
             Self::Capabilities => How::Perhaps,
-            Self::LockedMemory if sys::locks(2 * LOCKED) => {
+            Self::LockedMemory(most) if sys::locks(2 * most) => {
                 say("SKIP: this kernel lets more memory be locked than the limit says\n");
                 How::Perhaps
             }
-            Self::LockedMemory => How::Sometimes,
+            Self::LockedMemory(_) => How::Sometimes,
             _ => How::Always,
         }
     }
 
-    fn limits_memory(self) -> bool {
-        matches!(self, Self::LockedMemory | Self::All)
+    /// How many bytes may be locked, if that is limited.
+    fn locked(self) -> Option<usize> {
+        match self {
+            Self::LockedMemory(most) => Some(most),
+            Self::All => Some(LOCKED),
+            _ => None,
+        }
     }
 
     pub(crate) fn apply(self) {
@@ -115,12 +120,12 @@ impl Refused {
             };
             rustix::thread::set_capabilities(None, none).expect("capset");
         }
-        if self.limits_memory() {
+        if let Some(most) = self.locked() {
             let mut sets = rustix::thread::capabilities(None).expect("capget");
             sets.effective.remove(CapabilitySet::IPC_LOCK);
             rustix::thread::set_capabilities(None, sets).expect("capset");
             let maximum = rustix::process::getrlimit(Resource::Memlock).maximum;
-            let limit = Rlimit { current: Some(LOCKED as u64), maximum };
+            let limit = Rlimit { current: Some(most as u64), maximum };
             rustix::process::setrlimit(Resource::Memlock, limit).expect("less");
         }
         let denials = self.denials();
