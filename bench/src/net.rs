@@ -564,6 +564,8 @@ fn stream_options(row: RowKind, bytes: usize, connections: usize) -> StreamOptio
             RowKind::Forced(path) => Some(path),
             _ => None,
         },
+        // A row goes by its path, however much is under way: the leases are the same again and again.
+        quarantine_bytes: 256 << 20,
         resume_for: Duration::ZERO,
         ..StreamOptions::default()
     }

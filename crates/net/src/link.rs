@@ -246,6 +246,8 @@ pub struct Link<W> {
     counts: LinkCounts,
     /// None as long as no path was refused: a connection at rest is to be small.
     refused: Refused,
+    /// The bytes [at risk](Outgoing::at_risk) of which the slots know.
+    told_risk: u64,
     tokens: Vec<Token>,
     /// Messages of whose bytes some could not be read, and that was not told yet.
     unreadable: Vec<(Token, String)>,
@@ -289,6 +291,7 @@ impl<W: Wire> Link<W> {
             has_turn: false,
             counts: LinkCounts::default(),
             refused: Refused::default(),
+            told_risk: 0,
             tokens: Vec::new(),
             unreadable: Vec::new(),
         }
@@ -409,6 +412,7 @@ impl<W: Wire> Link<W> {
         happened: &mut Vec<Happened>,
     ) -> (Option<Orphan<W>>, Vec<Token>, Vec<Kept>) {
         let failed = self.outgoing.fail();
+        self.tell_risk(slots);
         self.forget_receiving(slots);
         happened.extend(failed.completed.into_iter().map(Happened::Completed));
         let orphan = self.wire.take().map(|wire| Orphan { wire, kept: failed.pinned });
@@ -575,15 +579,14 @@ impl<W: Wire> Link<W> {
             let sent = self.send_file_frame(slots);
             return taken(sent);
         }
-        let quarantine_left = slots.quarantine_left();
-        let path = self.path_for(front, quarantine_left);
+        let path = self.path_for(front, slots);
         let begin = (path != PathKind::Write && self.forced().is_none()).then(Instant::now);
-        let sent = match self.send_by(path, front, quarantine_left) {
+        let sent = match self.send_by(path, front, slots) {
             Err(error) if path != PathKind::Write && error.kind() != io::ErrorKind::WouldBlock => {
                 // Whatever is wrong with the path or with the connection, a plain send finds out which.
                 self.counts.paths[path as usize].refused += 1;
                 self.choosing.tell(|selector| selector.refused(path));
-                let plain = self.send_by(PathKind::Write, front, quarantine_left);
+                let plain = self.send_by(PathKind::Write, front, slots);
                 if let (Ok(bytes), Some(begin)) = (&plain, begin) {
                     let pieces = *bytes as f64 / (front.payload_bytes as usize + HEADER_BYTES) as f64;
                     self.choosing.tell(|selector| selector.fell_back(path, pieces, *bytes, begin.elapsed()));
@@ -599,8 +602,9 @@ impl<W: Wire> Link<W> {
         taken(sent)
     }
 
-    fn send_by(&mut self, path: PathKind, first: Front, quarantine_left: u64) -> io::Result<usize> {
-        let left = self.left_to_pin(path, quarantine_left);
+    fn send_by(&mut self, path: PathKind, first: Front, slots: &mut Slots) -> io::Result<usize> {
+        let left = self.left_to_pin();
+        let risk = path.is_acknowledged().then(|| slots.risk_left().0);
         let Some(wire) = &mut self.wire else { return Err(io::ErrorKind::NotConnected.into()) };
         let alike: &dyn Fn(Front) -> bool = match &self.choosing {
             Choosing::Forced(_) => &|other| other.may_share == first.may_share,
@@ -609,7 +613,7 @@ impl<W: Wire> Link<W> {
         let measures = first.payload_bytes >= select::LEAST_BYTES && first.may_share;
         let most = if measures { self.choosing.tell(|selector| selector.most_pieces()) } else { None };
         let most = most.unwrap_or(usize::MAX).min(SEGMENTS / 2);
-        let most = self.outgoing.fitting(most, path.shares_pages().then_some(left));
+        let most = self.outgoing.fitting(most, path.shares_pages().then_some(left), risk);
         if measures {
             self.outgoing.stamp(alike, most, path);
         }
@@ -633,6 +637,7 @@ impl<W: Wire> Link<W> {
         drop(segments);
         let sent = sent?;
         self.outgoing.sent(path, sent.bytes, sent.release);
+        self.tell_risk(slots);
         if let Some(begin) = begin {
             let (now, each) = (Instant::now(), first.payload_bytes as usize + HEADER_BYTES);
             let pieces = sent.bytes as f64 / each as f64;
@@ -678,6 +683,7 @@ impl<W: Wire> Link<W> {
                 break;
             }
         }
+        self.tell_risk(slots);
         // The credits of a class are alike: those that it has for being known are used first.
         let known = [0, 1].map(|class: usize| self.used[class].min(self.known[class]));
         known.iter().zip(&mut self.known).for_each(|(used, known)| *known -= used);

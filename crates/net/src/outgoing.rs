@@ -155,6 +155,8 @@ struct Message {
     bytes: u32,
     /// Pieces that were framed, and not accepted by a path that copies.
     unsent_pieces: u32,
+    /// Pieces of which only the peer can say that nobody reads them any more.
+    shared_pieces: u32,
     home: Option<Home>,
     token: Token,
     stream: u32,
@@ -261,6 +263,7 @@ pub struct Outgoing {
     front_sent: usize,
     flights: [VecDeque<Flight>; 2],
     pinned_bytes: u64,
+    at_risk: u64,
     closed: bool,
     end_queued: bool,
     /// Whether what was sent may have to be sent again over another socket.
@@ -310,6 +313,7 @@ impl Outgoing {
             front_sent: 0,
             flights: [VecDeque::new(), VecDeque::new()],
             pinned_bytes: 0,
+            at_risk: 0,
             closed: false,
             end_queued: false,
             resumes: true,
@@ -398,6 +402,7 @@ impl Outgoing {
                 payload,
                 bytes: bytes as u32,
                 unsent_pieces: 0,
+                shared_pieces: 0,
                 home,
                 token,
                 stream,
@@ -519,6 +524,7 @@ impl Outgoing {
                 failed.unanswered.push(Kept { header: None, payload });
             }
         }
+        self.at_risk = 0;
         failed.completed = done;
         failed.tokens = self.messages.drain(..).flatten().map(|message| message.token).collect();
         self.pieces.clear();
@@ -703,18 +709,24 @@ impl Outgoing {
         }
     }
 
-    /// How many of the frames to send next, at most `most`, carry no more than so many bytes together, if there is such
-    /// a bound. The first counts whatever it is.
+    /// How many of the frames to send next, at most `most`, carry no more than so many bytes together, and put no more
+    /// [at risk](Self::at_risk), if there are such bounds. The first counts whatever it is.
     #[must_use]
-    pub fn fitting(&self, most: usize, bytes: Option<u64>) -> usize {
-        let Some(mut left) = bytes else { return most };
+    pub fn fitting(&self, most: usize, bytes: Option<u64>, risk: Option<u64>) -> usize {
+        if bytes.is_none() && risk.is_none() {
+            return most;
+        }
+        let (mut bytes, mut risk) = (bytes.unwrap_or(u64::MAX), risk.unwrap_or(u64::MAX));
         let fits = |queued: &&Queued| {
-            let length = match queued {
-                Queued::Control(_) => 0,
-                Queued::Data(sequence) => self.piece(*sequence).map_or(0, |piece| u64::from(piece.length)),
+            let (length, more) = match queued {
+                Queued::Control(_) => (0, 0),
+                Queued::Data(sequence) => {
+                    let length = self.piece(*sequence).map_or(0, |piece| u64::from(piece.length));
+                    (length, self.risk_of(*sequence))
+                }
             };
-            let fits = length <= left;
-            left = left.saturating_sub(length);
+            let fits = length <= bytes && more <= risk;
+            (bytes, risk) = (bytes.saturating_sub(length), risk.saturating_sub(more));
             fits
         };
         self.queue.iter().take(most).take_while(fits).count().max(1)
@@ -809,7 +821,9 @@ impl Outgoing {
                     if let Some(piece) = self.piece_mut(sequence)
                         && !core::mem::replace(&mut piece.shared, true)
                     {
-                        self.pinned_bytes += u64::from(self.piece(sequence).map_or(0, |piece| piece.length));
+                        let (number, length) = (piece.message, u64::from(piece.length));
+                        self.pinned_bytes += length;
+                        self.note_shared(number);
                     }
                 }
             }

@@ -146,8 +146,9 @@ pub struct Slots {
     in_line: [[u32; 2]; 2],
     ahead: Vec<Slot>,
     stage: Box<[u8]>,
-    /// Bytes of leases that somebody may read for ever, and how many may be.
+    /// Bytes of leases that somebody may read for ever, those that would be if all peers died, and how many may be.
     quarantined: u64,
+    at_risk: u64,
     quarantine_bytes: u64,
     guard: ForkGuard,
     small_bytes: u32,
@@ -199,6 +200,7 @@ impl Slots {
             ahead: Vec::new(),
             stage: vec![0; STAGE_BYTES].into(),
             quarantined: 0,
+            at_risk: 0,
             quarantine_bytes: u64::MAX,
             guard,
             small_bytes,
@@ -405,9 +407,19 @@ impl Slots {
         self.quarantined
     }
 
-    /// How many more may be.
+    /// How many more may ever be.
     pub(crate) fn quarantine_left(&self) -> u64 {
         self.quarantine_bytes.saturating_sub(self.quarantined)
+    }
+
+    /// How many more may be put at risk now, and whether none are: then one lease may be longer than that.
+    pub(crate) fn risk_left(&self) -> (u64, bool) {
+        (self.quarantine_left().saturating_sub(self.at_risk), self.quarantined == 0 && self.at_risk == 0)
+    }
+
+    /// Notes that a connection has so many bytes at risk, where it had others before.
+    pub(crate) fn note_risk(&mut self, before: u64, now: u64) {
+        self.at_risk = self.at_risk - before + now;
     }
 
     /// The bytes that are received before it is known where they belong.

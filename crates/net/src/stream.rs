@@ -142,9 +142,9 @@ pub struct StreamOptions {
     pub keep_alive: Duration,
     /// How long a broken connection is mended before it is given up; zero for not at all.
     pub resume_for: Duration,
-    /// Bytes that may be [quarantined](StreamTransport::quarantined_bytes). A connection has no more under way by paths
-    /// that only an acknowledgement ends (`sendfile`, `splice`) than are left of them; beyond that it copies, which is
-    /// counted. (A lease is kept whole, so that one that is longer than a piece may exceed it, once.)
+    /// Bytes of leases that may be [quarantined](StreamTransport::quarantined_bytes). All connections together have no
+    /// more under way by paths that only an acknowledgement ends (`sendfile`, `splice`) than are left of them, but for
+    /// one lease that is longer, alone; beyond that they copy, which is counted.
     pub quarantine_bytes: u64,
     /// Whether other processes of this user may read how each connection does ([`links`](crate::links)).
     pub told: bool,
@@ -171,7 +171,7 @@ impl Default for StreamOptions {
             greeting_timeout: Duration::from_secs(5),
             keep_alive: Duration::from_secs(5),
             resume_for: Duration::from_secs(10),
-            quarantine_bytes: 16 << 20,
+            quarantine_bytes: 32 << 20,
             told: true,
             stall_timeout: Duration::from_secs(20),
             busy_poll: BUSY_POLL,

@@ -225,6 +225,7 @@ impl Crowd {
             Event::Received { connection, .. }
             | Event::Completed { connection, .. }
             | Event::Interrupted { connection, .. }
+            | Event::PathRefused { connection, .. }
             | Event::Failed { connection, .. }
             | Event::Ended { connection }
             | Event::Closed { connection, .. } => *connection == self.connection,

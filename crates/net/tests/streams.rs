@@ -10,7 +10,6 @@ use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::{Duration, Instant};
 
 use conformance::{End, Rig, Wish};
-use zcmi_mem::lease::LeaseMut;
 use zcmi_mem::pool::PoolPlan;
 use zcmi_net::link::LinkLimits;
 use zcmi_net::outgoing::Token;
@@ -229,18 +228,20 @@ fn a_path_that_is_refused_is_told_of_once_with_the_reason_and_everything_arrives
     assert_eq!(told, [(connection, PathKind::ZeroCopy, reason)]);
 }
 
-#[test]
-fn peers_that_die_again_and_again_cost_no_more_slots_than_may_be_quarantined() {
+/// A sender by that path and a number of peers that greet, are sent two messages each, and die before they have said a
+/// word of them, again and again: what is quarantined stays within its bound, and the rest comes back.
+fn peers_die(path: PathKind, at_once: usize, slot_bytes: u32) {
     const BYTES: usize = 50_000;
-    let wish = Wish { loans: 16, large_slots: 64, ..Wish::default() };
+    let quarantine_bytes = 3 * BYTES as u64;
+    let wish = Wish { loans: 16, large_slots: 64, slot_bytes, ..Wish::default() };
     let loans = |one: &mut StreamTransport| std::iter::from_fn(|| one.loan(BYTES).ok()).collect::<Vec<_>>().len();
-    for path in [PathKind::SendFile, PathKind::Splice] {
-        let quarantine_bytes = 3 * BYTES as u64;
-        let mut one = StreamTransport::new(StreamOptions { quarantine_bytes, path: Some(path), ..options(wish) })
-            .expect("a transport");
-        let all = loans(&mut one);
-        let (mut over_budget, mut refusal, mut events) = (0, None, Vec::new());
-        for round in 0..20 {
+    let mut one =
+        StreamTransport::new(StreamOptions { quarantine_bytes, path: Some(path), ..options(wish) }).expect("memory");
+    let all = loans(&mut one);
+    let (mut over_budget, mut refusal, mut events) = (0, None, Vec::new());
+    for round in 0..20 {
+        let mut fars = Vec::new();
+        for _ in 0..at_once {
             let mut far = StreamTransport::new(options(wish)).expect("a transport");
             let (near, other) = std::os::unix::net::UnixStream::pair().expect("a pair");
             for socket in [&near, &other] {
@@ -248,37 +249,48 @@ fn peers_that_die_again_and_again_cost_no_more_slots_than_may_be_quarantined() {
             }
             far.adopt_accepting(other.into()).expect("a stream");
             let connection = one.adopt_connecting(near.into()).expect("a stream");
-            let mut leases: Vec<_> = std::iter::from_fn(|| one.loan(BYTES).ok()).take(2).collect();
-            let submit = |one: &mut StreamTransport, lease: LeaseMut<[u8]>| {
-                let to = Destination::new(connection);
+            for stream in 0..2 {
+                let quarantined = one.quarantined_bytes();
+                let lease = one.loan(BYTES).unwrap_or_else(|_| panic!("round {round}: {quarantined} bytes"));
+                let to = Destination::new(connection).stream(stream);
                 one.submit(to, lease.into(), Token(round)).expect("it is taken");
-            };
-            assert_eq!(leases.len(), 2, "after {round} peers: {} bytes", one.quarantined_bytes());
-            leases.drain(..).for_each(|lease| submit(&mut one, lease));
-            let deadline = Instant::now() + conformance::PATIENCE;
-            // It greets, is sent something, and dies before it has said a word of that.
-            while one.facts(connection).is_some_and(|facts| facts.counts.paths.iter().all(|path| path.bytes == 0)) {
+            }
+            fars.push((far, connection));
+        }
+        let deadline = Instant::now() + conformance::PATIENCE;
+        for (far, connection) in &mut fars {
+            while one.facts(*connection).is_some_and(|facts| facts.counts.paths.iter().all(|path| path.bytes == 0)) {
                 assert!(Instant::now() < deadline, "nothing was sent");
                 one.poll(&mut events, Some(Duration::ZERO)).expect("the transport goes on");
-                if !one.facts(connection).is_some_and(|facts| facts.is_open) {
+                if !one.facts(*connection).is_some_and(|facts| facts.is_open) {
                     far.poll(&mut Vec::new(), Some(Duration::ZERO)).expect("the transport goes on");
                 }
             }
-            let facts = one.facts(connection).expect("it is there");
+            let facts = one.facts(*connection).expect("it is there");
             over_budget += facts.counts.over_budget;
             refusal = facts.refusals[path as usize].clone().or(refusal);
-            drop(far);
-            while !events.iter().any(|event| matches!(event, Event::Closed { .. })) {
-                assert!(Instant::now() < deadline, "only this was noticed: {events:?}");
-                one.poll(&mut events, Some(Duration::from_millis(100))).expect("the transport goes on");
-            }
-            events.clear();
         }
-        let quarantined = one.quarantined_bytes();
-        assert!(quarantined > 0 && quarantined <= quarantine_bytes, "{path}: {quarantined} bytes");
-        assert!(over_budget > 0 && refusal.is_some(), "{path}: {over_budget}, {refusal:?}");
-        let free = loans(&mut one);
-        assert_eq!(free, all - quarantined as usize / BYTES, "{path}: the others come back");
+        drop(fars);
+        let is_closed = |event: &&Event| matches!(event, Event::Closed { .. });
+        while events.iter().filter(is_closed).count() < at_once {
+            assert!(Instant::now() < deadline, "only this was noticed: {events:?}");
+            one.poll(&mut events, Some(Duration::from_millis(100))).expect("the transport goes on");
+        }
+        events.clear();
+    }
+    let quarantined = one.quarantined_bytes();
+    assert!(quarantined > 0 && quarantined <= quarantine_bytes, "{path}, {at_once}: {quarantined} bytes");
+    assert!(over_budget > 0 && refusal.is_some(), "{path}: {over_budget}, {refusal:?}");
+    assert_eq!(loans(&mut one), all - quarantined as usize / BYTES, "{path}: the others come back");
+}
+
+#[test]
+fn peers_that_die_again_and_again_cost_no_more_slots_than_may_be_quarantined() {
+    for path in [PathKind::SendFile, PathKind::Splice] {
+        peers_die(path, 1, 64 << 10);
+        // At the same time, and with a part of each message under way.
+        peers_die(path, 6, 64 << 10);
+        peers_die(path, 6, 8 << 10);
     }
 }
 

@@ -182,14 +182,14 @@ impl Ends {
                         assert!(piece.lease.iter().copied().eq(content(tag).take(bytes)), "message {tag} is wrong");
                         assert!(!core::mem::replace(&mut came, true), "it came once");
                     }
-                    Event::Interrupted { .. } | Event::Resumed { .. } => {}
+                    Event::Interrupted { .. } | Event::Resumed { .. } | Event::PathRefused { .. } => {}
                     other => panic!("{other:?}"),
                 }
             }
             for event in ends.events[0].drain(..) {
                 match event {
                     Event::Completed { .. } => done = true,
-                    Event::Interrupted { .. } | Event::Resumed { .. } => {}
+                    Event::Interrupted { .. } | Event::Resumed { .. } | Event::PathRefused { .. } => {}
                     other => panic!("{other:?}"),
                 }
             }

@@ -3,15 +3,21 @@
 use super::*;
 
 impl<W: Wire> Link<W> {
-    /// How many more bytes the kernel may read after calls by that path, where so many may still be quarantined.
-    pub(super) fn left_to_pin(&self, path: PathKind, quarantine_left: u64) -> u64 {
-        let limit = self.limits.pinned_bytes;
-        let limit = if path.is_acknowledged() { limit.min(quarantine_left) } else { limit };
-        limit.saturating_sub(self.outgoing.pinned_bytes())
+    /// How many more bytes the kernel may read after calls.
+    pub(super) fn left_to_pin(&self) -> u64 {
+        self.limits.pinned_bytes.saturating_sub(self.outgoing.pinned_bytes())
+    }
+
+    /// Tells the slots what is at risk if the peer dies.
+    pub(super) fn tell_risk(&mut self, slots: &mut Slots) {
+        let now = self.outgoing.at_risk();
+        if now != self.told_risk {
+            slots.note_risk(core::mem::replace(&mut self.told_risk, now), now);
+        }
     }
 
     /// The path for the frame at the front.
-    pub(super) fn path_for(&mut self, front: Front, quarantine_left: u64) -> PathKind {
+    pub(super) fn path_for(&mut self, front: Front, slots: &Slots) -> PathKind {
         let path = match &mut self.choosing {
             Choosing::Forced(path) => *path,
             Choosing::Cheapest { .. } if front.payload_bytes < select::LEAST_BYTES || !front.may_share => {
@@ -26,9 +32,11 @@ impl<W: Wire> Link<W> {
             return PathKind::Write;
         }
         let bytes = u64::from(front.payload_bytes);
-        if bytes > self.left_to_pin(path, quarantine_left) {
+        let (risk, (left, is_alone)) = (self.outgoing.risk_of_front(), slots.risk_left());
+        let is_risky = path.is_acknowledged() && risk > left && !is_alone;
+        if is_risky || bytes > self.left_to_pin() {
             self.counts.over_budget += 1;
-            if path.is_acknowledged() && bytes > quarantine_left {
+            if is_risky && bytes > slots.quarantine_left() {
                 // That does not change any more.
                 self.choosing.tell(|selector| selector.refused(path));
                 self.refused.note(path, &"no more bytes may be quarantined; see quarantine_bytes");

@@ -11,7 +11,7 @@ impl<W: Wire> Link<W> {
     pub(super) fn send_file_frame(&mut self, slots: &mut Slots) -> io::Result<usize> {
         let Some(wire) = &mut self.wire else { return Err(io::ErrorKind::NotConnected.into()) };
         let Some(frame) = self.outgoing.file_frame() else { return Ok(0) };
-        let path = PathKind::SendFile;
+        let (path, mut refusal) = (PathKind::SendFile, None);
         if !matches!(self.choosing, Choosing::Forced(forced) if forced != path) {
             let sent = wire.send_file(&frame);
             match sent {
@@ -28,13 +28,18 @@ impl<W: Wire> Link<W> {
                 Err(error) => {
                     // Whether the file or the connection is at fault, reading and a plain send find out.
                     self.counts.paths[path as usize].refused += 1;
-                    self.refused.note(path, &error);
+                    refusal = Some(error);
                 }
             }
         }
         let mut stage = slots.take_stage();
         let sent = self.copy_file_frame(&mut stage);
         slots.return_stage(stage);
+        if let Some(error) = refusal
+            && sent.as_ref().map_or_else(|error| error.kind() == io::ErrorKind::WouldBlock, |_| true)
+        {
+            self.refused.note(path, &error);
+        }
         sent
     }
 

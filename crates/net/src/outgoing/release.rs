@@ -79,13 +79,57 @@ impl Outgoing {
             let Some(piece) = self.piece_mut(sequence) else { continue };
             let (pins, length) = (piece.pins, u64::from(piece.length));
             if core::mem::take(&mut piece.shared) {
+                let number = piece.message;
                 self.pinned_bytes = self.pinned_bytes.saturating_sub(length);
+                self.note_settled(number);
             }
             if pins == 0 {
                 self.finish_piece(sequence, done);
             }
         }
         self.pop_finished();
+    }
+
+    /// Bytes of the messages of which pieces wait for the peer's word that nobody reads them any more: if it dies, no
+    /// one ever says it, and they are out of use for ever.
+    #[must_use]
+    pub fn at_risk(&self) -> u64 {
+        self.at_risk
+    }
+
+    /// How many bytes more would be at risk if the piece were sent so.
+    pub(super) fn risk_of(&self, sequence: u64) -> u64 {
+        let message = self.piece(sequence).and_then(|piece| self.message(piece.message));
+        message.filter(|message| message.shared_pieces == 0).map_or(0, |message| u64::from(message.bytes))
+    }
+
+    /// The same of the frame at the front.
+    #[must_use]
+    pub fn risk_of_front(&self) -> u64 {
+        match self.queue.front() {
+            Some(&Queued::Data(sequence)) => self.risk_of(sequence),
+            Some(Queued::Control(_)) | None => 0,
+        }
+    }
+
+    /// A piece of the message waits for the peer's word.
+    pub(super) fn note_shared(&mut self, number: u64) {
+        let Some(message) = self.message_mut(number) else { return };
+        message.shared_pieces += 1;
+        if message.shared_pieces == 1 {
+            let bytes = u64::from(message.bytes);
+            self.at_risk += bytes;
+        }
+    }
+
+    /// A piece of the message has got it.
+    fn note_settled(&mut self, number: u64) {
+        let Some(message) = self.message_mut(number) else { return };
+        message.shared_pieces -= 1;
+        if message.shared_pieces == 0 {
+            let bytes = u64::from(message.bytes);
+            self.at_risk -= bytes;
+        }
     }
 
     /// The piece is neither to be sent again nor read by the kernel any more.

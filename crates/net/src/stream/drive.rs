@@ -105,11 +105,11 @@ impl StreamTransport {
             Saying::Expecting if !connection.link.is_ended() => connection.link.send_expecting(&mut self.slots),
             saying => connection.link.send(&mut self.slots, saying == Saying::All || connection.link.is_ended()),
         };
+        while let Some((path, reason)) = connection.link.take_refusal() {
+            events.push(Event::PathRefused { connection: ConnectionId(key), path, reason });
+        }
         match sent {
             Ok(()) => {
-                while let Some((path, reason)) = connection.link.take_refusal() {
-                    events.push(Event::PathRefused { connection: ConnectionId(key), path, reason });
-                }
                 let (has_turn, is_heard) = (connection.link.has_turn(), connection.hearing.is_some());
                 let is_blocked = connection.link.has_queued();
                 let waits = saying == Saying::Expecting && connection.link.has_due_note();

@@ -403,14 +403,17 @@ impl UdpTransport {
             let mut path = wanted;
             if path != PathKind::Write {
                 let mut at_home = true;
-                let bytes: u64 = train.items.iter().map(|item| u64::from(item.length)).sum();
+                let shared = train.items.iter().take(place.socket.shared_at_once());
+                let bytes: u64 = shared.map(|item| u64::from(item.length)).sum();
                 for (home, payload) in homes.iter_mut().zip(&payloads[..count]) {
                     *home = self.slots.home(payload);
                     at_home &= payload.is_empty() || home.is_some();
                 }
                 if !at_home {
                     path = PathKind::Write;
-                } else if session.sender.pinned_bytes() + bytes > self.options.limits.pinned_bytes {
+                } else if path.shares_pages()
+                    && session.sender.pinned_bytes() + bytes > self.options.limits.pinned_bytes
+                {
                     place.socket.counts.over_budget += 1;
                     *over_budget += 1;
                     path = PathKind::Write;
@@ -431,8 +434,8 @@ impl UdpTransport {
                     let now_done = &mut done[sent.path as usize];
                     now_done.sends += place.socket.counts.sends - before.sends;
                     now_done.bytes += place.socket.counts.bytes - before.bytes;
-                    done[path as usize].refused += u64::from(sent.path != path);
                     if let Some(errno) = sent.refused {
+                        done[path as usize].refused += 1;
                         refused.note(path, &errno);
                     }
                     if let Some(begin) = begin {
@@ -442,13 +445,12 @@ impl UdpTransport {
                             if path == PathKind::Write || sent.path != PathKind::Write {
                                 let under_way = session.sender.unacknowledged();
                                 selector.called(path, sent.count as f64, bytes, end - begin, under_way, end);
-                            } else {
+                            } else if sent.refused.is_some() {
                                 selector.refused(path);
                             }
                         });
                     }
-                    let pinned = sent.path.is_notified();
-                    session.sender.sent(train, sent.count, pinned, now, &mut session.done);
+                    session.sender.sent(train, sent.count, sent.pinned, now, &mut session.done);
                     self.happened.extend(session.done.drain(..).map(Happened::Completed));
                     if sent.is_full {
                         return true;

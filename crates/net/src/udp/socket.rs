@@ -96,6 +96,8 @@ pub(super) struct SentTrain {
     pub(super) path: PathKind,
     /// Why the path was refused that was asked for. Where fewer datagrams would have gone it was not.
     pub(super) refused: Option<Errno>,
+    /// Whether the kernel may read the payloads after the call.
+    pub(super) pinned: bool,
     /// Whether no more is taken now.
     pub(super) is_full: bool,
 }
@@ -216,6 +218,11 @@ impl DatagramSocket {
         self.spare.pop().unwrap_or_else(|| Box::new([[0; HEAD_BYTES]; MOST_SEGMENTS]))
     }
 
+    /// How many datagrams of a train go by one call that shares their pages.
+    pub(super) fn shared_at_once(&self) -> usize {
+        self.zero_copy_segments
+    }
+
     fn keep(&mut self, heads: Option<Heads>) {
         if self.spare.len() < SPARE_HEADS {
             self.spare.extend(heads);
@@ -250,11 +257,13 @@ impl DatagramSocket {
                     self.keep(Some(heads));
                     return Ok(sent);
                 }
-                Err(Errno::AGAIN) => {
+                Err(Some(Errno::AGAIN)) => {
                     self.keep(Some(heads));
                     return Err(Errno::AGAIN);
                 }
-                Err(errno) => {
+                // Our own heads, or places for notifications, are all in use now.
+                Err(None) => self.counts.refused_zero_copy += 1,
+                Err(Some(errno)) => {
                     // A packet has few parts: fewer datagrams may fit. Anything else a plain send finds out.
                     self.counts.refused_zero_copy += 1;
                     if errno == Errno::MSGSIZE && count > 1 {
@@ -270,19 +279,19 @@ impl DatagramSocket {
         sent.map(|sent| SentTrain { refused, ..sent })
     }
 
-    /// Sends without a copy: all of them, or nothing.
+    /// Sends without a copy: all of them, or nothing. The error is none where there is no room for more such sends now.
     fn send_sharing(
         &mut self,
         to: Option<&SocketAddrAny>,
         heads: &Heads,
         payloads: &[&[u8]],
         sharing: Sharing<'_>,
-    ) -> Result<SentTrain, Errno> {
+    ) -> Result<SentTrain, Option<Errno>> {
         let Sharing { path, connection, items, homes, slots } = sharing;
         let count = payloads.len();
         let mut kept = Vec::with_capacity(count);
         for head in &heads[..count] {
-            let mut slot = slots.header(self.flights.len() + self.ring_flights.len()).ok_or(Errno::NOBUFS)?;
+            let mut slot = slots.header(self.flights.len() + self.ring_flights.len()).ok_or(None)?;
             slot.bytes_mut(HEAD_BYTES).copy_from_slice(head);
             kept.push(slot);
         }
@@ -296,15 +305,15 @@ impl DatagramSocket {
         let segment = (count > 1).then(|| (HEAD_BYTES + payloads[0].len()) as u16);
         let bytes: u64 = payloads.iter().map(|bytes| bytes.len() as u64).sum();
         let number = if path == PathKind::ZeroCopy {
-            let owed = self.zero_copy.as_mut().ok_or(Errno::OPNOTSUPP)?;
-            let owed = Some(owed).filter(|owed| owed.has_room()).ok_or(Errno::NOBUFS)?;
+            let owed = self.zero_copy.as_mut().ok_or(Some(Errno::OPNOTSUPP))?;
+            let owed = Some(owed).filter(|owed| owed.has_room()).ok_or(None)?;
             let mut slices: [IoSlice<'_>; 2 * MOST_SHARED] = std::array::from_fn(|_| IoSlice::new(&[]));
             slices.iter_mut().zip(segments).for_each(|(slice, segment)| *slice = IoSlice::new(segment.bytes));
             sys::send(self.socket.as_fd(), to, &slices[..segments.len()], segment, true)?;
             Some(owed.count())
         } else {
             let mut shared = self.ring.borrow_mut();
-            let ring = shared.open().map_err(|_| Errno::OPNOTSUPP)?;
+            let ring = shared.open().map_err(|_| Some(Errno::OPNOTSUPP))?;
             let envelope = Envelope { to, segment };
             match ring.send_datagrams(self.socket.as_fd(), self.key, path, envelope, segments) {
                 Ok(Release::Notified(number)) => Some(number),
@@ -314,7 +323,7 @@ impl DatagramSocket {
                     self.lost += 1;
                     Some(u64::MAX)
                 }
-                Err(error) => return Err(Errno::from_io_error(&error).unwrap_or(Errno::OPNOTSUPP)),
+                Err(error) => return Err(Some(Errno::from_io_error(&error).unwrap_or(Errno::OPNOTSUPP))),
             }
         };
         self.counts.sends += 1;
@@ -325,8 +334,9 @@ impl DatagramSocket {
             self.counts.zero_copy_bytes += bytes;
             if path == PathKind::ZeroCopy { &mut self.flights } else { &mut self.ring_flights }.push_back(flight);
         }
-        let path = if number.is_some() { path } else { PathKind::UringSend };
-        Ok(SentTrain { count, path, refused: None, is_full: false })
+        let pinned = number.is_some();
+        let path = if pinned { path } else { PathKind::UringSend };
+        Ok(SentTrain { count, path, refused: None, pinned, is_full: false })
     }
 
     fn send_copying(
@@ -342,6 +352,7 @@ impl DatagramSocket {
                         count: payloads.len(),
                         path: PathKind::Write,
                         refused: None,
+                        pinned: false,
                         is_full: false,
                     });
                 }
@@ -350,7 +361,13 @@ impl DatagramSocket {
                     self.counts.refused_trains += 1;
                     self.send_slices(to, heads, &payloads[..1])?;
                     self.segments = (self.segments.min(payloads.len()) / 2).max(1);
-                    return Ok(SentTrain { count: 1, path: PathKind::Write, refused: None, is_full: false });
+                    return Ok(SentTrain {
+                        count: 1,
+                        path: PathKind::Write,
+                        refused: None,
+                        pinned: false,
+                        is_full: false,
+                    });
                 }
                 // The device or the kernel does not cut.
                 Err(Errno::INVAL | Errno::IO | Errno::OPNOTSUPP) => {
@@ -364,10 +381,18 @@ impl DatagramSocket {
             match self.send_one(to, &heads[index], payloads[index]) {
                 Ok(()) => {}
                 Err(errno) if index == 0 => return Err(errno),
-                Err(_) => return Ok(SentTrain { count: index, path: PathKind::Write, refused: None, is_full: true }),
+                Err(_) => {
+                    return Ok(SentTrain {
+                        count: index,
+                        path: PathKind::Write,
+                        refused: None,
+                        pinned: false,
+                        is_full: true,
+                    });
+                }
             }
         }
-        Ok(SentTrain { count: payloads.len(), path: PathKind::Write, refused: None, is_full: false })
+        Ok(SentTrain { count: payloads.len(), path: PathKind::Write, refused: None, pinned: false, is_full: false })
     }
 
     fn send_one(&mut self, to: Option<&SocketAddrAny>, head: &[u8], payload: &[u8]) -> Result<(), Errno> {
