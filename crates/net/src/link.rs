@@ -387,6 +387,7 @@ impl<W: Wire> Link<W> {
     pub fn disconnect(&mut self, slots: &mut Slots, happened: &mut Vec<Happened>) -> Option<Orphan<W>> {
         let wire = self.wire.take()?;
         let kept = self.outgoing.release_wire(&mut self.tokens);
+        self.tell_risk(slots);
         self.forget_receiving(slots);
         self.complete(happened);
         Some(Orphan { wire, kept })
