@@ -716,13 +716,14 @@ impl Outgoing {
         if bytes.is_none() && risk.is_none() {
             return most;
         }
+        let has_risk = risk.is_some();
         let (mut bytes, mut risk) = (bytes.unwrap_or(u64::MAX), risk.unwrap_or(u64::MAX));
         let fits = |queued: &&Queued| {
             let (length, more) = match queued {
                 Queued::Control(_) => (0, 0),
                 Queued::Data(sequence) => {
                     let length = self.piece(*sequence).map_or(0, |piece| u64::from(piece.length));
-                    (length, self.risk_of(*sequence))
+                    (length, if has_risk { self.risk_of(*sequence) } else { 0 })
                 }
             };
             let fits = length <= bytes && more <= risk;
