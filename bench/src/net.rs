@@ -1,6 +1,7 @@
 //! The suite `net`: what it costs to hand messages to another process over a wire, by each path.
 //!
-//! Rows: `raw` is a plain loop of `write` and `read`, without messages; each path of a stream by its name, forced; and
+//! Rows: `raw` is a plain loop of `write` and `read`, without messages; `raw-multishot` the same, received by io_uring
+//! into slots of a pool; each path of a stream by its name, forced; and
 //! `adaptive`, which chooses. The wires are those of [`wires`](crate::wires). A receiver is a process of its own. Each
 //! cell is measured once a round, after a warm-up, and the rows of a cell take turns.
 //!
@@ -9,6 +10,7 @@
 mod datagrams;
 pub mod denied;
 pub mod flips;
+mod multishot;
 pub mod peer;
 mod plain;
 mod receiver;
@@ -25,12 +27,14 @@ use rustix::io::Errno;
 use rustix::process::Pid;
 use serde::{Deserialize, Serialize};
 use zcmi_mem::pool::PoolPlan;
+use zcmi_mem::registration::Support;
 use zcmi_net::link::LinkLimits;
 use zcmi_net::outgoing::QueueLimits;
 use zcmi_net::path::PathKind;
 use zcmi_net::slots::SlotPlan;
 use zcmi_net::stream::{StreamOptions, StreamTransport};
 use zcmi_net::transport::TransportError;
+use zcmi_net::uring::Abilities;
 
 use self::plain::PlainSender;
 use self::receiver::{Received, Receiver};
@@ -80,6 +84,8 @@ pub const ROLES: &[Role] = &[Role { name: "net", run: far }, denied::ROLE];
 const ADAPTIVE: &str = "adaptive";
 /// The row without messages.
 const RAW: &str = "raw";
+/// The same, received by io_uring.
+const RAW_MULTISHOT: &str = "raw-multishot";
 /// The rows of datagrams on wires that have a receiver.
 const UDP: &str = "udp";
 const UDP_UNRELIABLE: &str = "udp-unreliable";
@@ -267,6 +273,8 @@ pub(crate) enum CellError {
     Senseless(String),
     #[error("the other side says: {0}")]
     Far(String),
+    #[error("there are no slots to receive into: {0}")]
+    NoSlots(String),
 }
 
 fn system(call: &'static str) -> impl Fn(Errno) -> CellError {
@@ -279,6 +287,7 @@ struct Brief {
     streams: usize,
     bytes: usize,
     raw: bool,
+    multishot: bool,
     echo: bool,
     cpu: usize,
 }
@@ -316,6 +325,8 @@ pub(crate) struct Cell {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum RowKind {
     Raw,
+    /// Written as `Raw` is, and received by io_uring into slots.
+    RawMultishot,
     Forced(PathKind),
     Adaptive,
     /// Datagrams by the cheapest path, sent again when lost.
@@ -327,12 +338,13 @@ pub(crate) enum RowKind {
 impl RowKind {
     pub(crate) fn all() -> Vec<Self> {
         let forced = PathKind::ALL.map(Self::Forced);
-        [&[Self::Raw], &forced[..], &[Self::Adaptive, Self::Udp, Self::UdpUnreliable]].concat()
+        [&[Self::Raw, Self::RawMultishot], &forced[..], &[Self::Adaptive, Self::Udp, Self::UdpUnreliable]].concat()
     }
 
     pub(crate) fn name(self) -> &'static str {
         match self {
             Self::Raw => RAW,
+            Self::RawMultishot => RAW_MULTISHOT,
             Self::Forced(path) => path.name(),
             Self::Adaptive => ADAPTIVE,
             Self::Udp => UDP,
@@ -340,10 +352,15 @@ impl RowKind {
         }
     }
 
+    /// Whether plain bytes are sent, and no messages.
+    pub(crate) fn is_plain(self) -> bool {
+        matches!(self, Self::Raw | Self::RawMultishot)
+    }
+
     /// Why there is no share of completions that came back as copied.
     fn no_completions(self) -> &'static str {
         match self {
-            Self::Raw => "a plain loop of write makes no zero-copy sends",
+            Self::Raw | Self::RawMultishot => "a plain loop of write makes no zero-copy sends",
             Self::Forced(path) if !path.is_notified() => "the kernel completes no sends by this path",
             Self::Forced(_) => "the path was refused, so that it completed nothing",
             Self::Adaptive | Self::Udp | Self::UdpUnreliable => "no zero-copy send was chosen, or none completed",
@@ -403,6 +420,9 @@ impl Cell {
         if let Some(reason) = self.makes_no_sense() {
             return Ok(unmeasured(row, reason));
         }
+        if self.row == RowKind::RawMultishot && Abilities::probe().receive != Support::Yes {
+            return Ok(unmeasured(row, &format!("multishot receive: {}", Abilities::probe().receive)));
+        }
         let failed = |source| self.failed(source);
         let wire = match Wire::make(self.wire) {
             Ok(wire) => wire,
@@ -418,6 +438,9 @@ impl Cell {
         }
         if options.samples == 0 || self.is_of_datagrams() || self.bytes > MOST_ROUND_TRIP_BYTES || self.streams > 1 {
             return Ok(Observation::of_row(row).explained("latency is measured over one stream, up to 1 MiB"));
+        }
+        if self.row == RowKind::RawMultishot {
+            return Ok(Observation::of_row(row).explained("this row receives alone, and answers nothing"));
         }
         let latencies = self.latency(&wire, options, cpu).map_err(failed)?;
         Ok(Observation::of_latencies(row, latencies).explained("not measured by this row"))
@@ -436,7 +459,7 @@ impl Cell {
             (WireKind::Unix, RowKind::Forced(PathKind::UringZeroCopy | PathKind::UringFixed)) => {
                 Some("Unix sockets have no SEND_ZC")
             }
-            (WireKind::Ifb, RowKind::Raw | RowKind::Udp | RowKind::UdpUnreliable) => {
+            (WireKind::Ifb, RowKind::Raw | RowKind::RawMultishot | RowKind::Udp | RowKind::UdpUnreliable) => {
                 Some("nobody receives on this wire; its other rows are datagrams")
             }
             (WireKind::Ifb, RowKind::Forced(PathKind::SendFile | PathKind::Splice)) => {
@@ -464,7 +487,8 @@ impl Cell {
     fn begin_over(self, streams: Vec<Streams>, echo: bool, cpu: usize) -> Result<(Vec<OwnedFd>, Child), CellError> {
         let (near, far): (Vec<_>, Vec<_>) = streams.into_iter().map(|pair| (pair.sender, pair.receiver)).unzip();
         let child = Child::spawn("net")?;
-        let brief = Brief { streams: self.streams, bytes: self.bytes, raw: self.row == RowKind::Raw, echo, cpu };
+        let (streams, bytes, raw) = (self.streams, self.bytes, self.row.is_plain());
+        let brief = Brief { streams, bytes, raw, multishot: self.row == RowKind::RawMultishot, echo, cpu };
         let descriptors: Vec<_> = far.iter().map(AsFd::as_fd).collect();
         child.channel().send(&brief, &[])?;
         child.channel().send(&(), &descriptors)?;
@@ -498,7 +522,7 @@ impl Cell {
         let congestion = streams.first().and_then(congestion_of);
         let (sockets, child) = self.begin_over(streams, false, cpu)?;
         let pid = Pid::from_raw(child.id() as i32).ok_or(CellError::Late("a process number was not there"))?;
-        let ((bytes, elapsed, cpu_ns), sent) = if self.row == RowKind::Raw {
+        let ((bytes, elapsed, cpu_ns), sent) = if self.row.is_plain() {
             let mut sender = PlainSender::new(sockets, self.bytes)?;
             let measured = sender.measure(length, &[pid])?;
             (measured, Sent::written(measured.0))
@@ -651,6 +675,7 @@ fn far(channel: &Channel) -> RoleResult {
     let _pinned = pin::pin(brief.cpu)?;
     let progress = Progress::default();
     let received = match (brief.raw, brief.echo) {
+        (true, false) if brief.multishot => multishot::receive(&sockets, &progress)?,
         (true, true) => plain::echo(&sockets, brief.bytes, &progress)?,
         (true, false) => plain::receive(&sockets, &progress)?,
         (false, _) => receive(brief, sockets)?,

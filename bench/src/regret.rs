@@ -306,9 +306,8 @@ fn measure(
 ) -> Result<RegretCell, NetBenchError> {
     let cell = |row| Cell { wire: wire.kind(), row, bytes, streams };
     let mut rows: Vec<(RowKind, Rounds)> = Vec::new();
-    for row in
-        RowKind::all().into_iter().filter(|row| !matches!(row, RowKind::Raw | RowKind::Udp | RowKind::UdpUnreliable))
-    {
+    let judged = |row: &RowKind| matches!(row, RowKind::Forced(_) | RowKind::Adaptive);
+    for row in RowKind::all().into_iter().filter(judged) {
         if cell(row).makes_no_sense().is_none() {
             rows.push((row, Vec::new()));
         }

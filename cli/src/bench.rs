@@ -79,12 +79,12 @@ Examples:
   zcmi bench net --peer 10.0.0.2:7071 --key-file k --quick    on the other: measure the network between the two
   zcmi bench net --denied --quick             what paths need denied, one by one and together, beside plain writes
 
-Rows: raw is a plain loop without messages; write, zerocopy, uring-send, uring-zc, uring-fixed, sendfile and splice are
-the paths, forced; adaptive chooses; udp and udp-unreliable are datagrams by the cheapest path. Wires: lo, veth,
-veth-xdp (which lies about copies), unix, and ifb, where nobody receives and all rows are datagrams at a constant rate;
-and if asked for relay, which loses one packet in a thousand and takes 20 ms there and back (take a --length of some
-seconds). All but unix and the host's own loopback take root, whose namespaces are gone with the bench. Two processors
-are needed; with fewer it says SKIP.
+Rows: raw is a plain loop without messages, and raw-multishot the same received by io_uring into slots; write, zerocopy,
+uring-send, uring-zc, uring-fixed, sendfile and splice are the paths, forced; adaptive chooses; udp and udp-unreliable
+are datagrams by the cheapest path. Wires: lo, veth, veth-xdp (which lies about copies), unix, and ifb, where nobody
+receives and all rows are datagrams at a constant rate; and if asked for relay, which loses one packet in a thousand and
+takes 20 ms there and back (take a --length of some seconds). All but unix and the host's own loopback take root, whose
+namespaces are gone with the bench. Two processors are needed; with fewer it says SKIP.
 With --peer the wire is called peer. Throughput is what the other host received, and processor time is that of both.
 Both ends ask for cubic; the table says what was in force. One TCP port, and for datagrams the UDP port of the same
 number, must be open. Without a key only loopback addresses and explicit --insecure are served. A host serves one

@@ -261,6 +261,9 @@ impl Cell {
     fn observe(self, options: &NetOptions, talk: &mut Talk) -> Result<Observation, NetBenchError> {
         let mut row = Row::new(SUITE, self.row.name(), self.bytes);
         (row.wire, row.streams) = (Some(WIRE.to_owned()), Some(self.streams as u64));
+        if self.row == RowKind::RawMultishot {
+            return Ok(unmeasured(row, "the other host reads plain bytes by read alone"));
+        }
         let failed = |source| {
             let row = self.row.name().to_owned();
             NetBenchError::Cell { row, wire: WIRE, bytes: self.bytes, source: Box::new(source) }
@@ -336,7 +339,7 @@ impl Cell {
         let sockets = self.sockets(talk, false)?;
         let near = sockets.first().and_then(|socket| socket::congestion(socket).ok());
         let (span, copied_kernel, completions) = match self.row {
-            RowKind::Raw => {
+            RowKind::Raw | RowKind::RawMultishot => {
                 let mut sender = PlainSender::new(sockets, self.bytes)?;
                 (between_marks(&mut sender, talk, length)?, Ok(2.0), None)
             }
@@ -371,7 +374,7 @@ impl Cell {
     fn latency(self, talk: &mut Talk, samples: u64) -> Result<Latencies, CellError> {
         let sockets = self.sockets(talk, true)?;
         let latencies = match self.row {
-            RowKind::Raw => {
+            RowKind::Raw | RowKind::RawMultishot => {
                 let mut sender = PlainSender::new(sockets, self.bytes)?;
                 as_many_as_fit(samples, |samples| sender.round_trips(samples))?
             }

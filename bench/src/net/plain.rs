@@ -12,10 +12,10 @@ use super::{CellError, PATIENCE, Progress, system};
 use crate::stats::Latencies;
 
 /// What is read at a time, as iperf3 does.
-const READ_BYTES: usize = 128 << 10;
+pub(super) const READ_BYTES: usize = 128 << 10;
 
 /// How long a loop waits until it looks again whether it is to end.
-fn patience() -> Timespec {
+pub(super) fn patience() -> Timespec {
     Timespec { tv_sec: PATIENCE.as_secs() as i64, tv_nsec: 0 }
 }
 

@@ -58,6 +58,7 @@ pub fn receive_paths() -> &'static [ReceivePath] {
     static PATHS: OnceLock<Vec<ReceivePath>> = OnceLock::new();
     PATHS.get_or_init(|| {
         let (support, found) = mapped();
+        let Abilities { receive, bundles, .. } = Abilities::probe();
         vec![
             ReceivePath { name: "recvmsg", support: Support::Yes, found: None, unused: None },
             ReceivePath {
@@ -80,7 +81,7 @@ pub fn receive_paths() -> &'static [ReceivePath] {
             },
             ReceivePath {
                 name: "multishot receive",
-                support: Abilities::probe().receive,
+                support: receive,
                 found: None,
                 unused: Some(
                     "it fills slots with whatever comes, so that a payload would lie behind its header or be copied",
@@ -88,7 +89,7 @@ pub fn receive_paths() -> &'static [ReceivePath] {
             },
             ReceivePath {
                 name: "receive bundles",
-                support: bundles(),
+                support: bundles,
                 found: None,
                 unused: Some("they fill several slots as multishot receive fills one"),
             },
@@ -204,18 +205,6 @@ fn meaning_of_card(asked: &io::Result<()>, loopback: impl FnOnce() -> io::Result
         _ => match asked {
             Err(error) => refused("io_uring_register(IORING_REGISTER_ZCRX_IFQ)", error),
             Ok(()) => Support::Unknown("it took a queue of no device".into()),
-        },
-    }
-}
-
-/// Whether one completion can tell of several slots.
-fn bundles() -> Support {
-    match IoUring::new(2) {
-        Ok(ring) if ring.params().is_feature_recvsend_bundle() => Support::Yes,
-        Ok(_) => Support::No("this kernel's io_uring has no IORING_RECVSEND_BUNDLE (before Linux 6.10)".into()),
-        Err(error) => match crate::uring::support() {
-            Support::Yes => refused("io_uring_setup", &error),
-            other => other,
         },
     }
 }

@@ -83,7 +83,11 @@ impl Waits {
     ) -> (Result<usize, Errno>, u64) {
         let mut look = |wait: Option<Duration>| {
             let wait = wait.map(|wait| Timespec { tv_sec: wait.as_secs() as i64, tv_nsec: wait.subsec_nanos().into() });
-            epoll::wait(epoll, spare_capacity(events), wait.as_ref())
+            match epoll::wait(epoll, spare_capacity(events), wait.as_ref()) {
+                // What interrupts may have been word for a ring, which is there by now.
+                Err(Errno::INTR) => epoll::wait(epoll, spare_capacity(events), Some(&Timespec::default())),
+                other => other,
+            }
         };
         if wait == Some(Duration::ZERO) {
             return (look(wait), 0);

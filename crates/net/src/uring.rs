@@ -170,12 +170,13 @@ pub struct Options {
     sends: u32,
     buffers: u16,
     deferred: bool,
+    bundles: bool,
     place_bytes: usize,
 }
 
 impl Default for Options {
     fn default() -> Self {
-        Self { sends: 1024, buffers: 256, deferred: true, place_bytes: fixed::PLACE_BYTES }
+        Self { sends: 1024, buffers: 256, deferred: false, bundles: true, place_bytes: fixed::PLACE_BYTES }
     }
 }
 
@@ -202,7 +203,14 @@ impl Options {
         Self { place_bytes, ..self }
     }
 
-    /// Whether the kernel may put off what it owes the ring until asked (yes), where it can.
+    /// Whether what is received may fill several slots by one completion (yes), where the kernel
+    /// [can](Ring::bundles).
+    pub fn bundles(self, bundles: bool) -> Self {
+        Self { bundles, ..self }
+    }
+
+    /// Whether the kernel may put off what it owes the ring until asked (no), where it can. That is a few percent
+    /// cheaper, and wakes nobody who waits on the ring's [descriptor](Ring::as_fd): it is for those who ask.
     pub fn deferred(self, deferred: bool) -> Self {
         Self { deferred, ..self }
     }
@@ -223,6 +231,7 @@ pub struct Ring {
     /// Then the ring is closed, before anything that it was shown is let go.
     queue: Queue,
     mode: Mode,
+    bundles: Support,
     owed: Owed<InFlight<FixedRegion>>,
     sends: u32,
     fixed: Registrations<FixedBuffers>,
@@ -249,7 +258,10 @@ impl core::fmt::Debug for Ring {
 }
 
 impl AsFd for Ring {
-    /// The descriptor to wait on: it is readable when there may be notifications.
+    /// The descriptor to wait on: it is readable when there may be notifications, or what was received.
+    ///
+    /// Word for the ring interrupts the calls of its thread: `epoll_wait(2)` may say `EINTR`, after which it is
+    /// readable. A ring that may [put off](Options::deferred) what it is owed wakes nobody.
     fn as_fd(&self) -> BorrowedFd<'_> {
         self.queue.kernel().descriptor()
     }
@@ -267,7 +279,7 @@ impl Ring {
     /// are used where they are. The queues count as locked memory before 5.12 only.
     pub fn open(options: Options) -> Result<Self, UringError> {
         let life = ForkGuard::new()?;
-        let Options { sends, buffers, deferred, place_bytes } = options;
+        let Options { sends, buffers, deferred, bundles, place_bytes } = options;
         let modes = [Mode::Deferred, Mode::Cooperative, Mode::Plain];
         let mut refused = None;
         for mode in modes.into_iter().skip(usize::from(!deferred)) {
@@ -288,11 +300,16 @@ impl Ring {
                 return Err(UringError::Missing { feature });
             }
             let queue = Queue::new(kernel);
+            let bundles = match bundles {
+                true => queue.kernel().bundles(),
+                false => Support::No("Options::bundles says so".into()),
+            };
             let fixed = FixedBuffers::new(queue.kernel(), buffers, place_bytes);
             return Ok(Self {
                 provided: None,
                 queue,
                 mode,
+                bundles,
                 owed: Owed::new(sends, FIRST_NUMBER),
                 sends,
                 fixed: Registrations::new(fixed),

@@ -3,28 +3,36 @@
 
 mod uring_rig;
 
-use std::io::{ErrorKind, Write};
+use std::io::{ErrorKind, Read, Write};
+use std::net::TcpStream;
 use std::os::fd::AsFd;
 
 use rustix::io::Errno;
 use uring_rig::{Numbers, PATIENCE, byte_at, sys};
 use zcmi_mem::pool::{Pool, PoolPlan, Slot};
+use zcmi_mem::registration::Support;
+use zcmi_net::path::PathKind;
 use zcmi_net::uring::{Abilities, Options, ReceiveError, Received, Ring};
+use zcmi_net::wire::Segment;
 
 const SLOT: usize = 4096;
 
 /// A ring with a queue of 8 slots and a pool of so many; nothing where the kernel has no such queues.
 fn ring(slots: u32) -> Option<(Ring, Pool)> {
+    ring_with(Options::default(), slots)
+}
+
+fn ring_with(options: Options, slots: u32) -> Option<(Ring, Pool)> {
     if !uring_rig::is_there() {
         return None;
     }
     let receive = Abilities::probe().receive;
-    if receive != zcmi_mem::registration::Support::Yes {
+    if receive != Support::Yes {
         println!("SKIP: receiving through io_uring: {receive}");
         return None;
     }
     let (_, pool) = sys::pool(&PoolPlan::single(SLOT, slots).expect("a plan"));
-    let mut ring = Ring::open(Options::default()).expect("a ring");
+    let mut ring = Ring::open(options).expect("a ring");
     ring.receiving(8).expect("a queue of slots");
     assert!(matches!(ring.receiving(8), Err(ReceiveError::Twice { slots: 8 })));
     Some((ring, pool))
@@ -67,7 +75,13 @@ fn write(socket: &mut (impl Write + AsFd), position: &mut u64, most: usize) {
 
 #[test]
 fn streams_come_whole_and_go_on_after_slots_ran_out() {
-    let Some((mut ring, mut pool)) = ring(16) else { return };
+    for bundles in [false, true] {
+        let Some((ring, pool)) = ring_with(Options::default().bundles(bundles), 16) else { return };
+        streams_come_whole(ring, pool);
+    }
+}
+
+fn streams_come_whole(mut ring: Ring, mut pool: Pool) {
     let mut numbers = Numbers::new(11);
     let mut pairs = [uring_rig::tcp(true), uring_rig::tcp(true)];
     let (mut sent, mut got) = ([0; 2], [0; 2]);
@@ -120,6 +134,88 @@ fn streams_come_whole_and_go_on_after_slots_ran_out() {
 }
 
 #[test]
+fn a_completion_fills_several_slots_where_it_can() {
+    let Some((mut ring, mut pool)) = ring(16) else { return };
+    if *ring.bundles() != Support::Yes {
+        println!("SKIP: bundles: {}", ring.bundles());
+        return;
+    }
+    provide(&mut ring, &mut pool, 8);
+    let (mut sender, receiver) = uring_rig::tcp(false);
+    let (mut sent, mut got) = (0, 0);
+    write(&mut sender, &mut sent, 3 * SLOT + 5);
+    ring.arm(receiver.as_fd(), 0).expect("a request");
+    while got < sent {
+        let (0, Received::Bytes { slot, bytes }) = next(&mut ring) else { panic!("bytes were sent") };
+        check(&mut got, &slot, bytes);
+    }
+    assert!(ring.bundled() > 0, "each of {sent} bytes came in a slot told of alone");
+}
+
+/// Does something in a thread of its own after a while, and then waits until the socket's other end is closed.
+fn later(socket: TcpStream, act: impl FnOnce(&TcpStream) + Send + 'static) {
+    std::thread::spawn(move || {
+        // Nothing comes, so that this takes as long as it says.
+        let pause = rustix::event::Timespec { tv_sec: 0, tv_nsec: 200_000_000 };
+        rustix::event::poll(&mut [], Some(&pause)).expect("poll");
+        act(&socket);
+        let mut end = [rustix::event::PollFd::new(&socket, rustix::event::PollFlags::RDHUP)];
+        let patience = rustix::event::Timespec { tv_sec: PATIENCE.as_secs() as i64, tv_nsec: 0 };
+        rustix::event::poll(&mut end, Some(&patience)).expect("poll");
+    });
+}
+
+/// Waits on the ring, which must not take as long as a wait that nobody ends.
+fn is_woken(ring: &Ring) {
+    let begin = std::time::Instant::now();
+    uring_rig::wait(ring, None);
+    let waited = begin.elapsed();
+    assert!(waited < PATIENCE / 4, "the ring woke nobody for {waited:?}");
+}
+
+#[test]
+fn who_waits_on_the_ring_is_woken_by_what_comes_later() {
+    let Some((mut ring, mut pool)) = ring(16) else { return };
+    provide(&mut ring, &mut pool, 8);
+    let (sender, receiver) = uring_rig::tcp(false);
+    ring.arm(receiver.as_fd(), 0).expect("a request");
+    assert!(ring.received().is_none());
+    later(sender, |mut sender| sender.write_all(b"later").expect("room"));
+    is_woken(&ring);
+    let (0, Received::Bytes { bytes: 5, .. }) = next(&mut ring) else { panic!("five bytes were sent") };
+    ring.disarm(0).expect("a request");
+}
+
+#[test]
+fn who_waits_on_the_ring_is_woken_by_a_notification() {
+    if !uring_rig::is_there() {
+        return;
+    }
+    let mut ring = Ring::open(Options::default()).expect("a ring");
+    let (sender, receiver) = uring_rig::tcp(true);
+    sender.set_nodelay(true).expect("a socket");
+    let bytes = vec![7; 4096];
+    let segments = [Segment { bytes: &bytes, home: None }];
+    // What loopback delivers it copies at once; what the receiver's window has no room for stays where it is.
+    for _ in 0..1000 {
+        match ring.send(sender.as_fd(), 0, PathKind::UringZeroCopy, &segments) {
+            Ok(sent) => assert!(sent.bytes > 0),
+            Err(error) => return println!("SKIP: SENDMSG_ZC: {error}"),
+        }
+        if ring.settle(std::time::Duration::ZERO) > 0 {
+            break;
+        }
+    }
+    assert!(ring.owed() > 0, "all that was sent is delivered");
+    later(receiver, |mut receiver| {
+        let mut some = vec![0; 64 << 10];
+        while receiver.read(&mut some).expect("it was sent") == some.len() {}
+    });
+    is_woken(&ring);
+    assert_eq!(ring.settle(PATIENCE), 0);
+}
+
+#[test]
 fn slots_come_back_when_the_ring_is_dropped() {
     let Some((mut ring, mut pool)) = ring(16) else { return };
     let (mut sender, receiver) = uring_rig::unix();
@@ -165,7 +261,7 @@ fn a_key_that_is_armed_anew_gets_nothing_of_its_predecessor() {
         drop(receiver);
         while ring.received().is_some() {}
         uring_rig::wait(&sender, None);
-        assert_eq!(std::io::Read::read(&mut sender, &mut [0; 10]).expect("an end"), 0);
+        assert_eq!(sender.read(&mut [0; 10]).expect("an end"), 0);
     }
     assert_eq!(ring.strays(), 0);
     drop(ring);

@@ -87,7 +87,7 @@ pub(super) enum Carried {
 impl Carried {
     pub(super) fn by(row: RowKind) -> Self {
         match row {
-            RowKind::Raw => Self::Plain,
+            RowKind::Raw | RowKind::RawMultishot => Self::Plain,
             RowKind::Forced(_) | RowKind::Adaptive => Self::Messages,
             RowKind::Udp => Self::Datagrams { reliable: true },
             RowKind::UdpUnreliable => Self::Datagrams { reliable: false },

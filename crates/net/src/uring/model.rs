@@ -32,6 +32,7 @@ use std::time::Duration;
 use rustix::io::Errno;
 use zcmi_mem::fork::ForkGuard;
 use zcmi_mem::region::Span;
+use zcmi_mem::registration::Support;
 
 use super::sys::{self, Completion, Mode, Request};
 use crate::dice::Dice;
@@ -107,6 +108,14 @@ impl Kernel {
 
     pub(super) fn missing(&self) -> Option<&'static str> {
         self.real().ok()?.missing()
+    }
+
+    pub(super) fn bundles(&self) -> Support {
+        match self.real() {
+            Ok(kernel) => kernel.bundles(),
+            Err(model) if lock(model).temper.bundles => Support::Yes,
+            Err(_) => Support::No("it is a model without them".into()),
+        }
     }
 
     pub(super) fn descriptor(&self) -> BorrowedFd<'_> {
@@ -218,10 +227,23 @@ impl BufferRing {
         }
     }
 
-    pub(super) fn push(&mut self, buffer: &mut [u8], number: u16) {
+    pub(super) fn push(&mut self, buffer: &mut [u8], number: u16) -> u16 {
         match self {
             Self::Real(ring) => ring.push(buffer, number),
-            Self::Model(model) => lock(model).buffers.push_back((number, range(buffer))),
+            Self::Model(model) => {
+                let (mut model, range) = (lock(model), range(buffer));
+                model.lengths.insert(number, range.len());
+                model.buffers.push_back((number, range));
+                // The place of an entry is the number of its buffer here.
+                number
+            }
+        }
+    }
+
+    pub(super) fn len(&self, place: u16) -> usize {
+        match self {
+            Self::Real(ring) => ring.len(place),
+            Self::Model(model) => lock(model).lengths[&place],
         }
     }
 
@@ -252,6 +274,8 @@ pub(super) struct Temper {
     deferred: bool,
     /// Whether several segments can go from one registered buffer.
     vectors: bool,
+    /// Whether one completion can fill several slots.
+    bundles: bool,
     /// Places of the completion queue.
     completions: usize,
     /// The longest that a notification takes, in calls.
@@ -337,6 +361,8 @@ pub(super) struct Model {
     unanswered: HashSet<u64>,
     table: HashMap<u16, Range<usize>>,
     buffers: VecDeque<(u16, Range<usize>)>,
+    /// The bytes of each buffer, by its number, as its entry says them.
+    lengths: HashMap<u16, usize>,
     /// The number of a request that is never answered, where a test says so.
     mute: Option<u64>,
     /// How many calls it is still busy for.
@@ -371,6 +397,8 @@ struct Tally {
     not_cancelled: u64,
     uncancelled: u64,
     received: u64,
+    bundled: u64,
+    shortened: u64,
 }
 
 impl Model {
@@ -390,6 +418,7 @@ impl Model {
             unanswered: HashSet::new(),
             table: HashMap::new(),
             buffers: VecDeque::new(),
+            lengths: HashMap::new(),
             mute: None,
             storm: 0,
             accepted: Vec::new(),
@@ -426,6 +455,12 @@ impl Model {
     /// Whether it may still write into these bytes.
     fn is_writing(&self, bytes: &Range<usize>) -> bool {
         self.buffers.iter().any(|(_, buffer)| overlap(buffer, bytes))
+    }
+
+    /// How many buffers it has not filled; nothing while it has not told of all that it did fill.
+    fn unfilled(&self) -> Option<usize> {
+        let mut posted = self.work.iter().chain(&self.completions).chain(&self.overflow);
+        posted.all(|posted| posted.completion.buffer().is_none()).then_some(self.buffers.len())
     }
 
     /// Whether a request is not settled that uses a registered buffer in these bytes.
@@ -655,12 +690,29 @@ impl Model {
             return true;
         }
         let word = self.tasks[at].word;
+        if self.often(100)
+            && let Some((number, _)) = self.buffers.front()
+        {
+            // It expects fewer bytes than the first buffer has room for, says so in its entry, and they do not come.
+            let length = self.lengths[number];
+            let shorter = 1 + self.dice.below(length as u64) as usize;
+            self.tally.shortened += u64::from(shorter < length);
+            self.lengths.insert(*number, shorter);
+        }
         if self.often(60) {
             let result = self.one_of([0, -Errno::CONNRESET.raw_os_error()]);
             self.post(word, result, 0, [None; 2]);
-        } else if let Some((number, buffer)) = self.buffers.pop_front() {
+        } else if let Some((number, _)) = self.buffers.pop_front() {
             self.tally.received += 1;
-            let bytes = 1 + self.dice.below(buffer.len() as u64) as i32;
+            // Of several all but the last are full.
+            let (mut full, mut last_one) = (0, self.lengths[&number]);
+            while self.temper.bundles && self.often(500) {
+                let Some((next, _)) = self.buffers.pop_front() else { break };
+                self.tally.bundled += 1;
+                full += last_one;
+                last_one = self.lengths[&next];
+            }
+            let bytes = (full + 1) as i32 + self.dice.below(last_one as u64) as i32;
             let last = self.often(50);
             let flags = BUFFER | u32::from(number) << BUFFER_SHIFT | if last { 0 } else { MORE };
             self.post(word, bytes, flags, [None; 2]);

@@ -11,6 +11,11 @@
 //! # Invariants
 //! - A slot is with its owner, or here; the kernel writes only into slots that are here. It comes back with the bytes
 //!   that it holds, or when the ring is dropped.
+//! - The kernel takes slots in the order in which they were provided. A completion names the first that it filled;
+//!   where it may fill several (a bundle) those behind it are the next in that order, each full but the last. How many
+//!   bytes make a slot full is what its entry in the queue says then: the kernel makes an entry shorter to the bytes
+//!   that it expects, and leaves it so if they do not come (a reset), for the next socket. What names slots that are
+//!   not here, or more bytes than they hold, releases none and ends the stream.
 //! - A socket has one request at a time. What an earlier one of the same key still delivers is not taken for its own:
 //!   its slot goes back to the pool.
 //! - What has not been taken is bounded by the slots that were provided and the sockets that are armed.
@@ -18,10 +23,11 @@
 //!   leaked.
 //!
 //! # What this does not do
-//! It fills no slot twice (incremental consumption) and no two by one completion (bundles).
+//! It fills no slot twice (incremental consumption): all sockets share the queue, so that a slot would hold bytes of
+//! several connections, and whoever gets it by descriptor could read them all.
 //!
 //! # Sources
-//! io_uring_register_buf_ring(3), io_uring_prep_recv_multishot(3).
+//! io_uring_register_buf_ring(3), io_uring_prep_recv_multishot(3); io_uring/kbuf.c and net.c of Linux 6.18.
 
 use std::collections::{HashMap, VecDeque};
 use std::io;
@@ -31,6 +37,7 @@ use std::sync::Arc;
 
 use rustix::io::Errno;
 use zcmi_mem::pool::Slot;
+use zcmi_mem::registration::Support;
 
 use super::owed::Ticket;
 use super::sys::{Completion, Request};
@@ -51,7 +58,8 @@ pub enum Received {
     },
     /// The socket delivers no more until it is armed again: there was no slot, or no room for completions.
     Paused {
-        /// Whether slots had run out.
+        /// Whether slots had run out, or may have: where there are [bundles](Ring::bundles) the one that takes the last
+        /// slot ends the request.
         starved: bool,
     },
     /// The stream is over; the error is none at its regular end.
@@ -87,6 +95,12 @@ pub(super) struct Provided {
     /// The slots that are with the kernel, by their numbers there.
     slots: ManuallyDrop<Vec<Option<Slot>>>,
     free: Vec<u16>,
+    /// The numbers of those slots, and the places of their entries, in the order in which the kernel takes them.
+    order: VecDeque<(u16, u16)>,
+    /// Whether one completion may fill several slots.
+    bundles: bool,
+    /// How many did.
+    bundled: u64,
     /// The stamp of each socket's request.
     armed: HashMap<u32, u32>,
     arrived: VecDeque<(u32, Received)>,
@@ -104,7 +118,7 @@ impl Drop for Provided {
 }
 
 impl Provided {
-    fn new(kernel: &Arc<Kernel>, slots: u16) -> Result<Self, ReceiveError> {
+    fn new(kernel: &Arc<Kernel>, slots: u16, bundles: bool) -> Result<Self, ReceiveError> {
         let entries = slots.clamp(1, MOST).next_power_of_two();
         let failed = |(call, source)| ReceiveError::System { call, source };
         let queue = BufferRing::new(kernel, entries).map_err(failed)?;
@@ -112,6 +126,9 @@ impl Provided {
             queue,
             slots: ManuallyDrop::new((0..entries).map(|_| None).collect()),
             free: (0..entries).rev().collect(),
+            order: VecDeque::with_capacity(usize::from(entries)),
+            bundles,
+            bundled: 0,
             armed: HashMap::new(),
             arrived: VecDeque::with_capacity(usize::from(entries)),
             stamp: 0,
@@ -121,38 +138,62 @@ impl Provided {
     /// Takes what the kernel says of a socket. Returns whether it was expected.
     pub(super) fn completed(&mut self, completion: Completion) -> bool {
         let (Ticket { index: key, stamp }, _) = Ticket::from_word(completion.word);
-        let slot = completion.buffer().and_then(|number| {
-            let slot = self.slots.get_mut(usize::from(number))?.take()?;
-            self.free.push(number);
-            Some(slot)
-        });
-        if self.armed.get(&key) != Some(&stamp) {
-            // A request that was given up: its slot goes back to the pool.
-            return true;
-        }
         let bytes = usize::try_from(completion.result).unwrap_or(0);
         let error = (completion.result < 0).then(|| Errno::from_raw_os_error(completion.result.wrapping_neg()));
-        let expected = match slot {
-            Some(slot) if bytes > 0 && bytes <= slot.capacity() => {
-                self.arrived.push_back((key, Received::Bytes { slot, bytes }));
-                true
-            }
-            // Bytes without a slot of ours: what came is lost, so the stream is over.
-            _ => bytes == 0,
-        };
+        // Of a request that was given up the slots go back to the pool.
+        let ours = self.armed.get(&key) == Some(&stamp);
+        // Bytes without slots of ours: what came is lost, so the stream is over.
+        let expected = bytes == 0 || completion.buffer().is_some_and(|first| self.take(first, bytes, key, ours));
+        if !ours {
+            return expected;
+        }
         if !expected {
             self.armed.remove(&key);
             self.arrived.push_back((key, Received::Ended { error: Some(Errno::PROTO) }));
         } else if !completion.more() {
             self.armed.remove(&key);
             let last = match error {
-                None if bytes > 0 => Received::Paused { starved: false },
+                None if bytes > 0 => Received::Paused { starved: self.bundles },
                 Some(Errno::NOBUFS) => Received::Paused { starved: true },
                 error => Received::Ended { error },
             };
             self.arrived.push_back((key, last));
         }
         expected
+    }
+
+    /// Takes the slots that so many bytes fill, from this one on, and delivers them. Returns whether they are here.
+    fn take(&mut self, first: u16, bytes: usize, key: u32, deliver: bool) -> bool {
+        let Some(at) = self.order.iter().position(|&(number, _)| number == first) else { return false };
+        let most = if self.bundles { usize::MAX } else { 1 };
+        let mut room = 0;
+        let mut run = self.order.range(at..).take(most);
+        if !run.any(|&with| {
+            room += self.room(with);
+            room >= bytes
+        }) {
+            return false;
+        }
+        let (mut left, mut filled) = (bytes, 0);
+        while left > 0 {
+            let Some((number, place)) = self.order.remove(at) else { break };
+            let bytes = self.room((number, place)).min(left);
+            let Some(slot) = self.slots[usize::from(number)].take() else { continue };
+            self.free.push(number);
+            left -= bytes;
+            filled += 1;
+            if deliver {
+                self.arrived.push_back((key, Received::Bytes { slot, bytes }));
+            }
+        }
+        self.bundled += u64::from(filled > 1);
+        true
+    }
+
+    /// How many bytes fill a slot that is with the kernel.
+    fn room(&self, (number, place): (u16, u16)) -> usize {
+        let slot = self.slots[usize::from(number)].as_ref();
+        slot.map_or(0, |slot| self.queue.len(place).min(slot.capacity()))
     }
 }
 
@@ -170,7 +211,8 @@ impl Ring {
         }
         let forked = |forked| ReceiveError::System { call: "io_uring_register", source: io::Error::other(forked) };
         self.life.check().map_err(forked)?;
-        self.provided = Some(Provided::new(self.queue.kernel(), slots)?);
+        let bundles = self.bundles == Support::Yes;
+        self.provided = Some(Provided::new(self.queue.kernel(), slots, bundles)?);
         Ok(())
     }
 
@@ -183,7 +225,8 @@ impl Ring {
         let Some(provided) = self.provided.as_mut().filter(|_| present) else { return Err(slot) };
         let Some(number) = provided.free.pop() else { return Err(slot) };
         let bytes = slot.capacity();
-        provided.queue.push(slot.bytes_mut(bytes), number);
+        let place = provided.queue.push(slot.bytes_mut(bytes), number);
+        provided.order.push_back((number, place));
         provided.slots[usize::from(number)] = Some(slot);
         Ok(())
     }
@@ -192,6 +235,21 @@ impl Ring {
     #[must_use]
     pub fn provided(&self) -> usize {
         self.provided.as_ref().map_or(0, |provided| provided.slots.len() - provided.free.len())
+    }
+
+    /// Whether one completion may fill several slots.
+    ///
+    /// # Kernel
+    /// From 6.16 on: earlier kernels have it since 6.10, and may leave a gap inside what they say that they filled.
+    #[must_use]
+    pub fn bundles(&self) -> &Support {
+        &self.bundles
+    }
+
+    /// How many completions filled several slots.
+    #[must_use]
+    pub fn bundled(&self) -> u64 {
+        self.provided.as_ref().map_or(0, |provided| provided.bundled)
     }
 
     /// Has a socket deliver what comes, under this key, until [`Received::Paused`] or [`Received::Ended`].
@@ -216,8 +274,8 @@ impl Ring {
         let stamp = provided.stamp;
         provided.stamp = Ticket::stamp_after(stamp);
         provided.armed.insert(key, stamp);
-        let word = Ticket { index: key, stamp }.word(RECEIVE);
-        self.submit(Request::Receive { socket }, false, word).map_err(|refusal| {
+        let (word, bundles) = (Ticket { index: key, stamp }.word(RECEIVE), provided.bundles);
+        self.submit(Request::Receive { socket, bundles }, false, word).map_err(|refusal| {
             self.stopped = Some(refusal);
             refusal.into()
         })

@@ -55,6 +55,19 @@ fn explain(error: &io::Error, switch: Option<&str>) -> Support {
     }
 }
 
+/// What it means that a kernel of this release has bundles, or not.
+pub(super) fn bundles(has: bool, release: &str) -> Support {
+    let mut numbers = release.split(|digit: char| !digit.is_ascii_digit()).map(str::parse::<u32>);
+    match (has, numbers.next(), numbers.next()) {
+        (false, ..) => Support::No("this kernel's io_uring has no IORING_RECVSEND_BUNDLE (before Linux 6.10)".into()),
+        (true, Some(Ok(major)), Some(Ok(minor))) if (major, minor) >= (6, 16) => Support::Yes,
+        (true, Some(Ok(_)), Some(Ok(_))) => {
+            Support::No(format!("bundles of Linux {release} may have gaps (mended in 6.16)").into())
+        }
+        (true, ..) => Support::Unknown(format!("the kernel's release {release:?} has no number").into()),
+    }
+}
+
 /// What the io_uring of this machine can do, each with the three answers.
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[non_exhaustive]
@@ -67,17 +80,25 @@ pub struct Abilities {
     pub send_zero_copy: Support,
     /// `RECV` that delivers more than once, into a queue of slots: [`Ring::arm`](super::Ring::arm).
     pub receive: Support,
+    /// Completions of it that fill several slots: [`Ring::bundles`](super::Ring::bundles).
+    pub bundles: Support,
 }
 
 impl Abilities {
     /// Asks the kernel.
     #[must_use]
     pub fn probe() -> Self {
-        let probe = match support() {
-            Support::Yes => open().and_then(|kernel| kernel.probe()),
+        let (probe, bundles) = match support() {
+            Support::Yes => match open() {
+                Ok(kernel) => (kernel.probe(), kernel.bundles()),
+                Err(error) => {
+                    let bundles = refusal(&error);
+                    (Err(error), bundles)
+                }
+            },
             other => {
-                let (send, message_zero_copy) = (other.clone(), other.clone());
-                return Self { send, message_zero_copy, send_zero_copy: other.clone(), receive: other };
+                let [send, message_zero_copy, send_zero_copy, receive] = [(); 4].map(|()| other.clone());
+                return Self { send, message_zero_copy, send_zero_copy, receive, bundles: other };
             }
         };
         let of = |code: u8, name: &str| match &probe {
@@ -94,6 +115,7 @@ impl Abilities {
                 opcode::SendZc::CODE,
                 "RECV that delivers more than once (told by SEND_ZC, of the same release)",
             ),
+            bundles,
         }
     }
 }
@@ -112,5 +134,22 @@ mod tests {
         assert!(reason(Errno::NOSYS, None).starts_with("no because"));
         assert!(reason(Errno::NOMEM, None).starts_with("could not tell"));
         assert!(reason(Errno::MFILE, Some("0")).starts_with("could not tell"));
+    }
+
+    #[test]
+    fn bundles_are_used_where_they_have_no_gaps() {
+        for release in ["6.16.0", "6.18.44-custom", "7.0", "10.1.2"] {
+            assert_eq!(bundles(true, release), Support::Yes, "{release}");
+        }
+        for (has, release, reason) in [
+            (false, "6.18.0", "IORING_RECVSEND_BUNDLE"),
+            (true, "6.15.9", "Linux 6.15.9 may have gaps"),
+            (true, "5.99", "may have gaps"),
+            (true, "strange", "has no number"),
+            (true, "6", "has no number"),
+        ] {
+            let said = bundles(has, release).to_string();
+            assert!(said.contains(reason), "{release}: {said}");
+        }
     }
 }

@@ -25,7 +25,9 @@ use rustix::mm::{Advice, MapFlags, ProtFlags};
 use rustix::net::SocketAddrAny;
 use zcmi_mem::fork::ForkGuard;
 use zcmi_mem::region::Span;
+use zcmi_mem::registration::Support;
 
+use super::support;
 use crate::udp::SegmentControl;
 use crate::wire::Segment;
 
@@ -104,6 +106,12 @@ impl Kernel {
         ]
         .into_iter()
         .find_map(|(there, name)| (!there).then_some(name))
+    }
+
+    /// Whether one completion can fill several buffers.
+    pub(super) fn bundles(&self) -> Support {
+        let release = rustix::system::uname();
+        support::bundles(self.ring.params().is_feature_recvsend_bundle(), &release.release().to_string_lossy())
     }
 
     pub(super) fn descriptor(&self) -> BorrowedFd<'_> {
@@ -195,8 +203,8 @@ pub(super) enum Request<'a> {
         zero_copy: bool,
         buffer: Option<u16>,
     },
-    /// `RECV`, again and again, into buffers of the queue.
-    Receive { socket: BorrowedFd<'a> },
+    /// `RECV`, again and again, into buffers of the queue, several at a time if there are bundles.
+    Receive { socket: BorrowedFd<'a>, bundles: bool },
     /// Cancels the request with this word.
     Cancel { word: u64 },
 }
@@ -277,7 +285,8 @@ impl Queue {
                     }
                 }
             }
-            Request::Receive { socket } => opcode::RecvMulti::new(at(socket), GROUP).build(),
+            Request::Receive { socket, bundles: false } => opcode::RecvMulti::new(at(socket), GROUP).build(),
+            Request::Receive { socket, bundles: true } => opcode::RecvMultiBundle::new(at(socket), GROUP).build(),
             Request::Cancel { word } => opcode::AsyncCancel::new(word).build(),
         };
         let entry = entry.user_data(word);
@@ -379,10 +388,11 @@ impl BufferRing {
         (usize::from(count) * size_of::<BufRingEntry>()).next_multiple_of(rustix::param::page_size())
     }
 
-    /// Lets the kernel write into a buffer, which the caller keeps until a completion names its number.
+    /// Lets the kernel write into a buffer, which the caller keeps until a completion names its number. Returns the
+    /// place of its entry.
     ///
     /// There are never more than `count` buffers with the kernel: their numbers are below it, and each is there once.
-    pub(super) fn push(&mut self, buffer: &mut [u8], number: u16) {
+    pub(super) fn push(&mut self, buffer: &mut [u8], number: u16) -> u16 {
         assert!(number < self.count && !self.ended);
         let at = usize::from(self.tail & (self.count - 1));
         // SAFETY: `at` is below `count`, so this is an entry of the mapping.
@@ -399,6 +409,16 @@ impl BufferRing {
         let tail = unsafe { AtomicU16::from_ptr(tail) };
         // Publishes the entry; pairs with the kernel's acquiring load of the tail.
         tail.store(self.tail, Ordering::Release);
+        at as u16
+    }
+
+    /// The bytes of the buffer whose entry is there, as the kernel left them; to be asked when it has filled it.
+    pub(super) fn len(&self, place: u16) -> usize {
+        assert!(place < self.count);
+        // SAFETY: below `count`, so this is an entry of the mapping.
+        let entry = unsafe { self.entries.add(usize::from(place)) };
+        // SAFETY: a copy of an entry that the kernel is done with; every value is one of its fields'.
+        unsafe { entry.read_volatile() }.len() as usize
     }
 
     /// Takes the queue from the kernel; whether its buffers are now written no more.

@@ -128,7 +128,7 @@ impl<'a> Rig<'a> {
         let model = Arc::new(Mutex::new(Model::new(seed, temper)));
         NEXT.set(Some(Arc::clone(&model)));
         let sends = [3, 8, 64][dice.below(3) as usize];
-        let options = Options::default().sends(sends).buffers(64).place_bytes(PLACE_BYTES);
+        let options = Options::default().deferred(true).sends(sends).buffers(64).place_bytes(PLACE_BYTES);
         let mut ring = Ring::open(options).expect("a model opens");
         ring.receiving(16).expect("a queue of slots");
         memory.buffers.iter_mut().for_each(|buffer| buffer.state = State::Free);
@@ -366,6 +366,10 @@ impl<'a> Rig<'a> {
                 return Err(format!("the kernel reads {read:?}, buffer {at:?}, which is free"));
             }
         }
+        let provided = self.ring.provided();
+        if let Some(unfilled) = model.unfilled().filter(|&unfilled| unfilled != provided) {
+            return Err(format!("the ring says that {provided} slots are with the kernel, which has {unfilled}"));
+        }
         let (says, owes) = (self.ring.owed(), model.unsettled.len());
         if says != owes {
             return Err(format!("the ring says that {says} answers are owed, and the kernel owes {owes}"));
@@ -453,6 +457,7 @@ fn temper(seed: u64) -> Temper {
     Temper {
         deferred: seed.is_multiple_of(2),
         vectors: some(2) > 0,
+        bundles: some(2) > 0,
         completions: 2 + some(30) as usize,
         delay: 1 + some(200),
         busy: some(200),
@@ -514,7 +519,7 @@ fn whatever_the_kernel_does_nothing_is_free_too_early_and_all_that_is_owed_comes
     }
     println!("{done} steps, seeds 1 to {}", seed - 1);
     type Count = fn(&Tally) -> u64;
-    let counts: [(&str, Count); 17] = [
+    let counts: [(&str, Count); 19] = [
         ("taken", |tally| tally.taken),
         ("short", |tally| tally.short),
         ("refused_owing", |tally| tally.refused_owing),
@@ -532,6 +537,8 @@ fn whatever_the_kernel_does_nothing_is_free_too_early_and_all_that_is_owed_comes
         ("not_cancelled", |tally| tally.not_cancelled),
         ("uncancelled", |tally| tally.uncancelled),
         ("received", |tally| tally.received),
+        ("bundled", |tally| tally.bundled),
+        ("shortened", |tally| tally.shortened),
     ];
     for (name, count) in counts {
         let sum: u64 = all.iter().map(count).sum();
@@ -556,6 +563,7 @@ fn a_ring_that_lets_go_too_early_is_caught() {
 const CALM: Temper = Temper {
     deferred: true,
     vectors: false,
+    bundles: false,
     completions: 32,
     delay: 5,
     busy: 0,
