@@ -138,7 +138,10 @@ fn a_wire_or_size_that_does_not_exist_is_a_usage_error() {
     let scratch = Scratch::new();
     scratch.run(&["bench", "net", "--wire", "pigeon"]).expect_code(2).expect_words("the wires are lo, veth");
     scratch.run(&["bench", "net", "--bytes", "65"]).expect_code(2).expect_words("the sizes that are measured");
-    scratch.run(&["bench", "net", "--row", "nothing"]).expect_code(2).expect_words("there are raw, raw-multishot, write");
+    scratch
+        .run(&["bench", "net", "--row", "nothing"])
+        .expect_code(2)
+        .expect_words("there are raw, raw-multishot, write");
 }
 
 #[test]
