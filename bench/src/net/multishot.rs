@@ -5,6 +5,7 @@ mod raw;
 use std::os::fd::{AsFd, OwnedFd};
 
 use rustix::event::{PollFd, PollFlags};
+use rustix::io::Errno;
 use zcmi_mem::pool::{Pool, PoolPlan};
 use zcmi_net::uring::{self, Options, Ring};
 
@@ -48,7 +49,8 @@ pub(super) fn receive(sockets: &[OwnedFd], progress: &Progress) -> Result<Receiv
                 let socket = sockets.get(key as usize).ok_or(CellError::Senseless(format!("key {key}")))?;
                 ring.arm(socket.as_fd(), key).map_err(failed)?;
             }
-            uring::Received::Ended { .. } => open -= 1,
+            uring::Received::Ended { error: None | Some(Errno::CONNRESET) } => open -= 1,
+            uring::Received::Ended { error: Some(errno) } => return Err(system("io_uring's RECV")(errno)),
         }
     }
     Ok(Received { bytes: received, copied_user: 0 })

@@ -42,7 +42,7 @@ impl PlainSender {
                     *at = (*at + count) % bytes;
                     sent += count as u64;
                 }
-                Err(Errno::AGAIN) => {}
+                Err(Errno::AGAIN | Errno::INTR) => {}
                 Err(errno) => return Err(system("write")(errno)),
             }
         }
@@ -66,11 +66,11 @@ impl PlainSender {
             let begin = Instant::now();
             let mut at = 0;
             while at < bytes {
-                at += rustix::io::write(socket, &message[at..]).map_err(late_or("write"))?;
+                at += again(|| rustix::io::write(socket, &message[at..])).map_err(late_or("write"))?;
             }
             at = 0;
             while at < bytes {
-                match rustix::io::read(socket, &mut message[at..]).map_err(late_or("read"))? {
+                match again(|| rustix::io::read(socket, &mut message[at..])).map_err(late_or("read"))? {
                     0 => return Err(CellError::Closed("the other side hung up".into())),
                     count => at += count,
                 }
@@ -80,6 +80,17 @@ impl PlainSender {
             }
         }
         Ok(latencies)
+    }
+}
+
+/// Makes a call until it is not interrupted: word for a ring of this thread, also late word for one that is gone,
+/// interrupts calls that have a limit in time.
+fn again<T>(mut call: impl FnMut() -> rustix::io::Result<T>) -> rustix::io::Result<T> {
+    loop {
+        match call() {
+            Err(Errno::INTR) => {}
+            answer => return answer,
+        }
     }
 }
 
@@ -123,7 +134,7 @@ pub(super) fn receive(sockets: &[OwnedFd], progress: &Progress) -> Result<Receiv
                     received += count as u64;
                     true
                 }
-                Err(Errno::AGAIN) => true,
+                Err(Errno::AGAIN | Errno::INTR) => true,
                 Err(errno) => {
                     failed = Err(system("read")(errno));
                     true
@@ -147,8 +158,8 @@ pub(super) fn echo(sockets: &[OwnedFd], bytes: usize, progress: &Progress) -> Re
             match rustix::io::read(socket, &mut message[at..]) {
                 Ok(0) | Err(Errno::CONNRESET) => return Ok(received),
                 Ok(read) => at += read,
-                Err(Errno::AGAIN) if progress.is_over() => return Ok(received),
-                Err(Errno::AGAIN) => {}
+                Err(Errno::AGAIN | Errno::INTR) if progress.is_over() => return Ok(received),
+                Err(Errno::AGAIN | Errno::INTR) => {}
                 Err(errno) => return Err(system("read")(errno)),
             }
         }
@@ -160,7 +171,7 @@ pub(super) fn echo(sockets: &[OwnedFd], bytes: usize, progress: &Progress) -> Re
                 Ok(written) => at += written,
                 Err(Errno::PIPE | Errno::CONNRESET) => return Ok(received),
                 Err(Errno::AGAIN) if progress.is_over() => return Ok(received),
-                Err(Errno::AGAIN) => {}
+                Err(Errno::AGAIN | Errno::INTR) => {}
                 Err(errno) => return Err(system("write")(errno)),
             }
         }

@@ -273,5 +273,9 @@ pub trait Transport {
 
     /// The descriptor that becomes readable when [`poll`](Self::poll) has something new to do. A poll that told
     /// something may have left more for the next: before waiting for the descriptor, poll until nothing is told.
+    ///
+    /// Word of io_uring interrupts calls in which the transport's thread sleeps, as a signal without a handler does: of
+    /// signal(7)'s calls those that are never restarted, such as `epoll_wait` and socket calls with a timeout, may say
+    /// `EINTR`.
     fn descriptor(&self) -> BorrowedFd<'_>;
 }

@@ -275,8 +275,9 @@ impl Ring {
     /// [`fixed_support`](Self::fixed_support).
     ///
     /// # Kernel
-    /// io_uring with `IORING_FEAT_EXT_ARG` (5.11). `SINGLE_ISSUER` and `DEFER_TASKRUN` (6.1), or `COOP_TASKRUN` (5.19),
-    /// are used where they are. The queues count as locked memory before 5.12 only.
+    /// io_uring with `IORING_FEAT_EXT_ARG` (5.11). `COOP_TASKRUN` (5.19) is used where it is, and `SINGLE_ISSUER` and
+    /// `DEFER_TASKRUN` (6.1) in its place where they are asked for ([`Options::deferred`]). The queues count as locked
+    /// memory before 5.12 only.
     pub fn open(options: Options) -> Result<Self, UringError> {
         let life = ForkGuard::new()?;
         let Options { sends, buffers, deferred, bundles, place_bytes } = options;

@@ -7,6 +7,7 @@ use std::io::{ErrorKind, Read, Write};
 use std::net::TcpStream;
 use std::os::fd::AsFd;
 
+use rustix::event::epoll;
 use rustix::io::Errno;
 use uring_rig::{Numbers, PATIENCE, byte_at, sys};
 use zcmi_mem::pool::{Pool, PoolPlan, Slot};
@@ -85,17 +86,20 @@ fn streams_come_whole(mut ring: Ring, mut pool: Pool) {
     let mut numbers = Numbers::new(11);
     let mut pairs = [uring_rig::tcp(true), uring_rig::tcp(true)];
     let (mut sent, mut got) = ([0; 2], [0; 2]);
-    let mut starved = 0;
+    let (mut starved, mut paused) = (0, 0);
     for (key, (sender, receiver)) in pairs.iter().enumerate() {
         sender.set_nonblocking(true).expect("a socket");
         ring.arm(receiver.as_fd(), key as u32).expect("a request");
     }
     let mut arrived = |ring: &mut Ring, pool: &mut Pool, got: &mut [u64; 2], pairs: &[_; 2]| match next(ring) {
         (key, Received::Bytes { slot, bytes }) => check(&mut got[key as usize], &slot, bytes),
-        (key, Received::Paused { starved: true }) => {
-            starved += 1;
-            assert!(starved < 10_000, "slots that were provided are not used");
-            provide(ring, pool, 3);
+        (key, Received::Paused { starved: none_left }) => {
+            starved += u32::from(none_left);
+            paused += 1;
+            assert!(paused < 10_000, "slots that were provided are not used");
+            if none_left {
+                provide(ring, pool, 3);
+            }
             let (_, receiver): &(std::net::TcpStream, std::net::TcpStream) = &pairs[key as usize];
             ring.arm(receiver.as_fd(), key).expect("a request");
         }
@@ -165,10 +169,18 @@ fn later(socket: TcpStream, act: impl FnOnce(&TcpStream) + Send + 'static) {
     });
 }
 
-/// Waits on the ring, which must not take as long as a wait that nobody ends.
+/// Waits by epoll on the ring, which must not take as long as a wait that nobody ends.
 fn is_woken(ring: &Ring) {
+    let epoll = epoll::create(epoll::CreateFlags::CLOEXEC).expect("epoll");
+    epoll::add(&epoll, ring, epoll::EventData::new_u64(0), epoll::EventFlags::IN).expect("epoll");
     let begin = std::time::Instant::now();
-    uring_rig::wait(ring, None);
+    let limit = rustix::event::Timespec { tv_sec: PATIENCE.as_secs() as i64, tv_nsec: 0 };
+    let mut events = Vec::with_capacity(1);
+    // Word for the ring interrupts the wait, and is there after that.
+    while let Err(errno) = epoll::wait(&epoll, rustix::buffer::spare_capacity(&mut events), Some(&limit)) {
+        assert_eq!(errno, Errno::INTR);
+    }
+    assert_eq!(events.len(), 1, "the ring woke nobody");
     let waited = begin.elapsed();
     assert!(waited < PATIENCE / 4, "the ring woke nobody for {waited:?}");
 }
@@ -200,7 +212,8 @@ fn who_waits_on_the_ring_is_woken_by_a_notification() {
     for _ in 0..1000 {
         match ring.send(sender.as_fd(), 0, PathKind::UringZeroCopy, &segments) {
             Ok(sent) => assert!(sent.bytes > 0),
-            Err(error) => return println!("SKIP: SENDMSG_ZC: {error}"),
+            Err(error) if error.kind() == ErrorKind::Unsupported => return println!("SKIP: SENDMSG_ZC: {error}"),
+            Err(error) => panic!("SENDMSG_ZC: {error}"),
         }
         if ring.settle(std::time::Duration::ZERO) > 0 {
             break;

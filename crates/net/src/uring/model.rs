@@ -232,10 +232,9 @@ impl BufferRing {
             Self::Real(ring) => ring.push(buffer, number),
             Self::Model(model) => {
                 let (mut model, range) = (lock(model), range(buffer));
-                model.lengths.insert(number, range.len());
+                model.lengths.insert(place_of(number), range.len());
                 model.buffers.push_back((number, range));
-                // The place of an entry is the number of its buffer here.
-                number
+                place_of(number)
             }
         }
     }
@@ -256,6 +255,11 @@ impl BufferRing {
             }
         }
     }
+}
+
+/// Where the entry of a buffer lies: not where its number says.
+fn place_of(number: u16) -> u16 {
+    number + 1000
 }
 
 fn range(bytes: &[u8]) -> Range<usize> {
@@ -361,8 +365,10 @@ pub(super) struct Model {
     unanswered: HashSet<u64>,
     table: HashMap<u16, Range<usize>>,
     buffers: VecDeque<(u16, Range<usize>)>,
-    /// The bytes of each buffer, by its number, as its entry says them.
+    /// The bytes of each buffer, by the place of its entry, as that says them.
     lengths: HashMap<u16, usize>,
+    /// How many bytes it wrote into a buffer that begins there.
+    written: HashMap<usize, usize>,
     /// The number of a request that is never answered, where a test says so.
     mute: Option<u64>,
     /// How many calls it is still busy for.
@@ -419,6 +425,7 @@ impl Model {
             table: HashMap::new(),
             buffers: VecDeque::new(),
             lengths: HashMap::new(),
+            written: HashMap::new(),
             mute: None,
             storm: 0,
             accepted: Vec::new(),
@@ -694,25 +701,29 @@ impl Model {
             && let Some((number, _)) = self.buffers.front()
         {
             // It expects fewer bytes than the first buffer has room for, says so in its entry, and they do not come.
-            let length = self.lengths[number];
+            let place = place_of(*number);
+            let length = self.lengths[&place];
             let shorter = 1 + self.dice.below(length as u64) as usize;
             self.tally.shortened += u64::from(shorter < length);
-            self.lengths.insert(*number, shorter);
+            self.lengths.insert(place, shorter);
         }
         if self.often(60) {
             let result = self.one_of([0, -Errno::CONNRESET.raw_os_error()]);
             self.post(word, result, 0, [None; 2]);
-        } else if let Some((number, _)) = self.buffers.pop_front() {
+        } else if let Some((number, mut last_one)) = self.buffers.pop_front() {
             self.tally.received += 1;
             // Of several all but the last are full.
-            let (mut full, mut last_one) = (0, self.lengths[&number]);
+            let (mut full, mut length) = (0, self.lengths[&place_of(number)]);
             while self.temper.bundles && self.often(500) {
-                let Some((next, _)) = self.buffers.pop_front() else { break };
+                let Some((next, buffer)) = self.buffers.pop_front() else { break };
                 self.tally.bundled += 1;
-                full += last_one;
-                last_one = self.lengths[&next];
+                self.written.insert(last_one.start, length);
+                full += length;
+                (last_one, length) = (buffer, self.lengths[&place_of(next)]);
             }
-            let bytes = (full + 1) as i32 + self.dice.below(last_one as u64) as i32;
+            let rest = 1 + self.dice.below(length as u64) as usize;
+            self.written.insert(last_one.start, rest);
+            let bytes = (full + rest) as i32;
             let last = self.often(50);
             let flags = BUFFER | u32::from(number) << BUFFER_SHIFT | if last { 0 } else { MORE };
             self.post(word, bytes, flags, [None; 2]);

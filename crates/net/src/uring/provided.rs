@@ -14,7 +14,7 @@
 //! - The kernel takes slots in the order in which they were provided. A completion names the first that it filled;
 //!   where it may fill several (a bundle) those behind it are the next in that order, each full but the last. How many
 //!   bytes make a slot full is what its entry in the queue says then: the kernel makes an entry shorter to the bytes
-//!   that it expects, and leaves it so if they do not come (a reset), for the next socket. What names slots that are
+//!   that it expects, and leaves it so if they do not come after all, for the next socket. What names slots that are
 //!   not here, or more bytes than they hold, releases none and ends the stream.
 //! - A socket has one request at a time. What an earlier one of the same key still delivers is not taken for its own:
 //!   its slot goes back to the pool.
@@ -56,10 +56,10 @@ pub enum Received {
         /// How many there are, at least 1.
         bytes: usize,
     },
-    /// The socket delivers no more until it is armed again: there was no slot, or no room for completions.
+    /// The socket delivers no more until it is armed again: there was no slot or no room for completions, or
+    /// [bundles](Ring::bundles) saw the last slot.
     Paused {
-        /// Whether slots had run out, or may have: where there are [bundles](Ring::bundles) the one that takes the last
-        /// slot ends the request.
+        /// Whether no slot is left that was provided.
         starved: bool,
     },
     /// The stream is over; the error is none at its regular end.
@@ -153,7 +153,7 @@ impl Provided {
         } else if !completion.more() {
             self.armed.remove(&key);
             let last = match error {
-                None if bytes > 0 => Received::Paused { starved: self.bundles },
+                None if bytes > 0 => Received::Paused { starved: self.order.is_empty() },
                 Some(Errno::NOBUFS) => Received::Paused { starved: true },
                 error => Received::Ended { error },
             };

@@ -5,8 +5,8 @@
 //! `Clone`, and each borrow of a queue is made from `&mut self` and ends inside the method); and requests that are
 //! pushed here make the kernel read memory and never write it, so that a request that outlives the bytes it names can
 //! send wrong bytes and not break memory. Receiving is the exception: what it writes lies in buffers of a
-//! [`BufferRing`], whose user keeps them until a completion names them or [`BufferRing::end`] has taken the queue from
-//! the kernel.
+//! [`BufferRing`], whose user keeps them until a completion names them, or one before them and as many bytes as reach
+//! into them, or until [`BufferRing::end`] has taken the queue from the kernel.
 #![allow(unsafe_code)]
 
 use core::marker::PhantomData;
@@ -53,7 +53,7 @@ const _: () = assert!(size_of::<squeue::Entry>() == 64 && align_of::<squeue::Ent
 pub(super) enum Mode {
     /// Only when the ring's thread asks for it, and nobody else may use the ring.
     Deferred,
-    /// When the ring's thread enters the kernel anyway.
+    /// When the ring's thread enters the kernel anyway, or is woken for it where it sleeps there.
     Cooperative,
     /// At once, by interrupting the thread.
     Plain,
@@ -177,7 +177,7 @@ impl Completion {
         cqueue::notif(self.flags)
     }
 
-    /// The number of the buffer that was filled.
+    /// The number of the first buffer that was filled.
     pub(super) fn buffer(&self) -> Option<u16> {
         cqueue::buffer_select(self.flags)
     }
@@ -388,8 +388,8 @@ impl BufferRing {
         (usize::from(count) * size_of::<BufRingEntry>()).next_multiple_of(rustix::param::page_size())
     }
 
-    /// Lets the kernel write into a buffer, which the caller keeps until a completion names its number. Returns the
-    /// place of its entry.
+    /// Lets the kernel write into a buffer, which the caller keeps until a completion names its number, or says that it
+    /// was filled after another one. Returns the place of its entry.
     ///
     /// There are never more than `count` buffers with the kernel: their numbers are below it, and each is there once.
     pub(super) fn push(&mut self, buffer: &mut [u8], number: u16) -> u16 {

@@ -296,7 +296,11 @@ impl<'a> Rig<'a> {
             6 => drop(self.ring.disarm(key)),
             7 => self.delivered.clear(),
             _ => {
-                if let Some((_, Received::Bytes { slot, .. })) = self.ring.received() {
+                if let Some((_, Received::Bytes { slot, bytes })) = self.ring.received() {
+                    let written = lock(&self.model).written.remove(&range(slot.bytes(1)).start);
+                    if written != Some(bytes) {
+                        return Err(format!("{bytes} bytes of a slot were delivered, and {written:?} written"));
+                    }
                     if lock(&self.model).is_writing(&range(slot.bytes(1))) {
                         return Err("a slot was delivered, and the kernel writes into it".into());
                     }
@@ -556,6 +560,36 @@ fn a_ring_that_lets_go_too_early_is_caught() {
         PLANTED.set(None);
         println!("{mutant:?}: {caught:?}");
         assert!(caught.is_some(), "{mutant:?} was not noticed");
+    }
+}
+
+#[test]
+fn what_names_slots_that_are_not_there_releases_none_and_ends_the_stream() {
+    let mut memory = Memory::new();
+    for bundles in [false, true] {
+        let mut rig = Rig::new(1, Temper { bundles, ..CALM }, &mut memory);
+        for _ in 0..2 {
+            let slot = rig.memory.pool.take(1).expect("a slot");
+            rig.ring.provide(slot).expect("room");
+        }
+        let bytes = lock(&rig.model).buffers[0].1.len() as i32;
+        // Of a slot that is not there; of two that hold less; and of one that is not told of alone.
+        let most = if bundles { 2 * bytes } else { bytes };
+        for (number, bytes) in [(9, 1), (0, most + 1), (1, bytes + 1)] {
+            rig.ring.arm(rig.memory.socket.as_fd(), 0).expect("a request");
+            let mut model = lock(&rig.model);
+            let armed = model.tasks.iter().position(|task| task.kind == Kind::Receive).expect("a request");
+            let word = model.tasks.remove(armed).word;
+            let completion = Completion::new(word, bytes, BUFFER | number << BUFFER_SHIFT | MORE);
+            model.completions.push_back(Posted { completion, settles: None, answers: None });
+            drop(model);
+            let ended = rig.ring.received();
+            assert!(
+                matches!(ended, Some((0, Received::Ended { error: Some(Errno::PROTO) }))),
+                "{bytes} bytes of {number}: {ended:?}"
+            );
+            assert_eq!((rig.ring.provided(), lock(&rig.model).buffers.len()), (2, 2));
+        }
     }
 }
 
