@@ -124,7 +124,7 @@ pub struct NetOptions {
     pub wires: Vec<WireKind>,
     /// How many connections at a time.
     pub streams: Vec<usize>,
-    /// The rows to measure; all if empty.
+    /// The rows to measure; all but `raw-multishot` if empty.
     pub rows: Vec<String>,
     /// Told after each measurement how many of how many are done.
     pub progress: Option<fn(usize, usize)>,
@@ -165,7 +165,11 @@ impl NetOptions {
             let known: Vec<&str> = all.into_iter().map(RowKind::name).collect();
             return Err(NetBenchError::UnknownRow { name: name.clone(), known: known.join(", ") });
         }
-        all.retain(|row| self.rows.is_empty() || self.rows.iter().any(|wanted| wanted == row.name()));
+        all.retain(|row| match &self.rows[..] {
+            // It is measured where it is asked for.
+            [] => *row != RowKind::RawMultishot,
+            rows => rows.iter().any(|wanted| wanted == row.name()),
+        });
         Ok(all)
     }
 }

@@ -79,7 +79,7 @@ Examples:
   zcmi bench net --peer 10.0.0.2:7071 --key-file k --quick    on the other: measure the network between the two
   zcmi bench net --denied --quick             what paths need denied, one by one and together, beside plain writes
 
-Rows: raw is a plain loop without messages, and raw-multishot the same received by io_uring into slots; write, zerocopy,
+Rows: raw is a plain loop without messages, and if asked for raw-multishot, received by io_uring; write, zerocopy,
 uring-send, uring-zc, uring-fixed, sendfile and splice are the paths, forced; adaptive chooses; udp and udp-unreliable
 are datagrams by the cheapest path. Wires: lo, veth, veth-xdp (which lies about copies), unix, and ifb, where nobody
 receives and all rows are datagrams at a constant rate; and if asked for relay, which loses one packet in a thousand and
