@@ -485,7 +485,7 @@ impl<W: Wire> Link<W> {
         let took = begin.elapsed();
         self.choosing.tell(|selector| {
             for (path, (count, copied)) in PathKind::ALL.into_iter().zip(told).filter(|(_, (count, _))| *count > 0) {
-                selector.notified(path, copied, took / all.max(1) * count);
+                selector.notified(path, copied, count, took / all.max(1) * count);
             }
         });
         self.complete(happened);

@@ -120,6 +120,10 @@ const CHALLENGES: u32 = 3;
 /// What differs by less than this factor is the same, and what differs by more than that is all one.
 const SAME_PACE: f64 = 1.05;
 const MOST_SLOWNESS: f64 = 4.0;
+/// Of calls that take less than this only one in so many is measured while nothing is looked at: the two looks at the
+/// clock are a few hundredths of what such a call takes.
+const SHORT: Duration = Duration::from_micros(6);
+const MEASURED_EVERY: u32 = 4;
 /// What going to sleep and being woken is taken to cost in processor time, in nanoseconds, where it is not measured.
 pub(crate) const SLEEP_NS: u64 = 5000;
 /// A send of so many bytes or more tells by what it costs whether it copied. After so many calls of both: as much as a
@@ -135,6 +139,9 @@ const PATHS: usize = PathKind::ALL.len();
 #[derive(Clone, Copy, Debug, Default)]
 struct State {
     sending: Fit,
+    /// Calls that it rests on and of which no notification was charged: no call is charged with those of others, which
+    /// may have been made before the wire changed.
+    uncharged: u32,
     /// What a KiB costs the receiver, as it has told.
     receiving: Option<f64>,
     /// Whether it was refused, so that it is not to be tried for a while.
@@ -294,6 +301,10 @@ pub struct Selector {
     carried: Carried,
     /// Bytes that are under way.
     under_way: u64,
+    /// What the last measured call by the path in use took, and for how many bytes.
+    last: (Duration, usize),
+    /// Calls by it that were not measured since, and their bytes.
+    unmeasured: (u32, u64),
     /// When it was decided last, and whether others have not heard of it.
     decided: Instant,
     is_news: bool,
@@ -338,6 +349,8 @@ impl Selector {
             challenges: 0,
             carried: Carried::new(now),
             under_way: 0,
+            last: (SHORT, 0),
+            unmeasured: (0, 0),
             decided: now,
             is_news: false,
             switches: 0,
@@ -553,6 +566,18 @@ impl Selector {
         [state.sending.cost_ns(self.bytes), told.unwrap_or(0.0) * self.bytes / 1024.0]
     }
 
+    /// Whether a call by this path, which was picked just now, is to be measured: else it [`passed`](Self::passed).
+    pub(crate) fn measures(&self, path: PathKind) -> bool {
+        let is_quiet = self.settled && !self.refines && self.trial.is_none() && path == self.path;
+        !is_quiet || self.last.0 >= SHORT || self.unmeasured.0 + 1 >= MEASURED_EVERY
+    }
+
+    /// Notes a call by the path in use that was not measured.
+    pub(crate) fn passed(&mut self, bytes: usize) {
+        self.unmeasured.0 += 1;
+        self.unmeasured.1 += bytes as u64;
+    }
+
     /// Notes what a call took.
     ///
     /// `pieces` may be a part of one: a path that takes a piece in several calls costs as much as all of them. So many
@@ -564,7 +589,17 @@ impl Selector {
         }
         let (kib, ns) = (bytes as f64 / 1024.0, took.as_nanos() as f64);
         (self.now, self.under_way) = (now, under_way);
-        self.stale = self.stale.map(|sent| sent + bytes as u64).filter(|&sent| sent < under_way.min(MOST_STALE));
+        let (_, passed) = core::mem::take(&mut self.unmeasured);
+        if path == self.path {
+            self.last = (took, bytes);
+        }
+        if passed > 0 {
+            // They cost as much as those that were measured.
+            let (took, bytes) = self.last;
+            self.carried.count(passed as usize, took.mul_f64(passed as f64 / bytes.max(1) as f64), now);
+        }
+        self.stale =
+            self.stale.map(|sent| sent + bytes as u64 + passed).filter(|&sent| sent < under_way.min(MOST_STALE));
         if (self.settled && !self.refines) || self.is_warming() {
             self.carried.count(bytes, took, now);
         }
@@ -586,6 +621,7 @@ impl Selector {
         let [a, b] = state.sending.solve();
         let predicted = a * pieces + b * kib;
         state.sending.call(pieces, kib, if known { ns.min(predicted * CUT) } else { ns });
+        state.uncharged = state.uncharged.saturating_add(1);
         if path == self.path
             && known
             && !self.carried.leads_in(now)
@@ -628,10 +664,13 @@ impl Selector {
         }
     }
 
-    /// Notes what a notification said, and how long it took to read.
-    pub fn notified(&mut self, path: PathKind, copied: bool, took: Duration) {
+    /// Notes what the notifications of so many calls said, and how long it took to read them.
+    pub fn notified(&mut self, path: PathKind, copied: bool, calls: u32, took: Duration) {
         let state = &mut self.states[path as usize];
-        state.sending.charge(1.0, self.bytes / 1024.0, took.as_nanos() as f64);
+        let charged = calls.min(state.uncharged);
+        state.uncharged -= charged;
+        let share = f64::from(charged) / f64::from(calls.max(1));
+        state.sending.charge(1.0, self.bytes / 1024.0, took.as_nanos() as f64 * share);
         if self.trial.map_or(self.path as usize, |trial| trial.path) == path as usize {
             self.carried.charge(took.as_nanos() as u64);
         }

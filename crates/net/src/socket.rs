@@ -336,6 +336,19 @@ impl SocketWire {
         Ok(Sent { bytes, release })
     }
 
+    /// Makes calls that together send something, of which TCP makes packets only when the last one was made. Otherwise
+    /// an acknowledgement that comes between two of them sends a header, or the rest of a payload, as a packet of its
+    /// own: `MSG_MORE` holds it back from the call alone. (tcp(7), TCP_CORK: for 200 ms at the most.)
+    fn corked<T>(&mut self, calls: impl FnOnce(&mut Self) -> T) -> T {
+        // Refused, it costs packets and nothing else.
+        let is_corked = self.is_tcp && options::set_cork(&self.socket, true).is_ok();
+        let answer = calls(self);
+        if is_corked {
+            let _ = options::set_cork(&self.socket, false);
+        }
+        answer
+    }
+
     /// Sends one segment after the other, those with a home by `share`, until one is not accepted whole.
     fn send_each(
         &mut self,
@@ -370,6 +383,25 @@ impl SocketWire {
             }
         }
         Ok(Sent { bytes: accepted, release: Release::Acknowledged })
+    }
+
+    fn send_header_and_file(&mut self, frame: &FileFrame<'_>) -> io::Result<usize> {
+        let mut accepted = 0;
+        if !frame.header.is_empty() {
+            accepted = sys::send(self.socket.as_fd(), &[IoSlice::new(frame.header)], frame.bytes > 0, false)?;
+        }
+        if accepted < frame.header.len() || frame.bytes == 0 {
+            return Ok(accepted);
+        }
+        match self.quietly(|| sys::send_file(self.socket.as_fd(), frame.file, frame.offset, frame.bytes)) {
+            Ok(bytes) => Ok(accepted + bytes),
+            Err(errno) if accepted == 0 => Err(errno.into()),
+            Err(errno) => {
+                // What the file or the moment refuses is refused again; the socket's own error is told once.
+                self.untold = is_told_once(errno).then_some(errno);
+                Ok(accepted)
+            }
+        }
     }
 
     /// Makes a call that may raise SIGPIPE.
@@ -606,8 +638,10 @@ impl Wire for SocketWire {
                 Ok(Sent { bytes, release: Release::Now })
             }
             PathKind::ZeroCopy => self.send_zero_copy(segments),
-            PathKind::SendFile => self.send_each(segments, |wire, segment, _more| wire.share_by_file(segment)),
-            PathKind::Splice => self.send_each(segments, Self::share_by_pipe),
+            PathKind::SendFile => {
+                self.corked(|wire| wire.send_each(segments, |wire, segment, _more| wire.share_by_file(segment)))
+            }
+            PathKind::Splice => self.corked(|wire| wire.send_each(segments, Self::share_by_pipe)),
             PathKind::UringSend | PathKind::UringZeroCopy | PathKind::UringFixed => Err(unsupported(path, NO_URING)),
         }
     }
@@ -616,22 +650,7 @@ impl Wire for SocketWire {
         if let Some(errno) = self.untold.take() {
             return Err(errno.into());
         }
-        let mut accepted = 0;
-        if !frame.header.is_empty() {
-            accepted = sys::send(self.socket.as_fd(), &[IoSlice::new(frame.header)], frame.bytes > 0, false)?;
-        }
-        if accepted < frame.header.len() || frame.bytes == 0 {
-            return Ok(accepted);
-        }
-        match self.quietly(|| sys::send_file(self.socket.as_fd(), frame.file, frame.offset, frame.bytes)) {
-            Ok(bytes) => Ok(accepted + bytes),
-            Err(errno) if accepted == 0 => Err(errno.into()),
-            Err(errno) => {
-                // What the file or the moment refuses is refused again; the socket's own error is told once.
-                self.untold = is_told_once(errno).then_some(errno);
-                Ok(accepted)
-            }
-        }
+        self.corked(|wire| wire.send_header_and_file(frame))
     }
 
     /// Receives into the buffers, see [`Wire::receive`].

@@ -1,6 +1,6 @@
 //! Tests that look behind a publisher's handle.
 
-use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 use std::path::Path;
 use std::time::{Duration, Instant};
 
@@ -37,7 +37,10 @@ fn a_batch_whose_filling_panics_gives_every_slot_back() {
     for at in 0..20 {
         let filling = catch_unwind(AssertUnwindSafe(|| {
             publisher.publish_batch(30, |index, message| {
-                assert_ne!(index, at, "the caller's own trouble");
+                if index == at {
+                    // Without a word on standard error, where only what nobody asked for belongs.
+                    resume_unwind(Box::new("the caller's own trouble"));
+                }
                 message[0] = index;
             })
         }));

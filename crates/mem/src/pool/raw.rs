@@ -472,7 +472,11 @@ mod tests {
         drop(slot);
         assert_eq!((pool.free_slots(), pool.out()), (9, 0));
         let panicked = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| {
-            pool.write_ahead(64, 3, |index, _| assert!(index < 2, "on purpose"))
+            pool.write_ahead(64, 3, |index, _| {
+                if index == 2 {
+                    std::panic::resume_unwind(Box::new("on purpose"));
+                }
+            })
         }));
         assert!(panicked.is_err());
         assert_eq!(pool.free_slots(), 9, "a panic while writing loses no slot");

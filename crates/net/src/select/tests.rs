@@ -39,12 +39,17 @@ struct World {
     choosing: Choosing,
     now: Instant,
     seed: u64,
+    /// So many notifications come together, and the paths of those that have not come.
+    together: usize,
+    owed: Vec<PathKind>,
+    /// What everything takes, beside what it took before.
+    slowness: f64,
 }
 
 impl World {
     fn new() -> Self {
-        let now = Instant::now();
-        Self { choosing: Choosing::among(&PathKind::ALL, Objective::BothEnds), now, seed: 1 }
+        let choosing = Choosing::among(&PathKind::ALL, Objective::BothEnds);
+        Self { choosing, now: Instant::now(), seed: 1, together: 1, owed: Vec::new(), slowness: 1.0 }
     }
 
     /// One of several connections that learn from each other.
@@ -62,15 +67,26 @@ impl World {
         let front = Front { payload_bytes: bytes, may_share: true };
         let path = self.choosing.pick(|selector| selector.pick(front)).expect("no path is forced");
         let [piece, kib, receiver] = costs[path as usize];
-        let took = (piece + kib * f64::from(bytes) / 1024.0) * noise * interrupted;
+        let took = (piece + kib * f64::from(bytes) / 1024.0) * noise * interrupted * self.slowness;
         // The slower end says how much passes.
         self.now += Duration::from_nanos(took.max(receiver * f64::from(bytes) / 1024.0) as u64);
-        self.choosing.tell(|selector| {
-            selector.called(path, 1.0, bytes as usize, Duration::from_nanos(took as u64), 0, self.now);
+        self.choosing.tell(|selector| match selector.measures(path) {
+            true => selector.called(path, 1.0, bytes as usize, Duration::from_nanos(took as u64), 0, self.now),
+            false => selector.passed(bytes as usize),
         });
         self.choosing.tell(|selector| selector.received(path, receiver * noise));
         if path.is_notified() {
-            self.choosing.tell(|selector| selector.notified(path, copied, Duration::from_nanos(200)));
+            self.owed.push(path);
+        }
+        if self.owed.len() >= self.together {
+            for path in PathKind::ALL {
+                let calls = self.owed.iter().filter(|&&owed| owed == path).count() as u32;
+                if calls > 0 {
+                    let took = Duration::from_nanos(200) * calls;
+                    self.choosing.tell(|selector| selector.notified(path, copied, calls, took));
+                }
+            }
+            self.owed.clear();
         }
         path
     }
@@ -123,6 +139,26 @@ fn the_cheapest_path_is_found_for_each_wire_and_size() {
             assert!(regret < 1.06, "{bytes} bytes by {path}, {regret}: {:?}", world.selection());
             assert!(world.selection().switches <= 2, "{bytes} bytes: {} switches", world.selection().switches);
         }
+    }
+}
+
+#[test]
+fn of_short_calls_few_are_measured_and_of_others_all() {
+    for (bytes, least, most) in [(16 << 10, 25, 35), (256 << 10, 100, 100)] {
+        let mut world = World::new();
+        world.run(&COPYING, bytes, true, 20_000);
+        let begin = world.now;
+        let measured = (0..10_000)
+            .filter(|_| {
+                let path = world.call(&COPYING, bytes, true);
+                world.choosing.tell(|selector| selector.measures(path)).expect("no path is forced")
+            })
+            .count();
+        assert!((least..=most).contains(&(measured / 100)), "{measured} of 10,000 calls of {bytes} bytes");
+        // What all of them carry is known, but for those that were interrupted.
+        let real = f64::from(bytes) * 10_000.0 / (world.now - begin).as_nanos() as f64;
+        let [rate, _] = world.choosing.tell(|selector| selector.carried.known()).flatten().expect("it is settled");
+        assert!((0.8..1.5).contains(&(rate / real)), "{rate} bytes a nanosecond, and really {real}");
     }
 }
 
@@ -439,6 +475,40 @@ fn a_wire_that_changes_under_a_path_without_notifications_is_noticed_by_what_it_
     world.run(&all_times(1.8), 64 << 10, true, 400);
     world.run(&all_times(1.8 * 9.0), 64 << 10, true, 10);
     assert_eq!(world.selection().changes, 1, "{:?}", world.selection());
+}
+
+#[test]
+fn notifications_of_calls_from_before_a_change_are_not_charged_to_those_behind_it() {
+    let mut looks = 0;
+    for seed in 1..20 {
+        let mut world = World { seed, together: 400, ..World::new() };
+        world.run(&SHARING, 64 << 10, false, 20_000);
+        // A change long after the last.
+        world.now += Duration::from_secs(2);
+        world.run(&SHARING, 64 << 10, false, 2000);
+        let before = world.selection();
+        assert_eq!(before.path, PathKind::UringFixed, "seed {seed}: {before:?}");
+        // For a moment everything takes longer, which looks like another wire. While it is looked at notifications come
+        // of what was sent before.
+        while world.owed.len() != 380 {
+            world.call(&SHARING, 64 << 10, false);
+        }
+        world.slowness = 2.5;
+        let noticed = (0..1000).any(|_| {
+            world.call(&SHARING, 64 << 10, false);
+            world.selection().changes > before.changes
+        });
+        if !noticed {
+            // It has looked at something else just before.
+            continue;
+        }
+        looks += 1;
+        world.slowness = 1.0;
+        world.run(&SHARING, 64 << 10, false, 2000);
+        let after = world.selection();
+        assert_eq!((after.path, after.switches), (before.path, before.switches), "seed {seed}: {after:?}");
+    }
+    assert!(looks >= 10, "it was noticed {looks} times");
 }
 
 #[test]

@@ -16,6 +16,14 @@ pub fn set_no_delay(socket: impl AsFd, no_delay: bool) -> io::Result<()> {
     Ok(rustix::net::sockopt::set_tcp_nodelay(socket, no_delay)?)
 }
 
+/// Has TCP make packets of what is sent only when they are full, until this is taken back.
+///
+/// # Errors
+/// The kernel's own, for instance of a socket that is not TCP's.
+pub(super) fn set_cork(socket: impl AsFd, cork: bool) -> io::Result<()> {
+    Ok(sockopt::set_tcp_cork(socket, cork)?)
+}
+
 /// The name of the congestion control in use.
 ///
 /// # Errors

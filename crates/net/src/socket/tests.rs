@@ -1,5 +1,8 @@
 //! What the wire does when a call of the kernel fails, does less than it was asked to, or lies.
 
+use std::cell::Cell;
+use std::time::{Duration, Instant};
+
 use super::fault::{Fault, all_happened, plan};
 use super::sys::Call;
 use super::*;
@@ -148,6 +151,59 @@ fn nothing_is_sent_behind_a_segment_that_was_not_accepted_whole() {
         let expected: Vec<u8> = [b"h:", &data[..1000]].concat()[..accepted].to_vec();
         assert_eq!(ends.arrived(), expected);
     }
+}
+
+#[test]
+fn an_acknowledgement_between_two_calls_makes_no_packet_of_the_header() {
+    let mut ends = Ends::new(Pair::V4);
+    options::set_no_delay(&ends.near, true).expect("TCP_NODELAY");
+    let Ends { near, far, slab, region } = &mut ends;
+    let mut room = [0; 64];
+    let mut heard = |far: &mut SocketWire| match far.receive(&mut [IoSliceMut::new(&mut room)]) {
+        Ok(bytes) => bytes,
+        Err(error) => {
+            assert_eq!(error.kind(), io::ErrorKind::WouldBlock);
+            0
+        }
+    };
+    let bytes = &slab.bytes()[..10];
+    let home = Some(Home { region: *region, offset: slab.region().data_offset() });
+    // Bytes of the message that have come.
+    let all = Cell::new(0);
+    let mut in_time = 0;
+    for _ in 0..100 {
+        // Something that waits for its acknowledgement.
+        assert_eq!(near.send(PathKind::Write, &[Segment { bytes: b"before", home: None }]).expect("room").bytes, 6);
+        let begin = Instant::now();
+        let sent = near.corked(|near| {
+            near.send_each(&[Segment { bytes: b"h:", home: None }, Segment { bytes, home }], |near, segment, _more| {
+                until("what went before comes", || heard(far) > 0);
+                // It goes with this.
+                far.send(PathKind::Write, &[Segment { bytes: b"a", home: None }]).expect("room");
+                let mut byte = [0];
+                until("it comes", || near.receive(&mut [IoSliceMut::new(&mut byte)]).is_ok());
+                let early = heard(far);
+                // What lies for 200 ms the kernel sends, corked or not (tcp(7)): then nothing was seen.
+                if begin.elapsed() < Duration::from_millis(150) {
+                    assert_eq!(early, 0, "the header is a packet");
+                    in_time += 1;
+                }
+                all.set(early);
+                near.share_by_file(segment)
+            })
+        });
+        assert_eq!(sent.expect("room").bytes, 12);
+        // The kernel would hold it back for 200 ms.
+        assert_eq!(rustix::net::sockopt::tcp_cork(&*near), Ok(false));
+        until("the message comes", || {
+            all.set(all.get() + heard(far));
+            all.get() == 12
+        });
+        if in_time == 10 {
+            return;
+        }
+    }
+    panic!("of 100 messages {in_time} were sent in time");
 }
 
 #[test]

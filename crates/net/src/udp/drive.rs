@@ -426,7 +426,8 @@ impl UdpTransport {
                 homes: &homes,
                 slots: &mut self.slots,
             });
-            let measures = !matches!(choosing, Choosing::Forced(_)) && part >= select::LEAST_DATAGRAM && path == wanted;
+            let counts = !matches!(choosing, Choosing::Forced(_)) && part >= select::LEAST_DATAGRAM && path == wanted;
+            let measures = counts && choosing.tell(|selector| selector.measures(path)) == Some(true);
             let begin = measures.then(Instant::now);
             let before = place.socket.counts;
             match place.socket.send_train(to.as_ref(), heads, &payloads[..count], sharing) {
@@ -438,16 +439,20 @@ impl UdpTransport {
                         done[path as usize].refused += 1;
                         refused.note(path, &errno);
                     }
-                    if let Some(begin) = begin {
+                    if counts {
                         let bytes = train.items[..sent.count].iter().map(|item| item.length as usize).sum();
-                        let end = Instant::now();
-                        choosing.tell(|selector| {
-                            if path == PathKind::Write || sent.path != PathKind::Write {
+                        let end = begin.map(|begin| (begin, Instant::now()));
+                        choosing.tell(|selector| match end {
+                            _ if path != PathKind::Write && sent.path == PathKind::Write => {
+                                if sent.refused.is_some() {
+                                    selector.refused(path);
+                                }
+                            }
+                            Some((begin, end)) => {
                                 let under_way = session.sender.unacknowledged();
                                 selector.called(path, sent.count as f64, bytes, end - begin, under_way, end);
-                            } else if sent.refused.is_some() {
-                                selector.refused(path);
                             }
+                            None => selector.passed(bytes),
                         });
                     }
                     session.sender.sent(train, sent.count, sent.pinned, now, &mut session.done);
@@ -457,7 +462,7 @@ impl UdpTransport {
                     }
                 }
                 Err(Errno::AGAIN) => {
-                    if begin.is_some() {
+                    if counts {
                         choosing.tell(|selector| selector.waited(select::SLEEP_NS));
                     }
                     session.sender.put_back(train, 0);
@@ -585,7 +590,7 @@ impl UdpTransport {
             let took = begin.elapsed() / all.max(1);
             for (path, (key, count, copied)) in PathKind::ALL.into_iter().zip(told).filter(|(_, told)| told.1 > 0) {
                 if let Some(connection) = self.connections.get_mut(&key) {
-                    connection.choosing.tell(|selector| selector.notified(path, copied, took * count));
+                    connection.choosing.tell(|selector| selector.notified(path, copied, count, took * count));
                 }
             }
         }
