@@ -12,10 +12,12 @@ pub mod denied;
 pub mod flips;
 mod multishot;
 pub mod peer;
+mod place;
 mod plain;
 mod receiver;
 mod sender;
 
+use std::cell::RefCell;
 use std::io;
 use std::net::SocketAddr;
 use std::os::fd::{AsFd, OwnedFd};
@@ -36,19 +38,19 @@ use zcmi_net::stream::{StreamOptions, StreamTransport};
 use zcmi_net::transport::TransportError;
 use zcmi_net::uring::Abilities;
 
+use self::place::{Place, Places};
 use self::plain::PlainSender;
 use self::receiver::{Received, Receiver};
 use self::sender::{Sender, Sends as _};
 use crate::child::{Channel, Child, ChildError, Role, RoleResult};
 use crate::cpu::CpuError;
 use crate::host::Host;
-use crate::oracle::OracleError;
 use crate::pin::{self, PinError};
 use crate::report::{Report, ReportError, Row};
 use crate::rounds::{self, Contender, Observation};
 use crate::stats::Latencies;
-use crate::truth::{self, TruthError};
-use crate::wires::{Faults, Streams, Unavailable, Wire, WireError, WireKind};
+use crate::truth::TruthError;
+use crate::wires::{Faults, Streams, Wire, WireError, WireKind};
 
 /// The name of this suite in a report.
 pub const SUITE: &str = "net";
@@ -93,8 +95,6 @@ const UDP_UNRELIABLE: &str = "udp-unreliable";
 pub const MOST_SAMPLES: u64 = 100_000_000;
 /// Connections at a time at the most.
 pub const MOST_STREAMS: usize = 8;
-/// How much the oracle has sent at a time.
-const ORACLE_BYTES: usize = 60_000;
 /// The longest message of which round trips are measured.
 const MOST_ROUND_TRIP_BYTES: usize = 1 << 20;
 /// Bytes under way in a connection at the most, beyond two messages.
@@ -118,6 +118,8 @@ pub struct NetOptions {
     pub stream: Duration,
     /// Round trips in a round of a latency row; none for no latencies.
     pub samples: u64,
+    /// Bytes there in a round of a latency row at the most, so that long messages make fewer round trips than that.
+    pub round_trip_bytes: u64,
     /// The sizes.
     pub sizes: Vec<usize>,
     /// The wires.
@@ -136,6 +138,7 @@ impl Default for NetOptions {
             rounds: 5,
             stream: Duration::from_millis(300),
             samples: 20_000,
+            round_trip_bytes: u64::MAX,
             sizes: vec![64, 1 << 10, 8 << 10, 64 << 10, 256 << 10, 1 << 20, 4 << 20],
             wires: vec![WireKind::Lo, WireKind::Veth, WireKind::VethXdp, WireKind::Unix, WireKind::Ifb],
             streams: vec![1, 8],
@@ -153,9 +156,15 @@ impl NetOptions {
             rounds: 2,
             stream: Duration::from_millis(80),
             samples: 2_000,
+            round_trip_bytes: 256 << 20,
             sizes: vec![64, 64 << 10, 1 << 20],
             ..Self::default()
         }
+    }
+
+    /// Round trips of messages of that length in a round.
+    fn round_trips_of(&self, bytes: usize) -> u64 {
+        self.samples.min((self.round_trip_bytes / bytes as u64).max(1))
     }
 
     /// The rows to measure.
@@ -395,9 +404,11 @@ pub fn run(options: &NetOptions) -> Result<Report, NetBenchError> {
             }
         }
     }
+    let places = RefCell::new(Places::default());
     let mut contenders: Vec<Contender<'_, NetBenchError>> = Vec::new();
     for cell in cells {
-        contenders.push(Box::new(move || Ok(vec![cell.observe(options, pair.far)?])));
+        let places = &places;
+        contenders.push(Box::new(move || Ok(vec![cell.observe(options, &mut places.borrow_mut(), pair.far)?])));
     }
     let rows = rounds::alternate(options.rounds, &mut contenders, progressing(options))?;
     let report = Report::new(host, rows);
@@ -417,7 +428,7 @@ fn progressing(options: &NetOptions) -> impl FnMut(usize, usize) {
 
 impl Cell {
     /// One measurement, or the row that says why there is none.
-    fn observe(self, options: &NetOptions, cpu: usize) -> Result<Observation, NetBenchError> {
+    fn observe(self, options: &NetOptions, places: &mut Places, cpu: usize) -> Result<Observation, NetBenchError> {
         let mut row = Row::new(SUITE, self.row.name(), self.bytes);
         row.wire = Some(self.wire.name().to_owned());
         row.streams = Some(self.streams as u64);
@@ -428,14 +439,17 @@ impl Cell {
             return Ok(unmeasured(row, &format!("multishot receive: {}", Abilities::probe().receive)));
         }
         let failed = |source| self.failed(source);
-        let wire = match Wire::make(self.wire) {
-            Ok(wire) => wire,
-            Err(unavailable) => return Ok(unmeasured(row, &Unavailable::reason(&unavailable))),
+        let place = match places.on(self.wire) {
+            Ok(place) => place,
+            Err(reason) => return Ok(unmeasured(row, reason)),
         };
+        let wire = place.wire();
         if let Ok(relay) = wire.relay() {
             relay.set_both(BAD_NETWORK);
         }
-        self.throughput(&wire, options.stream, cpu).map_err(failed)?.fill(&mut row, self.bytes);
+        let (mut measured, sent) = self.throughput(wire, options.stream, cpu).map_err(failed)?;
+        measured.copied[1] += sent.copied_share(place).map_err(failed)?;
+        measured.fill(&mut row, self.bytes);
         row.explain_completions(self.row.no_completions());
         if self.wire == WireKind::Relay {
             return Ok(Observation::of_row(row).explained("the latency of this wire is its own"));
@@ -446,7 +460,7 @@ impl Cell {
         if self.row == RowKind::RawMultishot {
             return Ok(Observation::of_row(row).explained("this row receives alone, and answers nothing"));
         }
-        let latencies = self.latency(&wire, options, cpu).map_err(failed)?;
+        let latencies = self.latency(wire, options.round_trips_of(self.bytes), cpu).map_err(failed)?;
         Ok(Observation::of_latencies(row, latencies).explained("not measured by this row"))
     }
 
@@ -504,19 +518,15 @@ impl Cell {
         self.wire == WireKind::Ifb || matches!(self.row, RowKind::Udp | RowKind::UdpUnreliable)
     }
 
-    /// Throughput, processor time and copies.
-    pub(crate) fn throughput(self, wire: &Wire, length: Duration, cpu: usize) -> Result<Measured, CellError> {
+    /// Throughput, processor time and what was copied; what was sent counts as not copied until the oracle is asked.
+    pub(crate) fn throughput(self, wire: &Wire, length: Duration, cpu: usize) -> Result<(Measured, Sent), CellError> {
         if self.is_of_datagrams() {
             return datagrams::throughput(self, wire, length, cpu);
         }
-        let (mut measured, sent) = self.throughput_over(self.open(wire)?, length, cpu)?;
-        // What is received is copied out of the kernel; what is sent, unless its pages are shared.
-        measured.copied[1] = 1.0 + sent.copied_share(wire)?;
-        Ok(measured)
+        self.throughput_over(self.open(wire)?, length, cpu)
     }
 
-    /// Throughput and processor time over streams that are there, and what was sent by each path, of which nobody has
-    /// asked the oracle yet.
+    /// The same over streams that are there.
     fn throughput_over(
         self,
         streams: Vec<Streams>,
@@ -529,7 +539,7 @@ impl Cell {
         let ((bytes, elapsed, cpu_ns), sent) = if self.row.is_plain() {
             let mut sender = PlainSender::new(sockets, self.bytes)?;
             let measured = sender.measure(length, &[pid])?;
-            (measured, Sent::written(measured.0))
+            (measured, SentByPath::written(measured.0))
         } else {
             let mut sender = self.sender(sockets)?;
             let measured = sender.measure(length, &[pid])?;
@@ -539,21 +549,23 @@ impl Cell {
         };
         let far: Received = child.channel().receive(0)?.0;
         child.finish()?;
-        let copied = [far.copied_per_byte(), 0.0];
-        Ok((Measured { bytes, elapsed, cpu_ns, copied, completions: sent.completions, congestion }, sent))
+        // What is received is copied out of the kernel; what is sent, unless its pages are shared.
+        let copied = [far.copied_per_byte(), 1.0];
+        let measured = Measured { bytes, elapsed, cpu_ns, copied, completions: sent.completions, congestion };
+        Ok((measured, Sent::Stream(sent)))
     }
 
     fn sender(self, sockets: Vec<OwnedFd>) -> Result<Sender<StreamTransport>, CellError> {
         stream_sender(stream_options(self.row, self.bytes, sockets.len()), sockets, self.bytes)
     }
 
-    fn latency(self, wire: &Wire, options: &NetOptions, cpu: usize) -> Result<Latencies, CellError> {
+    fn latency(self, wire: &Wire, samples: u64, cpu: usize) -> Result<Latencies, CellError> {
         let (sockets, child) = self.begin(wire, true, cpu)?;
         let latencies = if self.row == RowKind::Raw {
-            PlainSender::new(sockets, self.bytes)?.round_trips(options.samples)?
+            PlainSender::new(sockets, self.bytes)?.round_trips(samples)?
         } else {
             let mut sender = self.sender(sockets)?;
-            let latencies = sender.round_trips(options.samples)?;
+            let latencies = sender.round_trips(samples)?;
             sender.end()?;
             latencies
         };
@@ -637,14 +649,34 @@ impl Measured {
     }
 }
 
-/// What the kernel copied at the sender.
-struct Sent {
+/// What was sent, of which the oracle knows how much was copied before the receiver read it: completions are wrong on
+/// some wires.
+pub(crate) enum Sent {
+    Stream(SentByPath),
+    Datagrams(datagrams::Asked),
+    /// Into a sink, of which the oracle knows nothing.
+    Unread,
+}
+
+impl Sent {
+    /// The share of bytes that the kernel copied at the sender, beside what is counted already.
+    fn copied_share(&self, place: &Place) -> Result<f64, CellError> {
+        match self {
+            Self::Stream(sent) => sent.copied_share(place),
+            Self::Datagrams(asked) => asked.copied_share(place),
+            Self::Unread => Ok(0.0),
+        }
+    }
+}
+
+/// What was sent as streams.
+pub(crate) struct SentByPath {
     /// Bytes sent by each path.
     bytes: [u64; PathKind::ALL.len()],
     completions: Option<f64>,
 }
 
-impl Sent {
+impl SentByPath {
     /// All of it by `write`.
     fn written(written: u64) -> Self {
         let mut bytes = [0; PathKind::ALL.len()];
@@ -652,20 +684,10 @@ impl Sent {
         Self { bytes, completions: None }
     }
 
-    /// The share of bytes that the kernel copied before the receiver read them: what the oracle says of each path, for
-    /// completions are wrong on some wires.
-    fn copied_share(&self, wire: &Wire) -> Result<f64, CellError> {
+    fn copied_share(&self, place: &Place) -> Result<f64, CellError> {
         let (mut copied, mut all) = (0.0, 0.0);
         for (path, bytes) in PathKind::ALL.into_iter().zip(self.bytes).filter(|(_, bytes)| *bytes > 0) {
-            let share = match path {
-                PathKind::Write | PathKind::UringSend => 1.0,
-                _ => match truth::ask(wire, path, ORACLE_BYTES) {
-                    // What went although payloads are refused is heads, which are copied.
-                    Err(TruthError::Oracle(OracleError::Send(_))) => 1.0,
-                    verdict => verdict?.copied_share(ORACLE_BYTES),
-                },
-            };
-            copied += share * bytes as f64;
+            copied += place.copied_of_stream(path)? * bytes as f64;
             all += bytes as f64;
         }
         Ok(if all > 0.0 { copied / all } else { 0.0 })
@@ -703,8 +725,8 @@ fn receive(brief: Brief, sockets: Vec<OwnedFd>) -> Result<Received, CellError> {
 }
 
 impl Sender<StreamTransport> {
-    fn sent(&self) -> Sent {
-        let mut sent = Sent { bytes: [0; PathKind::ALL.len()], completions: None };
+    fn sent(&self) -> SentByPath {
+        let mut sent = SentByPath { bytes: [0; PathKind::ALL.len()], completions: None };
         let (mut notified, mut said_copied) = (0, 0);
         for &connection in &self.connections {
             let Some(facts) = self.transport.facts(connection) else { continue };

@@ -323,7 +323,8 @@ fn measure(
             } else {
                 {
                     let cell = cell(rows[index].0);
-                    let measured = cell.throughput(wire, options.length, cpu).map_err(|error| cell.failed(error))?;
+                    let (measured, _) =
+                        cell.throughput(wire, options.length, cpu).map_err(|error| cell.failed(error))?;
                     Some(measured.rate_and_cost())
                 }
             };

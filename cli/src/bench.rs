@@ -241,7 +241,10 @@ impl Net {
         }
         options.rounds = self.rounds.map_or(options.rounds, usize::from);
         options.stream = self.length.map_or(options.stream, |length| Duration::from_millis(length.into()));
-        options.samples = self.samples.unwrap_or(options.samples) * u64::from(!self.no_latency);
+        if let Some(samples) = self.samples {
+            (options.samples, options.round_trip_bytes) = (samples, u64::MAX);
+        }
+        options.samples *= u64::from(!self.no_latency);
         options.progress = Some(progress);
         options
     }

@@ -12,19 +12,15 @@ use zcmi_net::path::PathKind;
 use zcmi_net::slots::SlotPlan;
 use zcmi_net::udp::{DatagramCounts, Reliability, UdpOptions, UdpTransport};
 
+use super::place::Place;
 use super::receiver::{Received, Receiver};
 use super::sender::{Sender, Sends as _};
-use super::{Cell, CellError, Measured, PATIENCE, RowKind, SLOT_BYTES, WINDOW_BYTES, WINDOW_MESSAGES};
-use crate::oracle::OracleError;
+use super::{Cell, CellError, Measured, PATIENCE, RowKind, SLOT_BYTES, Sent, WINDOW_BYTES, WINDOW_MESSAGES};
 use crate::pin;
-use crate::truth::{self, TruthError, Verdict};
 use crate::wires::{Family, Route, Side, Wire, WireKind};
 
-/// How often the oracle is asked again because a datagram was lost.
-const ASKED: usize = 3;
-
 /// Measures the cell; the receiver, if there is one, works on that processor.
-pub(super) fn throughput(cell: Cell, wire: &Wire, length: Duration, cpu: usize) -> Result<Measured, CellError> {
+pub(super) fn throughput(cell: Cell, wire: &Wire, length: Duration, cpu: usize) -> Result<(Measured, Sent), CellError> {
     throughput_with(options(cell), cell, wire, length, cpu)
 }
 
@@ -34,16 +30,16 @@ fn throughput_with(
     wire: &Wire,
     length: Duration,
     cpu: usize,
-) -> Result<Measured, CellError> {
+) -> Result<(Measured, Sent), CellError> {
     let forced = options.path;
     let work = |sender: &mut Sender<UdpTransport>| measure(sender, length, cell.bytes, forced);
     let ((mut measured, asked), received) = with_sender_and_receiver(options, cell, wire, cpu, work)?;
-    if cell.wire != WireKind::Ifb {
-        measured.copied[0] = received.copied_per_byte();
-        // What is received is copied out of the kernel.
-        measured.copied[1] = 1.0 + asked.copied_share(wire)?;
+    if cell.wire == WireKind::Ifb {
+        return Ok((measured, Sent::Unread));
     }
-    Ok(measured)
+    // What is received is copied out of the kernel.
+    measured.copied = [received.copied_per_byte(), 1.0];
+    Ok((measured, Sent::Datagrams(asked)))
 }
 
 /// Does something with connected senders.
@@ -164,8 +160,8 @@ pub(super) fn copied(sender: &Sender<UdpTransport>) -> (f64, Option<f64>) {
     (1.0 - shared, (all.notified > 0).then_some(said))
 }
 
-/// What was sent by paths of which only the oracle knows whether they copied.
-struct Asked {
+/// What was sent as datagrams by paths of which only the oracle knows whether they copied.
+pub(crate) struct Asked {
     /// Its share of all bytes.
     share: f64,
     /// Those paths.
@@ -195,29 +191,16 @@ impl Asked {
         Self { share, paths, datagram_bytes: bytes.min(segment_bytes) }
     }
 
-    /// The share of all bytes that the kernel copied before the receiver read them: what the oracle says of each path,
-    /// for completions are wrong on some wires. How much went by each path is not known of datagrams, so that what
-    /// copies most speaks for all.
-    fn copied_share(&self, wire: &Wire) -> Result<f64, CellError> {
+    /// How much went by each path is not known of datagrams, so that what copies most speaks for all.
+    pub(super) fn copied_share(&self, place: &Place) -> Result<f64, CellError> {
         if self.share == 0.0 {
             return Ok(1.0);
         }
         let mut copied = 0.0_f64;
         for &path in &self.paths {
-            copied = copied.max(ask(wire, path, self.datagram_bytes)?.copied_share(self.datagram_bytes));
+            copied = copied.max(place.copied_of_datagrams(path, self.datagram_bytes)?);
         }
         Ok(1.0 - self.share * (1.0 - copied))
-    }
-}
-
-/// Asks the oracle, again if what it sent was lost.
-fn ask(wire: &Wire, path: PathKind, bytes: usize) -> Result<Verdict, TruthError> {
-    let mut asked = 1;
-    loop {
-        match truth::ask_of_datagram(wire, path, bytes) {
-            Err(TruthError::Oracle(OracleError::Missing { .. })) if asked < ASKED => asked += 1,
-            answer => return answer,
-        }
     }
 }
 
@@ -294,9 +277,12 @@ mod tests {
         };
         let cell = Cell { wire, row: RowKind::Udp, bytes: 64 << 10, streams: 1 };
         let options = UdpOptions { path: Some(path), ..options(cell) };
-        let measured = throughput_with(options, cell, &made, Duration::from_millis(60), pair.far).expect("figures");
-        println!("udp by {path} over {wire}: {:?} copied, {:?} said so", measured.copied, measured.completions);
-        Some((measured.copied[1], measured.completions))
+        let place = Place::on(made);
+        let length = Duration::from_millis(60);
+        let (measured, sent) = throughput_with(options, cell, place.wire(), length, pair.far).expect("figures");
+        let copied = measured.copied[1] + sent.copied_share(&place).expect("a verdict");
+        println!("udp by {path} over {wire}: {copied} copied, {:?} said so", measured.completions);
+        Some((copied, measured.completions))
     }
 
     #[test]

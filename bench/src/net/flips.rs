@@ -288,7 +288,7 @@ fn best_paths(cell: Cell, wire: &Wire, cpu: usize) -> Result<Vec<PathKind>, Cell
     for round in 0..ROUNDS {
         for (index, cell) in usable.iter().enumerate() {
             let RowKind::Forced(path) = cell.row else { continue };
-            let [rate, cost] = cell.throughput(wire, LENGTH, cpu)?.rate_and_cost();
+            let [rate, cost] = cell.throughput(wire, LENGTH, cpu)?.0.rate_and_cost();
             if round == 0 {
                 found.push((path, [Vec::new(), Vec::new()]));
             }

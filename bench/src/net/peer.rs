@@ -293,7 +293,7 @@ impl Cell {
         if let Some(reason) = why_not {
             return Ok(Observation::of_row(row).explained(reason));
         }
-        let latencies = self.latency(talk, options.samples).map_err(failed)?;
+        let latencies = self.latency(talk, options.round_trips_of(self.bytes)).map_err(failed)?;
         Ok(Observation::of_latencies(row, latencies).explained("not measured by this row"))
     }
 
