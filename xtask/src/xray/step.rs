@@ -25,7 +25,7 @@ use super::decode::Counts;
 use super::{address_of, sys};
 
 /// How long the traced program may live.
-const LIMIT: Duration = Duration::from_secs(120);
+const LIMIT: Duration = Duration::from_secs(300);
 /// The instruction that stops a tracee, and its length.
 const BREAKPOINT: (u64, u64) = (0xCC, 1);
 

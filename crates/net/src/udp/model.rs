@@ -491,11 +491,15 @@ impl Model {
     }
 }
 
-/// So many seeds, with `ZCMI_LONG` a hundred times as many; the one that `ZCMI_SEED` names.
+/// The seed that `ZCMI_SEED` names, which is made again alone: what only many seeds do together is then not looked for.
+fn replayed() -> Option<u64> {
+    std::env::var("ZCMI_SEED").ok().and_then(|seed| seed.parse().ok())
+}
+
+/// So many seeds, with `ZCMI_LONG` a hundred times as many; the one that is made again.
 fn seeds(count: u64) -> impl Iterator<Item = u64> {
     let count = if std::env::var_os("ZCMI_LONG").is_some() { 100 * count } else { count };
-    let one = std::env::var("ZCMI_SEED").ok().and_then(|seed| seed.parse().ok());
-    one.map_or(1..=count, |seed| seed..=seed)
+    replayed().map_or(1..=count, |seed| seed..=seed)
 }
 
 const FAIR: Weather = Weather {
@@ -557,7 +561,7 @@ fn each_message_arrives_once_and_in_order_whatever_the_network_does() {
         }
     }
     assert!(
-        lost > 100 && known > 100 && runs > 100,
+        replayed().is_some() || lost > 100 && known > 100 && runs > 100,
         "the network did its part: {lost} lost, {known} known, {runs} runs"
     );
 }
@@ -585,5 +589,5 @@ fn unreliable_messages_arrive_whole_or_not_at_all_and_always_complete() {
             (sent, received) = (sent + weather.messages, received + side.received.len() as u64);
         }
     }
-    assert!(received < sent && received * 2 > sent, "{received} of {sent}");
+    assert!(replayed().is_some() || received < sent && received * 2 > sent, "{received} of {sent}");
 }
