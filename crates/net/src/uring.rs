@@ -40,7 +40,7 @@
 
 mod fixed;
 #[cfg(test)]
-mod model;
+pub(crate) mod model;
 mod owed;
 mod provided;
 mod support;

@@ -117,7 +117,7 @@ pub(super) struct DatagramSocket {
     key: u32,
     /// Sends by the ring.
     ring_flights: VecDeque<Flight>,
-    /// Sends that the kernel took and will never answer.
+    /// Sends by copying that the kernel took and will never answer; of those without a copy the ring knows itself.
     lost: u64,
     spare: Vec<Heads>,
     ignored: Ignored,
@@ -320,7 +320,7 @@ impl DatagramSocket {
                 Ok(_) => None,
                 Err(error) if error.get_ref().and_then(|inner| inner.downcast_ref()) == Some(&Refusal::Lost) => {
                     // The kernel has it and may read it for ever: it counts as sent, and is never free again.
-                    self.lost += 1;
+                    self.lost += u64::from(path == PathKind::UringSend);
                     Some(u64::MAX)
                 }
                 Err(error) => return Err(Some(Errno::from_io_error(&error).unwrap_or(Errno::OPNOTSUPP))),
@@ -612,5 +612,39 @@ mod tests {
         pieces.sort_unstable();
         assert_eq!(pieces, (0..10).collect::<Vec<u64>>(), "{path}");
         assert_eq!((one.open_flights(3), one.counts.notified, slots.counts().free_headers), (0, 5, free), "{path}");
+    }
+
+    #[test]
+    fn what_the_kernel_took_and_never_answers_is_never_free() {
+        for path in [PathKind::UringSend, PathKind::UringZeroCopy] {
+            crate::uring::model::lose_first_of_next_ring();
+            let (mut one, mut two) = pair();
+            let loans = zcmi_mem::pool::PoolPlan::single(2000, 1).expect("a class");
+            let plan = SlotPlan { loans: Some(loans), ..SlotPlan::default() };
+            let mut slots = Slots::new(&plan).expect("memory");
+            slots.regions().for_each(|region| one.ring.borrow_mut().add_region(region));
+            one.ring.borrow_mut().open().map(drop).expect("a model opens");
+            let lease = slots.loan(2000).expect("a slot");
+            let payloads = [&lease[..1000], &lease[1000..]];
+            let homes = payloads.map(|payload| slots.home(payload));
+            let free = slots.counts().free_headers;
+            let items = [0, 1].map(|at| Item { sequence: at, begin: 0, length: 1000 });
+            let heads = one.heads();
+            let sharing = Sharing { path, connection: 3, items: &items, homes: &homes, slots: &mut slots };
+            let sent = one.send_train(None, heads, &payloads, Some(sharing)).expect("the kernel has it");
+            assert_eq!((sent.path, sent.count, sent.pinned), (path, 2, true));
+            for _ in 0..100 {
+                one.notifications(&mut |_, _| panic!("nobody said a word of it"));
+            }
+            assert_eq!((one.owed(), one.open_flights(3)), (1, 1), "{path}: it is owed for ever");
+            assert_eq!(slots.counts().free_headers, free - 2, "{path}: its heads are kept");
+            assert!(received(&mut two).is_empty(), "the model sends nothing");
+            // No byte of it may leave later, so that the ring has shut the socket. Silence ends its session.
+            let heads = one.heads();
+            let sharing = Sharing { path, connection: 3, items: &items, homes: &homes, slots: &mut slots };
+            let refused = one.send_train(None, heads, &payloads, Some(sharing)).err();
+            assert_eq!(refused, Some(Errno::PIPE), "{path}");
+            assert_eq!((one.owed(), slots.counts().free_headers), (1, free - 2), "{path}");
+        }
     }
 }

@@ -310,6 +310,35 @@ pub(super) struct Temper {
     bare: u64,
 }
 
+/// A kernel that does what it is asked to, at once.
+const CALM: Temper = Temper {
+    deferred: true,
+    vectors: false,
+    bundles: false,
+    completions: 32,
+    delay: 5,
+    busy: 0,
+    broken: 0,
+    storm: 0,
+    late: 0,
+    stuck: 0,
+    uncancelled: 0,
+    silent: 0,
+    doubled: 0,
+    reordered: 0,
+    failed: 0,
+    short: 0,
+    bare: 0,
+};
+
+/// Has the next ring of this thread be a model that does what it is asked to, but for its first request: that it takes,
+/// never answers, and does not let go.
+pub(crate) fn lose_first_of_next_ring() {
+    let mut model = Model::new(1, Temper { deferred: false, uncancelled: 1000, ..CALM });
+    model.mute = Some(1);
+    NEXT.set(Some(Arc::new(Mutex::new(model))));
+}
+
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Kind {
     Copied,

@@ -593,27 +593,6 @@ fn what_names_slots_that_are_not_there_releases_none_and_ends_the_stream() {
     }
 }
 
-/// A kernel that does what it is asked to, at once.
-const CALM: Temper = Temper {
-    deferred: true,
-    vectors: false,
-    bundles: false,
-    completions: 32,
-    delay: 5,
-    busy: 0,
-    broken: 0,
-    storm: 0,
-    late: 0,
-    stuck: 0,
-    uncancelled: 0,
-    silent: 0,
-    doubled: 0,
-    reordered: 0,
-    failed: 0,
-    short: 0,
-    bare: 0,
-};
-
 /// Sends these buffers, whole, and says what came of it.
 fn send(rig: &mut Rig<'_>, path: PathKind, buffers: &[usize]) -> Result<Sent, Option<Refusal>> {
     let segment = |&at: &usize| {
