@@ -410,7 +410,13 @@ pub fn run(options: &NetOptions) -> Result<Report, NetBenchError> {
         let places = &places;
         contenders.push(Box::new(move || Ok(vec![cell.observe(options, &mut places.borrow_mut(), pair.far)?])));
     }
-    let rows = rounds::alternate(options.rounds, &mut contenders, progressing(options))?;
+    let (in_round, mut tell) = (contenders.len(), progressing(options));
+    let rows = rounds::alternate(options.rounds, &mut contenders, |done, total| {
+        if done.is_multiple_of(in_round) {
+            places.borrow_mut().end_round();
+        }
+        tell(done, total);
+    })?;
     let report = Report::new(host, rows);
     report.check()?;
     Ok(report)

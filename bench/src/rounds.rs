@@ -30,10 +30,9 @@ impl Observation {
     #[must_use]
     pub fn of_latencies(mut row: Row, latencies: Latencies) -> Self {
         row.p50_ns = latencies.quantile_ns(0.5);
-        row.p99_ns = latencies.quantile_ns(0.99);
-        row.p999_ns = latencies.quantile_ns(0.999);
         row.max_ns = latencies.max_ns();
         row.samples = Some(latencies.samples());
+        fill_tail(&mut row, &latencies);
         Self { row, latencies: Some(latencies) }
     }
 
@@ -97,6 +96,21 @@ pub fn merge(observations: Vec<Observation>) -> Vec<Row> {
     order.iter().filter_map(|key| groups.remove(key)).filter_map(merge_one).collect()
 }
 
+/// Fills the percentiles beyond the median, those that so many samples have.
+fn fill_tail(row: &mut Row, latencies: &Latencies) {
+    for (name, share, least) in [("p99_ns", 0.99, 100), ("p999_ns", 0.999, 1000)] {
+        let value = if latencies.samples() < least { None } else { latencies.quantile_ns(share) };
+        if value.is_some() {
+            row.na.remove(name);
+        } else {
+            row.na.insert(name.to_owned(), format!("it takes {least} samples"));
+        }
+        if let Some(place) = row.figure_mut(name) {
+            *place = value;
+        }
+    }
+}
+
 fn merge_one(group: Vec<Observation>) -> Option<Row> {
     let mut row = group.first()?.row.clone();
     row.rounds = Some(group.iter().map(|one| one.row.rounds.unwrap_or(1)).sum());
@@ -129,8 +143,7 @@ fn merge_one(group: Vec<Observation>) -> Option<Row> {
         let rest: Option<Vec<&Latencies>> = samples.collect();
         if let Some(rest) = rest {
             rest.into_iter().for_each(|one| pooled.pool(one));
-            row.p99_ns = pooled.quantile_ns(0.99);
-            row.p999_ns = pooled.quantile_ns(0.999);
+            fill_tail(&mut row, &pooled);
             row.max_ns = pooled.max_ns();
         }
     }
@@ -201,6 +214,12 @@ mod tests {
         let rows = merge(vec![round(1000), round(2000)]);
         assert_eq!((rows[0].p50_ns, rows[0].samples), (Some(10.0), Some(202)));
         assert!(rows[0].max_ns.unwrap() >= 1999.0);
+        // Of fewer than 1000 samples the slowest is no 99.9th percentile.
+        let tail = |row: &Row| (row.p999_ns, row.na.get("p999_ns").cloned());
+        assert_eq!(tail(&rows[0]), (None, Some("it takes 1000 samples".to_owned())));
+        assert!(rows[0].p99_ns.is_some());
+        let rows = merge((0..10).map(|_| round(1000)).collect());
+        assert_eq!(tail(&rows[0]), (Some(1000.0), None));
     }
 
     #[test]

@@ -79,6 +79,11 @@ pub(super) struct Places {
 }
 
 impl Places {
+    /// The next round has another place, so that no accident of this one is in all of them.
+    pub(super) fn end_round(&mut self) {
+        self.last = None;
+    }
+
     /// The place on that wire, or why there is none. Cells on the same wire have the same place, but for those behind a
     /// relay: each has the same losses, from the first packet.
     pub(super) fn on(&mut self, kind: WireKind) -> Result<&Place, &str> {
@@ -130,6 +135,8 @@ mod tests {
         };
         assert_eq!(marked(&mut places, WireKind::Unix), Ok(false));
         assert_eq!(marked(&mut places, WireKind::Unix), Ok(true));
+        places.end_round();
+        assert_eq!(marked(&mut places, WireKind::Unix), Ok(false));
         for kind in [WireKind::Relay, WireKind::Relay, WireKind::Unix] {
             match marked(&mut places, kind) {
                 Ok(there) => assert!(!there, "{kind} has what was said of another"),

@@ -2,7 +2,8 @@
 //!
 //! # What is measured
 //! - Calls, at the sender: what a piece costs by a path is fitted as `a + b * KiB` by least squares, older calls
-//!   counting less. That is for a first decision, and for people.
+//!   counting less. That is for a first decision, and for people. Of short calls for datagrams by the path in use, one
+//!   like the other, one in four is measured.
 //! - Windows of some milliseconds in which a path is in use: how many bytes pass, and what a KiB takes in calls, in
 //!   notifications and in going to sleep, which is measured in processor time of the thread now and then.
 //! - The same at the receiver, as it tells in its frames.
@@ -36,6 +37,7 @@
 mod carried;
 mod fit;
 mod learned;
+mod sampling;
 #[cfg(test)]
 mod tests;
 
@@ -48,6 +50,7 @@ use crate::path::PathKind;
 use carried::Carried;
 use fit::{Fit, Jump, Jumps};
 pub(crate) use learned::{Choosing, Experience, Experiences};
+use sampling::Sampling;
 
 /// Pieces below this go by `write`, without looking further.
 pub const LEAST_BYTES: u32 = 4096;
@@ -120,10 +123,6 @@ const CHALLENGES: u32 = 3;
 /// What differs by less than this factor is the same, and what differs by more than that is all one.
 const SAME_PACE: f64 = 1.05;
 const MOST_SLOWNESS: f64 = 4.0;
-/// Of calls that take less than this only one in so many is measured while nothing is looked at: the two looks at the
-/// clock are a few hundredths of what such a call takes.
-const SHORT: Duration = Duration::from_micros(6);
-const MEASURED_EVERY: u32 = 4;
 /// What going to sleep and being woken is taken to cost in processor time, in nanoseconds, where it is not measured.
 pub(crate) const SLEEP_NS: u64 = 5000;
 /// A send of so many bytes or more tells by what it costs whether it copied. After so many calls of both: as much as a
@@ -301,10 +300,7 @@ pub struct Selector {
     carried: Carried,
     /// Bytes that are under way.
     under_way: u64,
-    /// What the last measured call by the path in use took, and for how many bytes.
-    last: (Duration, usize),
-    /// Calls by it that were not measured since, and their bytes.
-    unmeasured: (u32, u64),
+    sampling: Sampling,
     /// When it was decided last, and whether others have not heard of it.
     decided: Instant,
     is_news: bool,
@@ -349,8 +345,7 @@ impl Selector {
             challenges: 0,
             carried: Carried::new(now),
             under_way: 0,
-            last: (SHORT, 0),
-            unmeasured: (0, 0),
+            sampling: Sampling::NONE,
             decided: now,
             is_news: false,
             switches: 0,
@@ -555,6 +550,7 @@ impl Selector {
         self.path = path;
         let state = &mut self.states[path as usize];
         (state.pace, state.was_used) = (Some(1.0), true);
+        self.sampling = Sampling::NONE;
         self.carried.begin(self.now, self.under_way);
     }
 
@@ -567,15 +563,14 @@ impl Selector {
     }
 
     /// Whether a call by this path, which was picked just now, is to be measured: else it [`passed`](Self::passed).
-    pub(crate) fn measures(&self, path: PathKind) -> bool {
+    pub(crate) fn measures(&self, path: PathKind, bytes: usize, at: Instant) -> bool {
         let is_quiet = self.settled && !self.refines && self.trial.is_none() && path == self.path;
-        !is_quiet || self.last.0 >= SHORT || self.unmeasured.0 + 1 >= MEASURED_EVERY
+        !(is_quiet && self.sampling.may_pass(bytes, at))
     }
 
     /// Notes a call by the path in use that was not measured.
     pub(crate) fn passed(&mut self, bytes: usize) {
-        self.unmeasured.0 += 1;
-        self.unmeasured.1 += bytes as u64;
+        self.sampling.pass(bytes);
     }
 
     /// Notes what a call took.
@@ -589,17 +584,16 @@ impl Selector {
         }
         let (kib, ns) = (bytes as f64 / 1024.0, took.as_nanos() as f64);
         (self.now, self.under_way) = (now, under_way);
-        let (_, passed) = core::mem::take(&mut self.unmeasured);
+        let passed = self.sampling.take_passed((path == self.path).then_some((took, bytes)));
         if path == self.path {
-            self.last = (took, bytes);
+            self.sampling.measured(took, bytes, now);
         }
-        if passed > 0 {
-            // They cost as much as those that were measured.
-            let (took, bytes) = self.last;
-            self.carried.count(passed as usize, took.mul_f64(passed as f64 / bytes.max(1) as f64), now);
+        let mut sent = bytes as u64;
+        if let Some((passed, took)) = passed {
+            self.carried.count(passed as usize, took, now);
+            sent += passed;
         }
-        self.stale =
-            self.stale.map(|sent| sent + bytes as u64 + passed).filter(|&sent| sent < under_way.min(MOST_STALE));
+        self.stale = self.stale.map(|stale| stale + sent).filter(|&stale| stale < under_way.min(MOST_STALE));
         if (self.settled && !self.refines) || self.is_warming() {
             self.carried.count(bytes, took, now);
         }
@@ -723,7 +717,7 @@ impl Selector {
         }
         self.changes += 1;
         (self.changed, self.sign) = (self.now, sign);
-        (self.stale, self.run) = (Some(0), (PATHS, 0));
+        (self.stale, self.run, self.sampling) = (Some(0), (PATHS, 0), Sampling::NONE);
         (self.settled, self.refines, self.trial, self.challenger) = (false, false, None, None);
         for state in &mut self.states {
             *state = State { refused: state.refused, says_copied: state.says_copied, ..State::default() };

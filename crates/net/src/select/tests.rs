@@ -44,12 +44,14 @@ struct World {
     owed: Vec<PathKind>,
     /// What everything takes, beside what it took before.
     slowness: f64,
+    /// What all calls took.
+    spent_ns: f64,
 }
 
 impl World {
     fn new() -> Self {
         let choosing = Choosing::among(&PathKind::ALL, Objective::BothEnds);
-        Self { choosing, now: Instant::now(), seed: 1, together: 1, owed: Vec::new(), slowness: 1.0 }
+        Self { choosing, now: Instant::now(), seed: 1, together: 1, owed: Vec::new(), slowness: 1.0, spent_ns: 0.0 }
     }
 
     /// One of several connections that learn from each other.
@@ -68,9 +70,11 @@ impl World {
         let path = self.choosing.pick(|selector| selector.pick(front)).expect("no path is forced");
         let [piece, kib, receiver] = costs[path as usize];
         let took = (piece + kib * f64::from(bytes) / 1024.0) * noise * interrupted * self.slowness;
+        self.spent_ns += took;
+        let begin = self.now;
         // The slower end says how much passes.
         self.now += Duration::from_nanos(took.max(receiver * f64::from(bytes) / 1024.0) as u64);
-        self.choosing.tell(|selector| match selector.measures(path) {
+        self.choosing.tell(|selector| match selector.measures(path, bytes as usize, begin) {
             true => selector.called(path, 1.0, bytes as usize, Duration::from_nanos(took as u64), 0, self.now),
             false => selector.passed(bytes as usize),
         });
@@ -151,7 +155,10 @@ fn of_short_calls_few_are_measured_and_of_others_all() {
         let measured = (0..10_000)
             .filter(|_| {
                 let path = world.call(&COPYING, bytes, true);
-                world.choosing.tell(|selector| selector.measures(path)).expect("no path is forced")
+                world
+                    .choosing
+                    .tell(|selector| selector.measures(path, bytes as usize, world.now))
+                    .expect("no path is forced")
             })
             .count();
         assert!((least..=most).contains(&(measured / 100)), "{measured} of 10,000 calls of {bytes} bytes");
@@ -159,6 +166,50 @@ fn of_short_calls_few_are_measured_and_of_others_all() {
         let real = f64::from(bytes) * 10_000.0 / (world.now - begin).as_nanos() as f64;
         let [rate, _] = world.choosing.tell(|selector| selector.carried.known()).flatten().expect("it is settled");
         assert!((0.8..1.5).contains(&(rate / real)), "{rate} bytes a nanosecond, and really {real}");
+    }
+}
+
+#[test]
+fn short_calls_of_two_sizes_are_believed_to_cost_what_they_do() {
+    for (costs, small) in [(&SHARING, 4096), (&COPYING, 4096), (&SHARING, 16384)] {
+        let mut world = World::new();
+        // A message that does not fit one datagram is cut in two.
+        let pair = |world: &mut World| {
+            world.call(costs, 61_440, true);
+            world.call(costs, small, true);
+        };
+        (0..20_000).for_each(|_| pair(&mut world));
+        let before = world.spent_ns;
+        (0..20_000).for_each(|_| pair(&mut world));
+        let real = (world.spent_ns - before) * 1024.0 / f64::from(61_440 + small) / 20_000.0;
+        let [_, known] = world.choosing.tell(|selector| selector.carried.known()).flatten().expect("it is settled");
+        assert!((0.6..1.4).contains(&(known / real)), "{known} ns a KiB, and really {real}, with {small} bytes");
+        assert!(world.selection().switches <= 1, "{:?}", world.selection());
+    }
+}
+
+#[test]
+fn calls_pass_that_are_short_like_the_last_and_soon_after_it() {
+    let (at, us) = (Instant::now(), Duration::from_micros);
+    let mut sampling = Sampling::NONE;
+    assert!(!sampling.may_pass(1000, at), "nothing is known yet");
+    sampling.measured(us(6), 1000, at);
+    assert!(!sampling.may_pass(1000, at), "it is not short");
+    sampling.measured(us(3), 1000, at);
+    assert!(sampling.may_pass(875, at) && sampling.may_pass(1125, at + us(9_999)));
+    assert!(!sampling.may_pass(874, at) && !sampling.may_pass(1126, at), "they are not alike");
+    assert!(!sampling.may_pass(1000, at + us(10_000)), "it is long ago");
+    for _ in 0..3 {
+        assert!(sampling.may_pass(1000, at));
+        sampling.pass(1000);
+    }
+    assert!(!sampling.may_pass(1000, at), "it is the fourth");
+    // They took what the one behind them takes, if it is like them; else what the one before them took.
+    assert_eq!(sampling.take_passed(Some((us(4), 1000))), Some((3000, us(12))));
+    assert_eq!(sampling.take_passed(Some((us(4), 1000))), None);
+    for other in [None, Some((us(1), 100))] {
+        sampling.pass(1000);
+        assert_eq!(sampling.take_passed(other), Some((1000, us(3))));
     }
 }
 

@@ -427,7 +427,12 @@ impl UdpTransport {
                 slots: &mut self.slots,
             });
             let counts = !matches!(choosing, Choosing::Forced(_)) && part >= select::LEAST_DATAGRAM && path == wanted;
-            let measures = counts && choosing.tell(|selector| selector.measures(path)) == Some(true);
+            let measures = counts && {
+                let at_once = if path == PathKind::Write { count } else { place.socket.shared_at_once() };
+                let bytes = train.items.iter().take(at_once).map(|item| item.length as usize).sum();
+                let at = self.began + Duration::from_nanos(now);
+                choosing.tell(|selector| selector.measures(path, bytes, at)) == Some(true)
+            };
             let begin = measures.then(Instant::now);
             let before = place.socket.counts;
             match place.socket.send_train(to.as_ref(), heads, &payloads[..count], sharing) {
@@ -573,7 +578,8 @@ impl UdpTransport {
             && place.socket.owed() > 0
         {
             let begin = Instant::now();
-            let mut told = [(u64::MAX, 0, false); PathKind::ALL.len()];
+            // What was said of so many sends of a connection, by one path.
+            let mut told: Vec<(u64, PathKind, u32, bool)> = Vec::new();
             place.socket.notifications(&mut |flight, copied| {
                 if let Some(connection) = self.connections.get_mut(&flight.connection) {
                     let done = &mut connection.done[flight.path as usize];
@@ -582,13 +588,19 @@ impl UdpTransport {
                 } else {
                     released.push((flight.connection, u64::MAX, 0));
                 }
-                let told = &mut told[flight.path as usize];
-                *told = (flight.connection, told.1 + 1, copied);
+                match told.last_mut() {
+                    Some((connection, path, count, says))
+                        if (*connection, *path) == (flight.connection, flight.path) =>
+                    {
+                        (*count, *says) = (*count + 1, copied);
+                    }
+                    _ => told.push((flight.connection, flight.path, 1, copied)),
+                }
                 released.extend(flight.items.iter().map(|item| (flight.connection, item.sequence, item.length)));
             });
-            let all: u32 = told.iter().map(|(_, count, _)| count).sum();
+            let all: u32 = told.iter().map(|(_, _, count, _)| count).sum();
             let took = begin.elapsed() / all.max(1);
-            for (path, (key, count, copied)) in PathKind::ALL.into_iter().zip(told).filter(|(_, told)| told.1 > 0) {
+            for (key, path, count, copied) in told {
                 if let Some(connection) = self.connections.get_mut(&key) {
                     connection.choosing.tell(|selector| selector.notified(path, copied, count, took * count));
                 }
