@@ -6,6 +6,9 @@
 //!
 //! A path that has come out much dearer and much slower in its first rounds than another is not measured further.
 //!
+//! `write` is measured twice in each round. How often one of the two loses against the other is what the machine makes
+//! of paths that are the same, and as much of what the choice loses is not the choice's.
+//!
 //! Cells are kept in a file as they are measured; a run that is cut off goes on where it was.
 
 use core::fmt;
@@ -17,6 +20,7 @@ use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 use serde_json::json;
+use zcmi_net::path::PathKind;
 
 use crate::host::Host;
 use crate::net::{Cell, NetBenchError, RowKind, SIZES};
@@ -107,6 +111,10 @@ pub struct RegretCell {
     pub thriftiest: String,
     /// That path's processor time beside the choice's: again more is better.
     pub thrift: [f64; 3],
+    /// The same of `write` beside `write`, which is measured twice: throughput and processor time. Absent where
+    /// `write` was left out.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub control: Option<[[f64; 3]; 2]>,
     /// Medians of all rounds by row: bytes a second, and processor seconds per 10^9 bytes.
     pub medians: BTreeMap<String, [f64; 2]>,
 }
@@ -115,8 +123,13 @@ impl RegretCell {
     /// Whether the choice is as good as it must be by throughput and by processor time.
     #[must_use]
     pub fn good(&self) -> [bool; 2] {
-        [self.rate, self.thrift].map(|[median, _, high]| median >= GOOD || high >= 1.0)
+        [self.rate, self.thrift].map(is_good)
     }
+}
+
+/// Whether that median and that interval are good enough.
+fn is_good([median, _, high]: [f64; 3]) -> bool {
+    median >= GOOD || high >= 1.0
 }
 
 impl fmt::Display for RegretCell {
@@ -156,10 +169,17 @@ impl Regret {
     #[must_use]
     pub fn standing(&self) -> [(f64, f64); 2] {
         [0, 1].map(|which| {
-            let good = self.cells.iter().filter(|cell| cell.good()[which]).count();
-            let lowest = self.cells.iter().map(|cell| if which == 0 { cell.rate[0] } else { cell.thrift[0] });
-            (good as f64 / self.cells.len().max(1) as f64, lowest.fold(f64::INFINITY, f64::min))
+            let ratios = self.cells.iter().map(|cell| [cell.rate, cell.thrift][which]);
+            standing(&ratios.collect::<Vec<_>>())
         })
+    }
+
+    /// The same of `write` beside itself, and in how many cells that was measured; nothing without any.
+    #[must_use]
+    pub fn control(&self) -> Option<(usize, [(f64, f64); 2])> {
+        let controls: Vec<[[f64; 3]; 2]> = self.cells.iter().filter_map(|cell| cell.control).collect();
+        let of = |which: usize| standing(&controls.iter().map(|control| control[which]).collect::<Vec<_>>());
+        (!controls.is_empty()).then(|| (controls.len(), [of(0), of(1)]))
     }
 
     /// The document: the shape [`SCHEMA`] of `docs/bench-schema.json`. What is kept to go on from is another.
@@ -176,6 +196,10 @@ impl Regret {
             let of = |(share, lowest)| json!({ "good_share": share, "lowest": lowest, "met": is_met(share, lowest) });
             let [throughput, cpu] = self.standing().map(of);
             content["standing"] = json!({ "throughput": throughput, "cpu": cpu });
+        }
+        if let Some((cells, control)) = self.control() {
+            let [throughput, cpu] = control.map(|(share, lowest)| json!({ "good_share": share, "lowest": lowest }));
+            content["control"] = json!({ "cells": cells, "throughput": throughput, "cpu": cpu });
         }
         report::document(SCHEMA, host, &content)
     }
@@ -197,6 +221,13 @@ impl Regret {
         beside.push(".new");
         fs::write(&beside, text).and_then(|()| fs::rename(&beside, file)).map_err(failed)
     }
+}
+
+/// The share of ratios that is good, and the lowest median.
+fn standing(ratios: &[[f64; 3]]) -> (f64, f64) {
+    let good = ratios.iter().filter(|ratio| is_good(**ratio)).count();
+    let lowest = ratios.iter().map(|ratio| ratio[0]).fold(f64::INFINITY, f64::min);
+    (good as f64 / ratios.len().max(1) as f64, lowest)
 }
 
 /// Whether that share of good cells, and that lowest one, are what is asked for.
@@ -221,6 +252,17 @@ impl fmt::Display for Regret {
                 self.cells.len(),
                 SHARE * 100.0,
                 if is_met(share, lowest) { "met" } else { "missed" }
+            )?;
+        }
+        if let Some((cells, [throughput, cpu])) = self.control() {
+            writeln!(
+                f,
+                "control: `write` beside `write` is so good in {:.1} % and {:.1} % of {cells} cells, the lowest \
+                 {:.2} and {:.2}: so much the machine makes of what is the same",
+                throughput.0 * 100.0,
+                cpu.0 * 100.0,
+                throughput.1,
+                cpu.1
             )?;
         }
         Ok(())
@@ -312,6 +354,7 @@ fn measure(
             rows.push((row, Vec::new()));
         }
     }
+    rows.push((RowKind::Forced(PathKind::Write), Vec::new()));
     for round in 0..options.rounds {
         let left_out: Vec<bool> = rows.iter().map(|(row, seen)| is_hopeless(*row, seen, &rows)).collect();
         // Who is first in a round is another each time.
@@ -331,7 +374,31 @@ fn measure(
             rows[index].1.push(seen);
         }
     }
-    Ok(judge(wire.kind().name(), streams, bytes, options, &rows))
+    let again = rows.pop().map_or_else(Vec::new, |(_, again)| again);
+    let mut judged = judge(wire.kind().name(), streams, bytes, options, &rows);
+    judged.control = control(&again, &rows);
+    Ok(judged)
+}
+
+/// `write` as it was measured the second time, beside itself; nothing if one of them was left out.
+fn control(again: &Rounds, rows: &[(RowKind, Rounds)]) -> Option<[[f64; 3]; 2]> {
+    let (_, once) = rows.iter().find(|(row, _)| *row == RowKind::Forced(PathKind::Write))?;
+    (is_whole(once) && is_whole(again)).then(|| [0, 1].map(|which| beside(again, once, which)))
+}
+
+/// Whether a row was measured in all rounds.
+fn is_whole(seen: &Rounds) -> bool {
+    seen.iter().all(Option::is_some)
+}
+
+/// One row beside another in rounds of even number, by throughput (0) or by processor time (1): more is better.
+fn beside(ours: &Rounds, theirs: &Rounds, which: usize) -> [f64; 3] {
+    // The first round is number 1.
+    let even =
+        |seen: &Rounds| -> Vec<f64> { seen.iter().skip(1).step_by(2).flatten().map(|both| both[which]).collect() };
+    let (ours, theirs) = (even(ours), even(theirs));
+    let ratio = if which == 0 { Ratio::of(&ours, &theirs) } else { Ratio::of(&theirs, &ours) };
+    ratio.map_or([0.0; 3], |ratio| [ratio.median, ratio.low, ratio.high])
 }
 
 /// Whether a path is so much worse than another by both measures that it will not be the best of either.
@@ -340,10 +407,9 @@ fn is_hopeless(row: RowKind, seen: &Rounds, rows: &[(RowKind, Rounds)]) -> bool 
         return false;
     }
     let Some([rate, cost]) = medians(seen) else { return true };
-    let others = rows.iter().filter(|(other, _)| *other != RowKind::Adaptive).filter_map(|(_, seen)| medians(seen));
-    let best = others.reduce(|one, other| [one[0].max(other[0]), one[1].min(other[1])]);
-    best.is_some_and(|[best_rate, best_cost]| rate < best_rate * HOPELESS && best_cost < cost * HOPELESS)
-        || seen.last().is_some_and(Option::is_none)
+    let mut others = rows.iter().filter(|(other, _)| *other != RowKind::Adaptive).filter_map(|(_, seen)| medians(seen));
+    seen.last().is_some_and(Option::is_none)
+        || others.any(|[other_rate, other_cost]| rate < other_rate * HOPELESS && other_cost < cost * HOPELESS)
 }
 
 /// The medians of all rounds there are.
@@ -356,12 +422,9 @@ fn medians(seen: &Rounds) -> Option<[f64; 2]> {
 }
 
 fn judge(wire: &str, streams: usize, bytes: usize, options: &RegretOptions, rows: &[(RowKind, Rounds)]) -> RegretCell {
-    // The first round is number 1.
     let odd = |seen: &Rounds| -> Rounds { seen.iter().copied().step_by(2).collect() };
-    let even = |seen: &Rounds| -> Rounds { seen.iter().copied().skip(1).step_by(2).collect() };
-    let whole = |seen: &Rounds| seen.iter().all(Option::is_some);
     let paths: Vec<&(RowKind, Rounds)> =
-        rows.iter().filter(|(row, seen)| *row != RowKind::Adaptive && whole(seen)).collect();
+        rows.iter().filter(|(row, seen)| *row != RowKind::Adaptive && is_whole(seen)).collect();
     let best = |which: usize| {
         let key = |seen: &Rounds| medians(&odd(seen)).map_or(0.0, |both| if which == 0 { -both[0] } else { both[1] });
         paths.iter().min_by(|one, other| key(&one.1).total_cmp(&key(&other.1)))
@@ -371,22 +434,17 @@ fn judge(wire: &str, streams: usize, bytes: usize, options: &RegretOptions, rows
         let (Some((row, theirs)), Some((_, ours))) = (best(which), ours) else {
             return (String::new(), [0.0; 3]);
         };
-        let values = |seen: &Rounds| -> Vec<f64> { even(seen).iter().flatten().map(|both| both[which]).collect() };
-        let (ours, theirs) = (values(ours), values(theirs));
-        let ratio = if which == 0 { Ratio::of(&ours, &theirs) } else { Ratio::of(&theirs, &ours) };
-        let ratio = ratio.map_or([0.0; 3], |ratio| [ratio.median, ratio.low, ratio.high]);
-        (row.name().to_owned(), ratio)
+        (row.name().to_owned(), beside(ours, theirs, which))
     };
     let ((fastest, rate), (thriftiest, thrift)) = (compare(0), compare(1));
     let medians = rows.iter().filter_map(|(row, seen)| Some((row.name().to_owned(), medians(seen)?))).collect();
     let rounds = [options.rounds, options.length.as_millis() as usize];
-    RegretCell { wire: wire.to_owned(), streams, bytes, rounds, fastest, rate, thriftiest, thrift, medians }
+    let (wire, control) = (wire.to_owned(), None);
+    RegretCell { wire, streams, bytes, rounds, fastest, rate, thriftiest, thrift, control, medians }
 }
 
 #[cfg(test)]
 mod tests {
-    use zcmi_net::path::PathKind;
-
     use super::*;
 
     fn options(rounds: usize) -> RegretOptions {
@@ -430,6 +488,27 @@ mod tests {
     }
 
     #[test]
+    fn what_the_machine_makes_of_a_path_beside_itself_is_told() {
+        let of = |rate: f64| {
+            let write = rounds(&[[8.0, 1.0], [10.0, 2.0], [8.0, 1.0], [10.0, 2.0]]);
+            let again = rounds(&[[1.0, 9.0], [rate, 2.5], [1.0, 9.0], [rate, 2.5]]);
+            let rows = [(RowKind::Forced(PathKind::Write), write.clone()), (RowKind::Adaptive, write)];
+            let cell = judge("lo", 1, 64, &options(4), &rows);
+            RegretCell { control: control(&again, &rows), ..cell }
+        };
+        let cells = vec![of(9.0), of(10.0)];
+        assert_eq!(cells[0].control, Some([[0.9; 3], [0.8; 3]]));
+        let regret = Regret { cells, ..Regret::default() };
+        assert_eq!(regret.standing(), [(1.0, 1.0); 2]);
+        assert_eq!(regret.control(), Some((2, [(0.5, 0.9), (0.0, 0.8)])));
+        let said = regret.to_string();
+        assert!(said.contains("in 50.0 % and 0.0 % of 2 cells, the lowest 0.90 and 0.80"), "{said}");
+        // A row that was not measured in all rounds is nothing to compare with.
+        let rows = [(RowKind::Forced(PathKind::Write), vec![Some([1.0, 1.0]), None])];
+        assert_eq!(control(&rounds(&[[1.0, 1.0]; 2]), &rows), None);
+    }
+
+    #[test]
     fn a_path_is_left_out_only_if_it_loses_by_both_measures() {
         let rows = [
             (RowKind::Forced(PathKind::Write), rounds(&[[10.0, 1.0]; 3])),
@@ -439,6 +518,13 @@ mod tests {
         ];
         let left_out: Vec<bool> = rows.iter().map(|(row, seen)| is_hopeless(*row, seen, &rows)).collect();
         assert_eq!(left_out, [false, false, true, false]);
+        // It must be one path that is better by both: of these one is the fastest, and one the cheapest.
+        let rows = [
+            (RowKind::Forced(PathKind::Write), rounds(&[[10.0, 2.0]; 3])),
+            (RowKind::Forced(PathKind::Splice), rounds(&[[5.0, 1.0]; 3])),
+            (RowKind::Forced(PathKind::SendFile), rounds(&[[7.0, 1.5]; 3])),
+        ];
+        assert!(!rows.iter().any(|(row, seen)| is_hopeless(*row, seen, &rows)));
     }
 
     #[test]

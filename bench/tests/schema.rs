@@ -219,6 +219,7 @@ fn regret() -> Value {
         rate: [0.98, 0.9, 1.1],
         thriftiest: "splice".into(),
         thrift: [0.8, 0.7, 0.9],
+        control: Some([[1.0, 0.9, 1.1], [0.9, 0.8, 1.0]]),
         medians: [("write".to_owned(), [1e9, 0.4])].into(),
     };
     let skipped = [("ifb".to_owned(), "run as root".to_owned())].into();
@@ -240,6 +241,7 @@ fn documents_without_rows_fit_the_schema_and_hold_their_figures() {
     let regret = regret();
     assert_eq!(regret["standing"]["throughput"], json!({ "good_share": 1.0, "lowest": 0.98, "met": true }));
     assert_eq!(regret["standing"]["cpu"], json!({ "good_share": 0.0, "lowest": 0.8, "met": false }));
+    assert_eq!(regret["control"]["cpu"], json!({ "good_share": 1.0, "lowest": 0.9 }));
     let nothing = value(Regret::default().to_json(&Host::here()));
     assert!(fits(&nothing).is_ok() && nothing.get("standing").is_none(), "{nothing:#}");
 }

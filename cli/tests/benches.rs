@@ -72,6 +72,7 @@ fn a_comparison_with_the_best_path_is_a_document_of_its_own() {
     assert_eq!(document["schema"], "zcmi-bench-regret/1");
     assert_eq!((&document["cells"][0]["wire"], &document["cells"][0]["rounds"][1]), (&"unix".into(), &30.into()));
     assert!(document["host"]["kernel"].is_string() && document["standing"]["cpu"]["met"].is_boolean(), "{document:#}");
+    assert_eq!(document["control"]["cells"], 1, "{document:#}");
 }
 
 #[test]
